@@ -1,0 +1,284 @@
+//! The configuration, checked: what the rest of the daemon may rely on without looking again.
+//!
+//! `raw` is the file as written, `check` turns it into these types and says by line and key what is wrong.
+
+mod check;
+mod error;
+mod ports;
+mod raw;
+
+use std::{
+    collections::BTreeMap,
+    net::SocketAddr,
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use serde::Serialize;
+
+pub use error::ConfigError;
+
+/// The whole configuration file.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Config {
+    /// `[daemon]`
+    pub daemon: Daemon,
+    /// `[kernel]`
+    pub kernel: Kernel,
+    /// `[service.NAME]`, by name.
+    pub services: BTreeMap<String, Service>,
+}
+
+/// `[daemon]`: how the daemon is talked to.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Daemon {
+    /// The API's unix socket, made with mode 0660. Default `/run/deployer/deployer.sock`.
+    pub socket: PathBuf,
+    /// Group that owns the socket; default: the daemon's own.
+    pub group: Option<String>,
+}
+
+/// `[kernel]`: where the programs are attached.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Kernel {
+    /// The cgroup (v2 directory) of the callers; default: the cgroup v2 root.
+    pub callers: Option<PathBuf>,
+    /// The cgroup (v2 directory) that holds the workers; default: the cgroup v2 root.
+    pub workers: Option<PathBuf>,
+    /// How long a drain outlives the controller that no longer renews it: 1 s to 10 min, default 10 s.
+    pub lease: Duration,
+}
+
+/// One service: what the load balancer talks to.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Service {
+    /// Its name: 1-63 of `a-z 0-9 - _`, beginning with a letter.
+    pub name: String,
+    /// What the kernel does with decisions.
+    pub mode: Mode,
+    /// The service address, at which nobody listens; `None`: only the workers' own addresses are steered.
+    pub address: Option<SocketAddr>,
+    /// The workers' addresses in the order given, no two alike, 1 to 256.
+    pub workers: Vec<SocketAddr>,
+    /// Which processes are steered; empty: every process but the daemon.
+    pub callers: Vec<Caller>,
+    /// What starts and stops the workers.
+    pub manager: Manager,
+    /// How a worker is emptied.
+    pub drain: Drain,
+    /// How a roll goes.
+    pub roll: Roll,
+    /// How a started worker is warmed.
+    pub warm: Warm,
+    /// How a worker says which version it runs; `None`: it is not asked.
+    pub version: Option<VersionRequest>,
+}
+
+/// What the kernel does with its decisions for a service.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Mode {
+    /// Decides and counts, changes nothing.
+    Observe,
+    /// Decides and steers.
+    Enforce,
+}
+
+/// A rule for who is steered.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Caller {
+    /// Processes in or below this cgroup v2 directory.
+    Cgroup(PathBuf),
+    /// Processes that run this executable.
+    Executable(PathBuf),
+}
+
+/// What starts and stops the workers.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Manager {
+    /// supervisord over its unix socket.
+    Supervisord {
+        /// Path of the socket.
+        socket: PathBuf,
+        /// Name of a worker's process, `group:name`, with `{port}` in it.
+        program: String,
+        /// User name and password of `[unix_http_server]`, if it has them.
+        login: Option<(String, String)>,
+        /// Longest wait for a stop; supervisord itself sends SIGKILL after its `stopwaitsecs`. Default 30 s.
+        stop_within: Duration,
+    },
+}
+
+/// What becomes of a connection to a worker that is drained or down.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Policy {
+    /// A sibling gets it.
+    Steer,
+    /// `ECONNREFUSED` inside `connect()`, so that the load balancer takes another upstream.
+    Refuse,
+}
+
+/// What a roll does with a worker that is not empty at the deadline.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum OnDeadline {
+    /// The worker goes back into rotation and the roll stops.
+    StopRoll,
+    /// The worker is stopped although requests are in it.
+    Kill,
+}
+
+/// How a worker is emptied.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+pub struct Drain {
+    /// What callers meet meanwhile.
+    pub policy: Policy,
+    /// Longest wait for it to be empty; 1 s to 24 h, default 60 s.
+    pub deadline: Duration,
+    /// And then?
+    pub on_deadline: OnDeadline,
+}
+
+/// A number of workers, or a share of them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Batch {
+    /// So many, at least 1.
+    Count(usize),
+    /// 1-100 % of the workers, rounded down, at least one.
+    Percent(u8),
+}
+
+/// What becomes of a roll that meets a failure.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum OnFailure {
+    /// It stops; the failed workers stay out, all others serve.
+    Stop,
+    /// `unswitch` is run and the workers that were changed are rolled back.
+    Rollback,
+}
+
+/// How a roll goes.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Roll {
+    /// Workers taken out at a time; default 1.
+    pub batch: Batch,
+    /// Failed workers at which the roll stops, at least 1; default 1.
+    pub max_failures: usize,
+    /// And then?
+    pub on_failure: OnFailure,
+    /// Command that puts the new version in place, before the first worker is stopped. `{version}`, `{service}`
+    /// in its words are replaced.
+    pub switch: Option<Command>,
+    /// Command that puts the former version back.
+    pub unswitch: Option<Command>,
+    /// Longest run of either command; default 60 s.
+    pub switch_within: Duration,
+}
+
+/// A command in words; never a shell's line.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Command {
+    /// The program and its arguments, at least one word.
+    pub argv: Vec<String>,
+}
+
+/// How a started worker is warmed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Warm {
+    /// Sent in this order, straight to the worker.
+    pub requests: Vec<Request>,
+    /// How often the whole list is sent; 1-1000, default 1.
+    pub repeat: u32,
+    /// Time limit from the start of the process to the end of the last answer; default 20 s. A worker that
+    /// does not listen by then has failed.
+    pub within: Duration,
+}
+
+/// One HTTP request and the answer it must get.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Request {
+    /// Upper case.
+    pub method: String,
+    /// Begins with `/`.
+    pub path: String,
+    /// In the order given.
+    pub headers: Vec<(String, String)>,
+    /// Sent as it is.
+    pub body: String,
+    /// The status it must have; `None`: any 2xx or 3xx.
+    pub status: Option<u16>,
+}
+
+/// How a worker says which version it runs.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct VersionRequest {
+    /// Usually `GET` of some path.
+    pub request: Request,
+    /// Where the version stands in the answer.
+    pub place: VersionPlace,
+}
+
+/// Where the version stands in an answer.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum VersionPlace {
+    /// The whole body, trimmed.
+    Body,
+    /// This header.
+    Header(String),
+    /// This field of a JSON object; dots go deeper (`build.version`).
+    Json(String),
+}
+
+impl Config {
+    /// Reads and checks a file.
+    ///
+    /// # Errors
+    /// [`ConfigError`] names every line, key and reason found.
+    pub fn load(path: &Path) -> Result<Self, ConfigError> {
+        let text = std::fs::read_to_string(path).map_err(|source| ConfigError::unreadable(path, source))?;
+        Self::parse(path, &text)
+    }
+
+    /// Checks a text; `path` is named in errors.
+    ///
+    /// # Errors
+    /// As [`Config::load`].
+    pub fn parse(path: &Path, text: &str) -> Result<Self, ConfigError> {
+        check::config(path, text)
+    }
+}
+
+impl Batch {
+    /// The number of workers out of `total`, 1 to `total`.
+    #[must_use]
+    pub fn of(self, total: usize) -> usize {
+        let count = match self {
+            Self::Count(count) => count,
+            Self::Percent(percent) => total * usize::from(percent) / 100,
+        };
+        count.clamp(1, total.max(1))
+    }
+}
+
+impl std::str::FromStr for Batch {
+    type Err = String;
+
+    /// `4` or `10%`.
+    fn from_str(text: &str) -> Result<Self, String> {
+        let wrong = || format!("`{text}` is neither a number of workers from 1 (`4`) nor a share from 1% to 100% (`10%`)");
+        match text.strip_suffix('%') {
+            Some(share) => match share.trim().parse() {
+                Ok(percent @ 1..=100) => Ok(Self::Percent(percent)),
+                _ => Err(wrong()),
+            },
+            None => match text.trim().parse() {
+                Ok(count) if count > 0 => Ok(Self::Count(count)),
+                _ => Err(wrong()),
+            },
+        }
+    }
+}

@@ -1,0 +1,66 @@
+//! Warm-up: configured HTTP requests straight to a worker, past all steering, and its word on its version.
+
+mod http;
+mod version;
+
+use std::{net::SocketAddr, time::Duration};
+
+use crate::config::{VersionRequest, Warm};
+
+/// Socket mark of the daemon's own connections, which the connect hook lets pass: "dp" in ASCII. Only a process with
+/// CAP_NET_ADMIN can set a mark, so nobody else gets past the steering.
+pub const BYPASS_MARK: u32 = 0x6470;
+
+/// Why a worker is not warm.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum WarmError {
+    /// Its port did not listen in time.
+    #[error("nothing listened at {worker} within {} s of the start", within.as_secs_f32())]
+    NotListening {
+        /// The worker.
+        worker: SocketAddr,
+        /// The limit.
+        within: Duration,
+    },
+    /// A request failed.
+    #[error("warm-up request `{request}` ({nth} of {of}) to {worker}: {why}")]
+    Request {
+        /// The worker.
+        worker: SocketAddr,
+        /// "GET /pin/1"
+        request: String,
+        /// From 1.
+        nth: u32,
+        /// All that would have been sent.
+        of: u32,
+        /// "status 500, expected 200", "no answer within 20 s", "connection refused"
+        why: String,
+    },
+    /// The version request failed, or its answer has no version.
+    #[error("version request `{request}` to {worker}: {why}")]
+    NoVersion {
+        /// The worker.
+        worker: SocketAddr,
+        /// "GET /version"
+        request: String,
+        /// Why.
+        why: String,
+    },
+}
+
+/// Sends the warm-up requests, one after the other, each on a connection of its own, until all have been answered as
+/// they must. `left` is what remains of [`Warm::within`]. Returns the number of requests answered.
+///
+/// # Errors
+/// The first request that fails ends it.
+pub async fn warm(worker: SocketAddr, warm: &Warm, left: Duration) -> Result<u32, WarmError> {
+    http::warm(worker, warm, left).await
+}
+
+/// Asks a worker for its version.
+///
+/// # Errors
+/// [`WarmError::NoVersion`]
+pub async fn version(worker: SocketAddr, ask: &VersionRequest, within: Duration) -> Result<String, WarmError> {
+    version::ask(worker, ask, within).await
+}

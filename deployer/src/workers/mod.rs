@@ -1,0 +1,113 @@
+//! Process managers: what starts and stops workers.
+
+mod supervisord;
+mod xmlrpc;
+
+use std::{future::Future, net::SocketAddr, pin::Pin, time::Duration};
+
+pub use supervisord::Supervisord;
+
+/// A boxed future, so that managers can be trait objects.
+pub type Pending<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
+
+/// What a manager says of a worker's process.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ProcessStatus {
+    /// What it does.
+    pub phase: ProcessPhase,
+    /// Its process id, while it has one.
+    pub pid: Option<u32>,
+    /// The manager's own words ("Exited too quickly (process log may have details)"); may be empty.
+    pub detail: String,
+}
+
+/// The phases that every manager can tell apart.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ProcessPhase {
+    /// Not running, and nobody will start it unasked.
+    Stopped,
+    /// On its way up, or between two tries (supervisord: STARTING, BACKOFF).
+    Starting,
+    /// Running; this says nothing about its port.
+    Running,
+    /// On its way down.
+    Stopping,
+    /// Gave up: it will not come back by itself (supervisord: FATAL, and EXITED where it does not restart).
+    Failed,
+}
+
+/// Why a manager could not do it: what was tried, on what, why not, what to do.
+#[derive(Debug, thiserror::Error)]
+pub enum ManagerError {
+    /// The manager itself cannot be reached.
+    #[error("{manager} cannot be reached at {at} to {tried}: {source}. {hint}")]
+    Unreachable {
+        /// "supervisord"
+        manager: &'static str,
+        /// Its socket.
+        at: String,
+        /// "stop web:web_8003"
+        tried: String,
+        /// What to do.
+        hint: &'static str,
+        /// The cause.
+        source: std::io::Error,
+    },
+    /// The manager answered, and said no.
+    #[error("{manager} refused to {tried}: {said}. {hint}")]
+    Refused {
+        /// "supervisord"
+        manager: &'static str,
+        /// "stop web:web_8003"
+        tried: String,
+        /// Its words.
+        said: String,
+        /// What to do.
+        hint: &'static str,
+    },
+    /// The manager's answer makes no sense.
+    #[error("{manager} at {at} gave an answer to {tried} that is not understood: {why}")]
+    Garbled {
+        /// "supervisord"
+        manager: &'static str,
+        /// Its socket.
+        at: String,
+        /// "stop web:web_8003"
+        tried: String,
+        /// What is wrong with it.
+        why: String,
+    },
+    /// It did not happen in time.
+    #[error("{manager} did not {tried} within {} s: the process is {phase:?} ({detail})", within.as_secs_f32())]
+    Late {
+        /// "supervisord"
+        manager: &'static str,
+        /// "stop web:web_8003"
+        tried: String,
+        /// The limit.
+        within: Duration,
+        /// What the process was doing then.
+        phase: ProcessPhase,
+        /// The manager's words.
+        detail: String,
+    },
+}
+
+/// What starts and stops workers. A worker is named by its address.
+pub trait ProcessManager: Send + Sync {
+    /// The manager's own name for a worker ("web:web_8003"), for messages.
+    fn name(&self, worker: SocketAddr) -> String;
+
+    /// Checks that the manager answers and knows every worker.
+    fn check<'a>(&'a self, workers: &'a [SocketAddr]) -> Pending<'a, Result<(), ManagerError>>;
+
+    /// Asks for a stop and returns when the process is gone. A worker that is not running is no error.
+    fn stop(&self, worker: SocketAddr) -> Pending<'_, Result<(), ManagerError>>;
+
+    /// Asks for a start and returns as soon as the manager has begun; the caller watches [`Self::status`]
+    /// and the port. A worker that is already running is no error.
+    fn start(&self, worker: SocketAddr) -> Pending<'_, Result<(), ManagerError>>;
+
+    /// What the process does now.
+    fn status(&self, worker: SocketAddr) -> Pending<'_, Result<ProcessStatus, ManagerError>>;
+}
