@@ -1,0 +1,140 @@
+//! The steering decision: where does this `connect()` go?
+//!
+//! A pure function over [`Tables`]. It is compiled into the connect hooks and run on the host by property tests.
+//! Everything is inlined and free of calls that the BPF target lacks; loops are bounded by constants.
+
+use crate::{
+    layout::{Frontend, MAX_MEMBERS, NO_WORKER},
+    word::{Policy, ServiceWord, State, WorkerWord},
+};
+
+/// How the decision reads the tables.
+pub trait Tables {
+    /// Number of members in a pool's slot.
+    fn len(&self) -> u32;
+    /// Worker index of a member, `nth < len()`.
+    fn member(&self, nth: u32) -> u32;
+    /// A worker's word.
+    fn word(&self, worker: u32) -> WorkerWord;
+    /// A worker's open connections, those older than the programs included.
+    fn open(&self, worker: u32) -> u64;
+    /// Milliseconds of `CLOCK_MONOTONIC`.
+    fn now_ms(&self) -> u64;
+    /// 32 random bits.
+    fn random(&self) -> u32;
+}
+
+/// How well a worker can take a connection; lower is better. The order of fallbacks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+#[repr(u8)]
+pub enum Rank {
+    /// Serves.
+    Up = 0,
+    /// Is being drained: nothing is up.
+    Draining = 1,
+    /// Was never warmed: nothing is up or draining.
+    Cold = 2,
+    /// Cannot take it.
+    None = 3,
+}
+
+/// Where a connection goes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Verdict {
+    /// The worker; [`NO_WORKER`]: refuse.
+    pub worker: u32,
+    /// How well that worker can take it. For a refusal by policy, the rank of the siblings that make it safe:
+    /// [`Rank::None`] says that there was nobody at all.
+    pub rank: Rank,
+}
+
+impl Verdict {
+    /// Nobody can take it.
+    pub const EXHAUSTED: Self = Self { worker: NO_WORKER, rank: Rank::None };
+}
+
+/// Ranks a worker at an instant.
+#[inline(always)]
+#[must_use]
+pub fn rank(word: WorkerWord, now_ms: u64) -> Rank {
+    match word.at(now_ms) {
+        State::Up => Rank::Up,
+        State::Draining => Rank::Draining,
+        State::Cold => Rank::Cold,
+        State::Absent | State::Down | State::Stopping | State::Failed => Rank::None,
+    }
+}
+
+/// Decides for a connection to a frontend of a service that is not bypassed.
+///
+/// - The worker that was dialled keeps it while no sibling is better placed: an *up* worker always does.
+/// - Otherwise, by policy: a sibling of the best rank gets it, or it is refused so that the load balancer asks another.
+/// - A service address goes to a worker of the best rank.
+/// - Nobody left: refused.
+#[inline(always)]
+pub fn decide(frontend: Frontend, service: ServiceWord, tables: &impl Tables) -> Verdict {
+    let now_ms = tables.now_ms();
+    let own = if frontend.worker == NO_WORKER { Rank::None } else { rank(tables.word(frontend.worker), now_ms) };
+    if own == Rank::Up {
+        return Verdict { worker: frontend.worker, rank: Rank::Up };
+    }
+    let best = choose(tables, now_ms);
+    if best.rank == Rank::None {
+        return Verdict::EXHAUSTED;
+    }
+    if own as u8 == best.rank as u8 {
+        return Verdict { worker: frontend.worker, rank: own };
+    }
+    if frontend.worker != NO_WORKER && service.policy() == Policy::Refuse {
+        return Verdict { worker: NO_WORKER, rank: best.rank };
+    }
+    best
+}
+
+/// Of the members with the best rank, two at random; of those, the one with fewer open connections.
+///
+/// Each member draws a lottery number headed by its rank, and the two lowest win: one pass without branches on what was
+/// seen before, which is what the verifier can follow (it would tell every count of members seen so far apart). The
+/// order of the two is as random as their choice, so ties need no coin.
+#[inline(always)]
+fn choose(tables: &impl Tables, now_ms: u64) -> Verdict {
+    const RANK_SHIFT: u32 = 48;
+    const LOTTERY_SHIFT: u32 = 16;
+    let len = tables.len();
+    let (mut first, mut second) = (u64::MAX, u64::MAX);
+    let mut random = tables.random() | 1;
+    let mut nth = 0;
+    while nth < MAX_MEMBERS as u32 {
+        if nth >= len {
+            break;
+        }
+        let worker = tables.member(nth);
+        random = xorshift(random);
+        let lot = (rank(tables.word(worker), now_ms) as u64) << RANK_SHIFT
+            | u64::from(random) << LOTTERY_SHIFT
+            | u64::from(worker & 0xffff);
+        let loser = if lot < first { first } else { lot };
+        first = if lot < first { lot } else { first };
+        second = if loser < second { loser } else { second };
+        nth += 1;
+    }
+    let rank_of = |lot: u64| (lot >> RANK_SHIFT) as u32;
+    let rank = match rank_of(first) {
+        0 => Rank::Up,
+        1 => Rank::Draining,
+        2 => Rank::Cold,
+        _ => return Verdict::EXHAUSTED,
+    };
+    let (one, other) = (first as u32 & 0xffff, second as u32 & 0xffff);
+    let rival = rank_of(first) == rank_of(second) && tables.open(other) < tables.open(one);
+    Verdict { worker: if rival { other } else { one }, rank }
+}
+
+/// One step of Marsaglia's 32-bit xorshift ("Xorshift RNGs", 2003): never 0 from a start that is not 0.
+#[inline(always)]
+const fn xorshift(mut x: u32) -> u32 {
+    x ^= x << 13;
+    x ^= x >> 17;
+    x ^= x << 5;
+    x
+}

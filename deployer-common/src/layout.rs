@@ -1,0 +1,154 @@
+//! The tables, entry by entry. See ARCHITECTURE.md for who writes which.
+
+/// Most workers on one host.
+pub const MAX_WORKERS: usize = 1024;
+/// Most services on one host.
+pub const MAX_SERVICES: usize = 64;
+/// Most workers in one pool: every unsettled decision reads all their words.
+pub const MAX_MEMBERS: usize = 256;
+/// Most caller rules of one service.
+pub const MAX_CALLERS: usize = 8;
+/// Pool slots: twice the services, so that each can publish a new slot while its old one is still being read.
+pub const MAX_SLOTS: usize = 2 * MAX_SERVICES;
+/// Most frontends: every worker's address, its other spellings (`::1`, `0.0.0.0`, `::`) and the service addresses.
+pub const MAX_FRONTENDS: usize = 8 * MAX_WORKERS;
+
+/// Everything user space publishes, word by word. Written atomically through a mapping, read by every program.
+#[repr(C)]
+pub struct Switchboard {
+    /// Not 0: every service is bypassed.
+    pub bypass: u64,
+    /// [`crate::word::ServiceWord`] of each service.
+    pub services: [u64; MAX_SERVICES],
+    /// [`crate::word::WorkerWord`] of each worker.
+    pub workers: [u64; MAX_WORKERS],
+    /// Connections of each worker that were open before the programs were attached.
+    pub seeds: [u64; MAX_WORKERS],
+}
+
+/// An address that load balancers connect to.
+#[repr(C)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Frontend {
+    /// Index of the service.
+    pub service: u32,
+    /// Index of the worker whose own address this is; [`NO_WORKER`] for a service address.
+    pub worker: u32,
+}
+
+/// Socket mark of the daemon's own connections, which the connect hook lets pass: "dp" in ASCII. Setting a mark takes
+/// CAP_NET_ADMIN, so no ordinary process gets past the steering.
+pub const BYPASS_MARK: u32 = 0x6470;
+
+/// No worker.
+pub const NO_WORKER: u32 = u32::MAX;
+
+/// Members and callers of a service: immutable while a service's word names it.
+#[repr(C)]
+#[derive(Debug, Clone, Copy)]
+pub struct Slot {
+    /// Number of members, at most [`MAX_MEMBERS`].
+    pub len: u32,
+    /// Number of caller rules; 0: every process is steered.
+    pub callers_len: u32,
+    /// The rules; one that fits is enough.
+    pub callers: [CallerRule; MAX_CALLERS],
+    /// Indices of the workers.
+    pub members: [u16; MAX_MEMBERS],
+}
+
+/// Who is steered.
+#[repr(C)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct CallerRule {
+    /// [`CALLER_CGROUP`] or [`CALLER_EXECUTABLE`].
+    pub kind: u32,
+    /// Cgroup: its depth below the cgroup v2 root. Executable: the device, as the kernel's `dev_t`.
+    pub place: u32,
+    /// Cgroup: its id (the inode of its directory). Executable: its inode.
+    pub id: u64,
+}
+
+/// The caller is in or below a cgroup.
+pub const CALLER_CGROUP: u32 = 1;
+/// The caller runs an executable.
+pub const CALLER_EXECUTABLE: u32 = 2;
+
+/// Where a worker listens: the destination of steered connections. Immutable while the worker is in a slot.
+#[repr(C)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct WorkerAddr {
+    /// IPv4 in mapped form, network byte order.
+    pub addr: [u32; 4],
+    /// Host byte order.
+    pub port: u32,
+    /// Index of its service.
+    pub service: u32,
+}
+
+/// What the programs count for a worker. Written with atomic adds only.
+#[repr(C)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct WorkerCount {
+    /// Connections now open (established, not yet closed by either end), of those seen from their start.
+    pub open: u64,
+    /// `connect()` calls that passed the hook and whose SYN is not yet out.
+    pub tickets: u64,
+    /// Connections ever established, seen at the worker's end.
+    pub established: u64,
+    /// Connections that dialled this worker and were let through.
+    pub direct: u64,
+    /// Connections that dialled this worker and went to a sibling.
+    pub away: u64,
+    /// Connections that dialled another worker and were brought here.
+    pub steered: u64,
+    /// Connections to the service address brought here.
+    pub picked: u64,
+    /// Of all those: taken although it was draining, because nothing was up.
+    pub fallback_draining: u64,
+    /// Of all those: taken although it was cold, because nothing was up or draining.
+    pub fallback_cold: u64,
+    /// Connections that dialled this worker and were refused by policy.
+    pub refused: u64,
+}
+
+/// What the programs count for a service.
+#[repr(C)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct ServiceCount {
+    /// Connections refused because no worker could take them.
+    pub exhausted: u64,
+    /// Connections of callers that are not steered.
+    pub unsteered: u64,
+    /// Connections to the service address.
+    pub dialled: u64,
+    /// In observe mode: decisions that would have changed the destination.
+    pub would_change: u64,
+}
+
+/// What is remembered of a socket, in its socket storage.
+#[repr(C)]
+#[derive(Debug, Clone, Copy, Default)]
+pub struct SockNote {
+    /// The address that was dialled; port 0: nothing to hide from `getpeername()`.
+    pub dialled: [u32; 4],
+    /// The address it was steered to.
+    pub target: [u32; 4],
+    /// Port dialled, host byte order.
+    pub dialled_port: u32,
+    /// Port steered to, host byte order.
+    pub target_port: u32,
+    /// Worker + 1 whose ticket this socket holds; 0: none.
+    pub ticket: u32,
+    /// Worker + 1 whose `open` this socket has raised; 0: none.
+    pub counted: u32,
+}
+
+const _: () = assert!(size_of::<Frontend>() == 8);
+const _: () = assert!(size_of::<CallerRule>() == 16);
+const _: () = assert!(size_of::<Slot>() == 8 + 16 * MAX_CALLERS + 2 * MAX_MEMBERS);
+const _: () = assert!(size_of::<WorkerAddr>() == 24);
+const _: () = assert!(size_of::<WorkerCount>() == 80);
+const _: () = assert!(size_of::<ServiceCount>() == 32);
+const _: () = assert!(size_of::<SockNote>() == 48);
+const _: () = assert!(size_of::<Switchboard>() == 8 * (1 + MAX_SERVICES + 2 * MAX_WORKERS));

@@ -1,0 +1,20 @@
+//! `aya::Pod` for the tables' entries.
+#![expect(unsafe_code, reason = "Pod is an unsafe trait, and the orphan rule asks for its impls here")]
+
+use crate::{
+    endpoint::Endpoint,
+    layout::{Frontend, ServiceCount, Slot, WorkerAddr, WorkerCount},
+};
+
+// SAFETY: repr(C), Copy, no padding (asserted beside each type), every bit pattern is valid.
+unsafe impl aya::Pod for Endpoint {}
+// SAFETY: as above.
+unsafe impl aya::Pod for Frontend {}
+// SAFETY: as above.
+unsafe impl aya::Pod for Slot {}
+// SAFETY: as above.
+unsafe impl aya::Pod for WorkerAddr {}
+// SAFETY: as above.
+unsafe impl aya::Pod for WorkerCount {}
+// SAFETY: as above.
+unsafe impl aya::Pod for ServiceCount {}

@@ -1,0 +1,306 @@
+//! connect(): the steering decision, applied.
+
+use core::mem::offset_of;
+
+use aya_ebpf::{
+    EbpfContext,
+    bindings::bpf_sock_addr,
+    helpers::{bpf_get_netns_cookie, bpf_get_prandom_u32, bpf_ktime_get_ns, bpf_set_retval},
+    macros::cgroup_sock_addr,
+    programs::SockAddrContext,
+};
+use deployer_common::{
+    decide::{Rank, Tables, Verdict, decide},
+    endpoint::Endpoint,
+    layout::{
+        BYPASS_MARK, Frontend, MAX_MEMBERS, MAX_SERVICES, MAX_WORKERS, NO_WORKER, ServiceCount, Slot, SockNote,
+        Switchboard, WorkerCount,
+    },
+    word::{Mode, ServiceWord, WorkerWord},
+};
+
+use crate::{
+    callers, count,
+    maps::{FRONTENDS, NOTES, SLOTS, SWITCHBOARD, WORKER_ADDRS, WORKER_COUNTS},
+};
+
+const IPPROTO_TCP: u32 = 6;
+const ECONNREFUSED: i32 = 111;
+const ALLOW: i32 = 1;
+const DENY: i32 = 0;
+
+/// Whether the kernel has bpf_set_retval in these hooks (6.1); set before loading.
+#[unsafe(no_mangle)]
+static HAS_SET_RETVAL: u32 = 1;
+
+/// What the hook does with the connection.
+enum Action {
+    Pass,
+    Refuse,
+    To { addr: [u32; 4], port: u32 },
+}
+
+/// connect() of an IPv4 socket.
+#[cgroup_sock_addr(connect4)]
+pub fn connect4(ctx: SockAddrContext) -> i32 {
+    // SAFETY: the kernel hands every program of this type a valid context.
+    let sa = unsafe { &mut *ctx.sock_addr };
+    if sa.protocol != IPPROTO_TCP {
+        return ALLOW;
+    }
+    let dialled = Endpoint::v4(netns(&ctx), sa.user_ip4, port(sa));
+    match route(&ctx, &dialled) {
+        Action::Pass => ALLOW,
+        Action::Refuse => refuse(sa),
+        Action::To { addr, port } => {
+            sa.user_ip4 = addr[3];
+            set_port(sa, port);
+            ALLOW
+        }
+    }
+}
+
+/// connect() of an IPv6 socket, also when it dials an IPv4 address in mapped form.
+#[cgroup_sock_addr(connect6)]
+pub fn connect6(ctx: SockAddrContext) -> i32 {
+    // SAFETY: the kernel hands every program of this type a valid context.
+    let sa = unsafe { &mut *ctx.sock_addr };
+    if sa.protocol != IPPROTO_TCP {
+        return ALLOW;
+    }
+    let addr = [sa.user_ip6[0], sa.user_ip6[1], sa.user_ip6[2], sa.user_ip6[3]];
+    let dialled = Endpoint::v6(netns(&ctx), addr, port(sa));
+    match route(&ctx, &dialled) {
+        Action::Pass => ALLOW,
+        Action::Refuse => refuse(sa),
+        Action::To { addr, port } => {
+            sa.user_ip6[0] = addr[0];
+            sa.user_ip6[1] = addr[1];
+            sa.user_ip6[2] = addr[2];
+            sa.user_ip6[3] = addr[3];
+            set_port(sa, port);
+            ALLOW
+        }
+    }
+}
+
+#[inline(always)]
+fn netns(ctx: &SockAddrContext) -> u64 {
+    // SAFETY: a valid context.
+    unsafe { bpf_get_netns_cookie(ctx.as_ptr()) }
+}
+
+#[inline(always)]
+fn port(sa: &bpf_sock_addr) -> u32 {
+    u32::from(u16::from_be(sa.user_port as u16))
+}
+
+#[inline(always)]
+fn set_port(sa: &mut bpf_sock_addr, port: u32) {
+    sa.user_port = u32::from((port as u16).to_be());
+}
+
+/// ECONNREFUSED from inside connect(). Older kernels can only say EPERM there, which load balancers do not read as "try
+/// the next": the connection is sent to port 0 instead, where nothing can listen.
+#[inline(always)]
+fn refuse(sa: &mut bpf_sock_addr) -> i32 {
+    // SAFETY: one of the statics above; volatile, since the loader sets it.
+    if unsafe { (&raw const HAS_SET_RETVAL).read_volatile() } == 0 {
+        set_port(sa, 0);
+        return ALLOW;
+    }
+    // SAFETY: no pointer is passed.
+    unsafe { bpf_set_retval(-ECONNREFUSED) };
+    DENY
+}
+
+/// Looks the destination up, decides, counts, and takes the ticket.
+#[inline(always)]
+fn route(ctx: &SockAddrContext, dialled: &Endpoint) -> Action {
+    // SAFETY: entries are never removed while a program that found them runs: user space waits for a grace period.
+    let Some(frontend) = (unsafe { FRONTENDS.get(dialled) }).copied() else { return Action::Pass };
+    let Some(board) = SWITCHBOARD.get_ptr(0) else { return Action::Pass };
+    // SAFETY: address arithmetic inside the entry.
+    let services = |board: *const Switchboard| unsafe { (&raw const (*board).services).cast() };
+    let word = ServiceWord(word_at(board, services, frontend.service, MAX_SERVICES));
+    // SAFETY: `board` is the one entry of an array map; volatile, since user space writes it at any time.
+    let bypassed = unsafe { (&raw const (*board).bypass).read_volatile() } != 0 || word.mode() == Mode::Bypass;
+    if bypassed || is_daemon(ctx) {
+        return pass(ctx, frontend);
+    }
+    let Some(slot) = SLOTS.get(word.slot()) else { return pass(ctx, frontend) };
+    if !callers::is_steered(slot) {
+        count::service(frontend.service, offset_of!(ServiceCount, unsteered));
+        return pass(ctx, frontend);
+    }
+    let verdict = decide(frontend, word, &InKernel { board, slot });
+    if word.mode() == Mode::Observe {
+        observe(frontend, verdict);
+        return pass(ctx, frontend);
+    }
+    tally(frontend, verdict);
+    apply(ctx, dialled, frontend, verdict)
+}
+
+/// Lets a connection go where it was dialled. If that is a worker, its ticket is taken all the same: it is evidence.
+#[inline(always)]
+fn pass(ctx: &SockAddrContext, frontend: Frontend) -> Action {
+    if frontend.worker != NO_WORKER {
+        note(ctx, SockNote { ticket: frontend.worker + 1, ..SockNote::default() });
+    }
+    Action::Pass
+}
+
+#[inline(always)]
+fn apply(ctx: &SockAddrContext, dialled: &Endpoint, frontend: Frontend, verdict: Verdict) -> Action {
+    if verdict.worker == NO_WORKER {
+        return Action::Refuse;
+    }
+    if verdict.worker == frontend.worker {
+        return pass(ctx, frontend);
+    }
+    let Some(target) = WORKER_ADDRS.get(verdict.worker) else { return Action::Refuse };
+    let (addr, port) = (target.addr, target.port);
+    note(
+        ctx,
+        SockNote {
+            dialled: dialled.addr,
+            target: addr,
+            dialled_port: dialled.port,
+            target_port: port,
+            ticket: verdict.worker + 1,
+            counted: 0,
+        },
+    );
+    Action::To { addr, port }
+}
+
+/// Writes the socket's note and opens its ticket; a ticket of an earlier connect() that came to nothing is handed back.
+#[inline(always)]
+fn note(ctx: &SockAddrContext, new: SockNote) {
+    count::worker(new.ticket - 1, 1, offset_of!(WorkerCount, tickets));
+    let mut blank = SockNote::default();
+    // SAFETY: the context is valid; the kernel copies `blank` into the storage if there is none yet.
+    let kept = unsafe { NOTES.get_or_insert_ptr_mut(ctx, Some(&mut blank)) };
+    if kept.is_null() {
+        // Out of memory. A ticket proves that somebody may be on the way, so it stays taken, and a drain of this worker
+        // ends at its deadline instead of early.
+        return;
+    }
+    // SAFETY: the kernel gave a pointer to a SockNote that lives as long as the socket, whose lock connect() holds.
+    let kept = unsafe { &mut *kept };
+    if kept.ticket != 0 {
+        count::worker(kept.ticket - 1, -1, offset_of!(WorkerCount, tickets));
+    }
+    *kept = new;
+}
+
+/// Counts a decision that is carried out.
+#[inline(always)]
+fn tally(frontend: Frontend, verdict: Verdict) {
+    let own = frontend.worker;
+    if own == NO_WORKER {
+        count::service(frontend.service, offset_of!(ServiceCount, dialled));
+    }
+    if verdict.worker == NO_WORKER {
+        if verdict.rank == Rank::None {
+            count::service(frontend.service, offset_of!(ServiceCount, exhausted));
+        } else {
+            count::worker(own, 1, offset_of!(WorkerCount, refused));
+        }
+        return;
+    }
+    if own == verdict.worker {
+        count::worker(own, 1, offset_of!(WorkerCount, direct));
+    } else if own == NO_WORKER {
+        count::worker(verdict.worker, 1, offset_of!(WorkerCount, picked));
+    } else {
+        count::worker(own, 1, offset_of!(WorkerCount, away));
+        count::worker(verdict.worker, 1, offset_of!(WorkerCount, steered));
+    }
+    match verdict.rank {
+        Rank::Draining => count::worker(verdict.worker, 1, offset_of!(WorkerCount, fallback_draining)),
+        Rank::Cold => count::worker(verdict.worker, 1, offset_of!(WorkerCount, fallback_cold)),
+        Rank::Up | Rank::None => {}
+    }
+}
+
+/// Counts a decision that is not carried out.
+#[inline(always)]
+fn observe(frontend: Frontend, verdict: Verdict) {
+    if verdict.worker != frontend.worker {
+        count::service(frontend.service, offset_of!(ServiceCount, would_change));
+    } else {
+        count::worker(frontend.worker, 1, offset_of!(WorkerCount, direct));
+    }
+}
+
+/// Whether the socket bears the daemon's mark: its warm-up requests reach the worker that they name.
+#[inline(always)]
+fn is_daemon(ctx: &SockAddrContext) -> bool {
+    // SAFETY: the context is valid, and its socket is there in every connect hook.
+    let sk = unsafe { (*ctx.sock_addr).__bindgen_anon_1.sk };
+    // SAFETY: as above.
+    !sk.is_null() && unsafe { (*sk).mark } == BYPASS_MARK
+}
+
+/// Reads the word at `index` of an array in the switchboard. `len` is its length, a power of two: masked, because the
+/// verifier must see that the index stays inside.
+#[inline(always)]
+fn word_at(
+    board: *const Switchboard,
+    array: impl FnOnce(*const Switchboard) -> *const u64,
+    index: u32,
+    len: usize,
+) -> u64 {
+    // SAFETY: inside the array by the mask; volatile, since user space writes these words at any time.
+    unsafe { array(board).add(index as usize & (len - 1)).read_volatile() }
+}
+
+/// The tables as the decision reads them.
+struct InKernel<'a> {
+    board: *const Switchboard,
+    slot: &'a Slot,
+}
+
+impl Tables for InKernel<'_> {
+    #[inline(always)]
+    fn len(&self) -> u32 {
+        self.slot.len
+    }
+
+    #[inline(always)]
+    fn member(&self, nth: u32) -> u32 {
+        // SAFETY: inside the array by the mask, which the verifier asks for.
+        u32::from(unsafe { *self.slot.members.as_ptr().add(nth as usize & (MAX_MEMBERS - 1)) })
+    }
+
+    #[inline(always)]
+    fn word(&self, worker: u32) -> WorkerWord {
+        // SAFETY: address arithmetic inside the entry.
+        WorkerWord(word_at(self.board, |board| unsafe { (&raw const (*board).workers).cast() }, worker, MAX_WORKERS))
+    }
+
+    #[inline(always)]
+    fn open(&self, worker: u32) -> u64 {
+        // SAFETY: address arithmetic inside the entry.
+        let seed = word_at(self.board, |board| unsafe { (&raw const (*board).seeds).cast() }, worker, MAX_WORKERS);
+        match WORKER_COUNTS.get_ptr(worker) {
+            // SAFETY: an entry of an array map; volatile, since other programs add to it.
+            Some(count) => seed + unsafe { (&raw const (*count).open).read_volatile() },
+            None => seed,
+        }
+    }
+
+    #[inline(always)]
+    fn now_ms(&self) -> u64 {
+        // SAFETY: no arguments.
+        unsafe { bpf_ktime_get_ns() / 1_000_000 }
+    }
+
+    #[inline(always)]
+    fn random(&self) -> u32 {
+        // SAFETY: no arguments.
+        unsafe { bpf_get_prandom_u32() }
+    }
+}

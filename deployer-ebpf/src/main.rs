@@ -1,0 +1,28 @@
+//! The programs in the kernel. All of them are thin: they read contexts and tables, the decision is deployer-common's.
+//!
+//! | file | hook | what it does |
+//! |---|---|---|
+//! | connect | cgroup/connect4, connect6 | steers or refuses a new connection, takes its ticket |
+//! | peername | cgroup/getpeername4, getpeername6 | shows the caller the address it dialled |
+//! | sockets | sock_ops, cgroup/sock_release | hands tickets back, counts open connections |
+#![no_std]
+#![no_main]
+// The BPF back end's `asm!`, for the atomic add that the target has no intrinsic for.
+#![feature(asm_experimental_arch)]
+
+mod callers;
+mod connect;
+mod count;
+mod maps;
+mod peername;
+mod sockets;
+
+#[panic_handler]
+fn panic(_: &core::panic::PanicInfo) -> ! {
+    // Unreachable: the verifier admits no program that could get here.
+    loop {}
+}
+
+#[unsafe(link_section = "license")]
+#[unsafe(no_mangle)]
+static LICENSE: [u8; 4] = *b"GPL\0";

@@ -1,0 +1,13 @@
+//! The kernel: programs, tables, sockets, cgroups. The only module with unsafe code, and the only one that knows aya.
+
+pub mod btf;
+pub mod cgroup;
+pub mod diag;
+pub mod executables;
+pub mod host;
+mod load;
+mod mapping;
+pub mod tables;
+
+pub use load::{Attachment, Programs, attachment};
+pub use tables::Tables;

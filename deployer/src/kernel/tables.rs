@@ -1,0 +1,263 @@
+//! The tables, as user space writes and reads them.
+
+use std::{
+    mem::offset_of,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
+    sync::{
+        Mutex, PoisonError,
+        atomic::{AtomicU64, Ordering::SeqCst},
+    },
+};
+
+use anyhow::{Context, Result, anyhow};
+use aya::{
+    Ebpf,
+    maps::{Array, HashMap, Map, MapData},
+};
+use deployer_common::{
+    endpoint::{Endpoint, MAPPED},
+    layout::{Frontend, MAX_SERVICES, MAX_WORKERS, ServiceCount, Slot, Switchboard, WorkerAddr, WorkerCount},
+    word::{ServiceWord, State, WorkerWord},
+};
+
+use super::mapping::Mapping;
+
+const WORD: usize = size_of::<u64>();
+
+/// Every table. Words are written through a mapping, atomically; the rest by system calls.
+pub struct Tables {
+    board: Mapping,
+    worker_counts: Mapping,
+    service_counts: Mapping,
+    entries: Mutex<Entries>,
+    netns: u64,
+}
+
+/// The tables that take system calls.
+struct Entries {
+    frontends: HashMap<MapData, Endpoint, Frontend>,
+    listeners: HashMap<MapData, Endpoint, u32>,
+    slots: Array<MapData, Slot>,
+    worker_addrs: Array<MapData, WorkerAddr>,
+}
+
+impl Tables {
+    /// Takes the tables out of loaded programs. `netns`: the cookie of the namespace whose connections are steered.
+    pub(super) fn take(ebpf: &mut Ebpf, netns: u64) -> Result<Self> {
+        let entries = Entries {
+            frontends: HashMap::try_from(take(ebpf, "FRONTENDS")?)?,
+            listeners: HashMap::try_from(take(ebpf, "LISTENERS")?)?,
+            slots: Array::try_from(take(ebpf, "SLOTS")?)?,
+            worker_addrs: Array::try_from(take(ebpf, "WORKER_ADDRS")?)?,
+        };
+        Ok(Self {
+            board: map(ebpf, "SWITCHBOARD", size_of::<Switchboard>())?,
+            worker_counts: map(ebpf, "WORKER_COUNTS", size_of::<WorkerCount>() * MAX_WORKERS)?,
+            service_counts: map(ebpf, "SERVICE_COUNTS", size_of::<ServiceCount>() * MAX_SERVICES)?,
+            entries: Mutex::new(entries),
+            netns,
+        })
+    }
+
+    fn entries(&self) -> std::sync::MutexGuard<'_, Entries> {
+        // A panic elsewhere leaves the handles as good as they were.
+        self.entries.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn board(&self, offset: usize, index: u32) -> &AtomicU64 {
+        &self.board.words()[offset / WORD + index as usize]
+    }
+
+    fn worker_word(&self, worker: u32) -> &AtomicU64 {
+        self.board(offset_of!(Switchboard, workers), worker)
+    }
+
+    /// A worker's word as it stands.
+    #[must_use]
+    pub fn word(&self, worker: u32) -> WorkerWord {
+        WorkerWord(self.worker_word(worker).load(SeqCst))
+    }
+
+    /// Puts a worker into a state, whatever it was in. Returns the new word.
+    pub fn publish(&self, worker: u32, state: State, lease_ms: u64) -> WorkerWord {
+        loop {
+            let old = self.word(worker);
+            if let Ok(new) = self.swap(worker, old, state, lease_ms) {
+                return new;
+            }
+        }
+    }
+
+    /// Puts a worker into a state if its word is still `old`.
+    ///
+    /// # Errors
+    /// The word that was found instead.
+    pub fn swap(&self, worker: u32, old: WorkerWord, state: State, lease_ms: u64) -> Result<WorkerWord, WorkerWord> {
+        let new = old.next(state, lease_ms);
+        match self.worker_word(worker).compare_exchange(old.0, new.0, SeqCst, SeqCst) {
+            Ok(_) => Ok(new),
+            Err(found) => Err(WorkerWord(found)),
+        }
+    }
+
+    /// Publishes a service: its mode, policy and slot, in one write.
+    pub fn publish_service(&self, service: u32, word: ServiceWord) {
+        self.board(offset_of!(Switchboard, services), service).store(word.0, SeqCst);
+    }
+
+    /// The service's word as it stands.
+    #[must_use]
+    pub fn service_word(&self, service: u32) -> ServiceWord {
+        ServiceWord(self.board(offset_of!(Switchboard, services), service).load(SeqCst))
+    }
+
+    /// Bypasses every service, or no longer, in one write.
+    pub fn bypass(&self, on: bool) {
+        self.board(offset_of!(Switchboard, bypass), 0).store(u64::from(on), SeqCst);
+    }
+
+    /// Whether every service is bypassed.
+    #[must_use]
+    pub fn bypassed(&self) -> bool {
+        self.board(offset_of!(Switchboard, bypass), 0).load(SeqCst) != 0
+    }
+
+    /// A worker's connections that are older than the programs.
+    #[must_use]
+    pub fn seed(&self, worker: u32) -> u64 {
+        self.board(offset_of!(Switchboard, seeds), worker).load(SeqCst)
+    }
+
+    /// Sets the number of a worker's connections that are older than the programs.
+    pub fn set_seed(&self, worker: u32, connections: u64) {
+        self.board(offset_of!(Switchboard, seeds), worker).store(connections, SeqCst);
+    }
+
+    /// What the programs have counted for a worker. Each number is exact; together they are as of nearly one instant.
+    #[must_use]
+    pub fn worker_count(&self, worker: u32) -> WorkerCount {
+        let at = size_of::<WorkerCount>() / WORD * worker as usize;
+        let count = |field: usize| self.worker_counts.words()[at + field / WORD].load(SeqCst);
+        WorkerCount {
+            open: count(offset_of!(WorkerCount, open)),
+            tickets: count(offset_of!(WorkerCount, tickets)),
+            established: count(offset_of!(WorkerCount, established)),
+            direct: count(offset_of!(WorkerCount, direct)),
+            away: count(offset_of!(WorkerCount, away)),
+            steered: count(offset_of!(WorkerCount, steered)),
+            picked: count(offset_of!(WorkerCount, picked)),
+            fallback_draining: count(offset_of!(WorkerCount, fallback_draining)),
+            fallback_cold: count(offset_of!(WorkerCount, fallback_cold)),
+            refused: count(offset_of!(WorkerCount, refused)),
+        }
+    }
+
+    /// What the programs have counted for a service.
+    #[must_use]
+    pub fn service_count(&self, service: u32) -> ServiceCount {
+        let at = size_of::<ServiceCount>() / WORD * service as usize;
+        let count = |field: usize| self.service_counts.words()[at + field / WORD].load(SeqCst);
+        ServiceCount {
+            exhausted: count(offset_of!(ServiceCount, exhausted)),
+            unsteered: count(offset_of!(ServiceCount, unsteered)),
+            dialled: count(offset_of!(ServiceCount, dialled)),
+            would_change: count(offset_of!(ServiceCount, would_change)),
+        }
+    }
+
+    /// Writes a slot. Nobody may be reading it: no word names it, and a grace period has passed since one did.
+    ///
+    /// # Errors
+    /// When the kernel refuses the write.
+    pub fn write_slot(&self, index: u32, slot: &Slot) -> Result<()> {
+        self.entries().slots.set(index, slot, 0).with_context(|| format!("writing pool slot {index}"))
+    }
+
+    /// Says where a worker listens. Not while it is a member of a slot that is in use.
+    ///
+    /// # Errors
+    /// When the kernel refuses the write.
+    pub fn write_worker(&self, worker: u32, service: u32, at: SocketAddr) -> Result<()> {
+        let (addr, port) = (words(at.ip()), u32::from(at.port()));
+        let mut entries = self.entries();
+        entries
+            .worker_addrs
+            .set(worker, WorkerAddr { addr, port, service }, 0)
+            .with_context(|| format!("writing the address of worker {at}"))?;
+        for spelling in spellings(at) {
+            entries
+                .listeners
+                .insert(self.key(spelling), worker, 0)
+                .with_context(|| format!("entering listener {spelling}"))?;
+        }
+        Ok(())
+    }
+
+    /// Makes an address, in all its spellings, a frontend.
+    ///
+    /// # Errors
+    /// When the kernel refuses the write.
+    pub fn insert_frontend(&self, at: SocketAddr, frontend: Frontend) -> Result<()> {
+        let mut entries = self.entries();
+        for spelling in spellings(at) {
+            entries
+                .frontends
+                .insert(self.key(spelling), frontend, 0)
+                .with_context(|| format!("entering frontend {spelling}"))?;
+        }
+        Ok(())
+    }
+
+    /// Removes an address, in all its spellings, from frontends and listeners. What is missing is no error.
+    pub fn remove_address(&self, at: SocketAddr) {
+        let mut entries = self.entries();
+        for spelling in spellings(at) {
+            let _ = entries.frontends.remove(&self.key(spelling));
+            let _ = entries.listeners.remove(&self.key(spelling));
+        }
+    }
+
+    fn key(&self, at: SocketAddr) -> Endpoint {
+        Endpoint::v6(self.netns, words(at.ip()), u32::from(at.port()))
+    }
+}
+
+fn take(ebpf: &mut Ebpf, name: &str) -> Result<Map> {
+    ebpf.take_map(name)
+        .ok_or_else(|| anyhow!("the eBPF object has no table {name}: it was not built with this deployer"))
+}
+
+fn map(ebpf: &Ebpf, name: &str, bytes: usize) -> Result<Mapping> {
+    let Some(Map::Array(data)) = ebpf.map(name) else {
+        return Err(anyhow!("the eBPF object has no array {name}: it was not built with this deployer"));
+    };
+    use std::os::fd::AsFd;
+    Mapping::new(data.fd().as_fd(), bytes).with_context(|| format!("mapping table {name} into memory"))
+}
+
+/// An address as the tables hold it.
+fn words(ip: IpAddr) -> [u32; 4] {
+    match ip {
+        IpAddr::V4(ip) => [0, 0, MAPPED, u32::from_ne_bytes(ip.octets())],
+        IpAddr::V6(ip) => {
+            let bytes = ip.octets();
+            std::array::from_fn(|nth| u32::from_ne_bytes(std::array::from_fn(|byte| bytes[4 * nth + byte])))
+        }
+    }
+}
+
+/// The spellings of an address that reach the same listener: 127.0.0.1, `localhost` (which is ::1 too) and, as Linux
+/// has it, connecting to 0.0.0.0 or `::`.
+fn spellings(at: SocketAddr) -> Vec<SocketAddr> {
+    let all: &[IpAddr] = match at.ip() {
+        IpAddr::V4(Ipv4Addr::LOCALHOST) => &[
+            IpAddr::V4(Ipv4Addr::LOCALHOST),
+            IpAddr::V6(Ipv6Addr::LOCALHOST),
+            IpAddr::V4(Ipv4Addr::UNSPECIFIED),
+            IpAddr::V6(Ipv6Addr::UNSPECIFIED),
+        ],
+        IpAddr::V6(Ipv6Addr::LOCALHOST) => &[IpAddr::V6(Ipv6Addr::LOCALHOST), IpAddr::V6(Ipv6Addr::UNSPECIFIED)],
+        _ => return vec![at],
+    };
+    all.iter().map(|ip| SocketAddr::new(*ip, at.port())).collect()
+}
