@@ -3,6 +3,8 @@
 //! A pure function over [`Tables`]. It is compiled into the connect hooks and run on the host by property tests.
 //! Everything is inlined and free of calls that the BPF target lacks; loops are bounded by constants.
 
+use core::hint::black_box;
+
 use crate::{
     layout::{Frontend, MAX_MEMBERS, NO_WORKER},
     word::{Policy, ServiceWord, State, WorkerWord},
@@ -53,16 +55,44 @@ impl Verdict {
     pub const EXHAUSTED: Self = Self { worker: NO_WORKER, rank: Rank::None };
 }
 
-/// Ranks a worker at an instant.
+/// Two bits a [`State`]: the rank of a worker in that state.
+const RANKS: u64 = 0b11_11_11_11_10_01_00_11;
+/// One bit a state: whether a lease that has run out makes it [`State::Up`].
+const LEASED: u64 = 1 << State::Draining as u64;
+
+/// Ranks a worker at an instant, as [`WorkerWord::at`] says, but without a branch: the verifier follows every branch of
+/// every member of a pool, and gives up at a million instructions.
+#[inline(always)]
+#[must_use]
+pub fn rank_bits(word: WorkerWord, now_ms: u64) -> u64 {
+    let state = word.0 >> 56 & 7;
+    let expired = is_less(word.lease_ms(), now_ms + 1);
+    (RANKS >> (2 * state) & 3) - (LEASED >> state & 1 & expired)
+}
+
+/// [`rank_bits`] as a [`Rank`].
 #[inline(always)]
 #[must_use]
 pub fn rank(word: WorkerWord, now_ms: u64) -> Rank {
-    match word.at(now_ms) {
-        State::Up => Rank::Up,
-        State::Draining => Rank::Draining,
-        State::Cold => Rank::Cold,
-        State::Absent | State::Down | State::Stopping | State::Failed => Rank::None,
+    match rank_bits(word, now_ms) {
+        0 => Rank::Up,
+        1 => Rank::Draining,
+        2 => Rank::Cold,
+        _ => Rank::None,
     }
+}
+
+/// 1 if `a < b`, else 0, without a branch; both below 2^62. The black box keeps LLVM from making one of it.
+#[inline(always)]
+fn is_less(a: u64, b: u64) -> u64 {
+    black_box(a.wrapping_sub(b) >> 63)
+}
+
+/// The smaller and the larger of two numbers below 2^62, without a branch.
+#[inline(always)]
+fn sort(a: u64, b: u64) -> (u64, u64) {
+    let swap = a.wrapping_sub(b) & is_less(a, b).wrapping_neg();
+    (b.wrapping_add(swap), a.wrapping_sub(swap))
 }
 
 /// Decides for a connection to a frontend of a service that is not bypassed.
@@ -94,14 +124,15 @@ pub fn decide(frontend: Frontend, service: ServiceWord, tables: &impl Tables) ->
 /// Of the members with the best rank, two at random; of those, the one with fewer open connections.
 ///
 /// Each member draws a lottery number headed by its rank, and the two lowest win: one pass without branches on what was
-/// seen before, which is what the verifier can follow (it would tell every count of members seen so far apart). The
+/// seen before, or on anything else, which is what the verifier can follow. The
 /// order of the two is as random as their choice, so ties need no coin.
 #[inline(always)]
 fn choose(tables: &impl Tables, now_ms: u64) -> Verdict {
     const RANK_SHIFT: u32 = 48;
     const LOTTERY_SHIFT: u32 = 16;
+    const NO_LOT: u64 = (Rank::None as u64) << RANK_SHIFT;
     let len = tables.len();
-    let (mut first, mut second) = (u64::MAX, u64::MAX);
+    let (mut first, mut second) = (NO_LOT, NO_LOT);
     let mut random = tables.random() | 1;
     let mut nth = 0;
     while nth < MAX_MEMBERS as u32 {
@@ -110,12 +141,12 @@ fn choose(tables: &impl Tables, now_ms: u64) -> Verdict {
         }
         let worker = tables.member(nth);
         random = xorshift(random);
-        let lot = (rank(tables.word(worker), now_ms) as u64) << RANK_SHIFT
+        let lot = rank_bits(tables.word(worker), now_ms) << RANK_SHIFT
             | u64::from(random) << LOTTERY_SHIFT
             | u64::from(worker & 0xffff);
-        let loser = if lot < first { first } else { lot };
-        first = if lot < first { lot } else { first };
-        second = if loser < second { loser } else { second };
+        let loser;
+        (first, loser) = sort(lot, first);
+        (second, _) = sort(loser, second);
         nth += 1;
     }
     let rank_of = |lot: u64| (lot >> RANK_SHIFT) as u32;

@@ -91,6 +91,19 @@ proptest! {
         let _ = (service.mode(), service.policy(), service.slot());
     }
 
+    /// The branchless rank says what the state means.
+    #[test]
+    fn rank_is_by_state(bits: u64, now_ms in 0..2 * LEASE_MAX_MS) {
+        let word = WorkerWord(bits);
+        let expected = match word.at(now_ms) {
+            State::Up => Rank::Up,
+            State::Draining => Rank::Draining,
+            State::Cold => Rank::Cold,
+            State::Absent | State::Down | State::Stopping | State::Failed => Rank::None,
+        };
+        prop_assert_eq!(rank(word, now_ms), expected);
+    }
+
     #[test]
     fn a_worker_that_is_up_is_left_alone(host in host(), nth: prop::sample::Index, refuse: bool) {
         let worker = nth.index(host.words.len()) as u32;

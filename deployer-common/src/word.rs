@@ -25,11 +25,11 @@ pub enum State {
 }
 
 impl State {
-    /// From its number; what is unknown counts as [`State::Absent`].
+    /// From the low three bits; what is unknown counts as [`State::Absent`].
     #[inline(always)]
     #[must_use]
     pub const fn from_bits(bits: u64) -> Self {
-        match bits {
+        match bits & 7 {
             1 => Self::Up,
             2 => Self::Draining,
             3 => Self::Cold,

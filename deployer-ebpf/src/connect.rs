@@ -20,7 +20,7 @@ use deployer_common::{
 };
 
 use crate::{
-    callers, count,
+    address, callers, count,
     maps::{FRONTENDS, NOTES, SLOTS, SWITCHBOARD, WORKER_ADDRS, WORKER_COUNTS},
 };
 
@@ -48,13 +48,13 @@ pub fn connect4(ctx: SockAddrContext) -> i32 {
     if sa.protocol != IPPROTO_TCP {
         return ALLOW;
     }
-    let dialled = Endpoint::v4(netns(&ctx), sa.user_ip4, port(sa));
+    let dialled = Endpoint::v4(netns(&ctx), sa.user_ip4, address::port(sa));
     match route(&ctx, &dialled) {
         Action::Pass => ALLOW,
         Action::Refuse => refuse(sa),
         Action::To { addr, port } => {
             sa.user_ip4 = addr[3];
-            set_port(sa, port);
+            address::set_port(sa, port);
             ALLOW
         }
     }
@@ -68,17 +68,14 @@ pub fn connect6(ctx: SockAddrContext) -> i32 {
     if sa.protocol != IPPROTO_TCP {
         return ALLOW;
     }
-    let addr = [sa.user_ip6[0], sa.user_ip6[1], sa.user_ip6[2], sa.user_ip6[3]];
-    let dialled = Endpoint::v6(netns(&ctx), addr, port(sa));
+    let addr = address::ip6(sa);
+    let dialled = Endpoint::v6(netns(&ctx), addr, address::port(sa));
     match route(&ctx, &dialled) {
         Action::Pass => ALLOW,
         Action::Refuse => refuse(sa),
         Action::To { addr, port } => {
-            sa.user_ip6[0] = addr[0];
-            sa.user_ip6[1] = addr[1];
-            sa.user_ip6[2] = addr[2];
-            sa.user_ip6[3] = addr[3];
-            set_port(sa, port);
+            address::set_ip6(sa, addr);
+            address::set_port(sa, port);
             ALLOW
         }
     }
@@ -90,23 +87,13 @@ fn netns(ctx: &SockAddrContext) -> u64 {
     unsafe { bpf_get_netns_cookie(ctx.as_ptr()) }
 }
 
-#[inline(always)]
-fn port(sa: &bpf_sock_addr) -> u32 {
-    u32::from(u16::from_be(sa.user_port as u16))
-}
-
-#[inline(always)]
-fn set_port(sa: &mut bpf_sock_addr, port: u32) {
-    sa.user_port = u32::from((port as u16).to_be());
-}
-
 /// ECONNREFUSED from inside connect(). Older kernels can only say EPERM there, which load balancers do not read as "try
 /// the next": the connection is sent to port 0 instead, where nothing can listen.
 #[inline(always)]
 fn refuse(sa: &mut bpf_sock_addr) -> i32 {
     // SAFETY: one of the statics above; volatile, since the loader sets it.
     if unsafe { (&raw const HAS_SET_RETVAL).read_volatile() } == 0 {
-        set_port(sa, 0);
+        address::set_port(sa, 0);
         return ALLOW;
     }
     // SAFETY: no pointer is passed.

@@ -10,6 +10,7 @@
 // The BPF back end's `asm!`, for the atomic add that the target has no intrinsic for.
 #![feature(asm_experimental_arch)]
 
+mod address;
 mod callers;
 mod connect;
 mod count;

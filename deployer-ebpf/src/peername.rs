@@ -3,16 +3,16 @@
 use aya_ebpf::{macros::cgroup_sock_addr, programs::SockAddrContext};
 use deployer_common::{endpoint::MAPPED, layout::SockNote};
 
-use crate::maps::NOTES;
+use crate::{address, maps::NOTES};
 
 /// getpeername() of an IPv4 socket.
 #[cgroup_sock_addr(getpeername4)]
 pub fn getpeername4(ctx: SockAddrContext) -> i32 {
     // SAFETY: the kernel hands every program of this type a valid context.
     let sa = unsafe { &mut *ctx.sock_addr };
-    if let Some(note) = steered(&ctx, [0, 0, MAPPED, sa.user_ip4], sa.user_port) {
+    if let Some(note) = steered(&ctx, [0, 0, MAPPED, sa.user_ip4], address::port(sa)) {
         sa.user_ip4 = note.dialled[3];
-        sa.user_port = u32::from((note.dialled_port as u16).to_be());
+        address::set_port(sa, note.dialled_port);
     }
     1
 }
@@ -22,13 +22,10 @@ pub fn getpeername4(ctx: SockAddrContext) -> i32 {
 pub fn getpeername6(ctx: SockAddrContext) -> i32 {
     // SAFETY: the kernel hands every program of this type a valid context.
     let sa = unsafe { &mut *ctx.sock_addr };
-    let peer = [sa.user_ip6[0], sa.user_ip6[1], sa.user_ip6[2], sa.user_ip6[3]];
-    if let Some(note) = steered(&ctx, peer, sa.user_port) {
-        sa.user_ip6[0] = note.dialled[0];
-        sa.user_ip6[1] = note.dialled[1];
-        sa.user_ip6[2] = note.dialled[2];
-        sa.user_ip6[3] = note.dialled[3];
-        sa.user_port = u32::from((note.dialled_port as u16).to_be());
+    let peer = address::ip6(sa);
+    if let Some(note) = steered(&ctx, peer, address::port(sa)) {
+        address::set_ip6(sa, note.dialled);
+        address::set_port(sa, note.dialled_port);
     }
     1
 }
@@ -48,6 +45,6 @@ fn steered(ctx: &SockAddrContext, peer: [u32; 4], port: u32) -> Option<SockNote>
         && note.target[1] == peer[1]
         && note.target[2] == peer[2]
         && note.target[3] == peer[3]
-        && note.target_port == u32::from(u16::from_be(port as u16));
+        && note.target_port == port;
     (same && note.dialled_port != 0).then_some(*note)
 }

@@ -131,6 +131,7 @@ fn local(ctx: &SockOpsContext) -> Endpoint {
     if ctx.family() != AF_INET6 {
         return Endpoint::v4(netns, ctx.local_ip4(), port);
     }
-    let addr = ctx.local_ip6();
+    // SAFETY: a valid context; volatile, since the verifier allows reads of these words one by one only.
+    let addr: [u32; 4] = core::array::from_fn(|nth| unsafe { (&raw const (*ctx.ops).local_ip6[nth]).read_volatile() });
     if addr[2] == MAPPED { Endpoint::v4(netns, addr[3], port) } else { Endpoint::v6(netns, addr, port) }
 }

@@ -1,14 +1,21 @@
 //! The configuration, checked: what the rest of the daemon may rely on without looking again.
 //!
-//! `raw` is the file as written, `check` turns it into these types and says by line and key what is wrong.
+//! `raw` is the file as written, `check` turns it into these types and says by line and key what is wrong, with
+//! `http`, `paths`, `ports` and `roll` for the parts.
 
 mod check;
 mod error;
+mod http;
+mod paths;
 mod ports;
 mod raw;
+mod roll;
+#[cfg(test)]
+mod tests;
 
 use std::{
     collections::BTreeMap,
+    fmt,
     net::SocketAddr,
     path::{Path, PathBuf},
     time::Duration,
@@ -16,7 +23,7 @@ use std::{
 
 use serde::Serialize;
 
-pub use error::ConfigError;
+pub use error::{ConfigError, Problem};
 
 /// The whole configuration file.
 #[derive(Debug, Clone, PartialEq)]
@@ -95,7 +102,7 @@ pub enum Caller {
 }
 
 /// What starts and stops the workers.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Clone, PartialEq, Eq)]
 pub enum Manager {
     /// supervisord over its unix socket.
     Supervisord {
@@ -105,9 +112,24 @@ pub enum Manager {
         program: String,
         /// User name and password of `[unix_http_server]`, if it has them.
         login: Option<(String, String)>,
-        /// Longest wait for a stop; supervisord itself sends SIGKILL after its `stopwaitsecs`. Default 30 s.
+        /// Longest wait for a stop; supervisord itself sends SIGKILL after its `stopwaitsecs`. 100 ms to
+        /// 1 h, default 30 s.
         stop_within: Duration,
     },
+}
+
+impl fmt::Debug for Manager {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self::Supervisord { socket, program, login, stop_within } = self;
+        // The password must not reach a log by way of a `{config:?}`.
+        let login = login.as_ref().map(|(username, _)| (username, "***"));
+        f.debug_struct("Supervisord")
+            .field("socket", socket)
+            .field("program", program)
+            .field("login", &login)
+            .field("stop_within", stop_within)
+            .finish()
+    }
 }
 
 /// What becomes of a connection to a worker that is drained or down.
@@ -175,7 +197,7 @@ pub struct Roll {
     pub switch: Option<Command>,
     /// Command that puts the former version back.
     pub unswitch: Option<Command>,
-    /// Longest run of either command; default 60 s.
+    /// Longest run of either command; 100 ms to 1 h, default 60 s.
     pub switch_within: Duration,
 }
 
@@ -193,8 +215,8 @@ pub struct Warm {
     pub requests: Vec<Request>,
     /// How often the whole list is sent; 1-1000, default 1.
     pub repeat: u32,
-    /// Time limit from the start of the process to the end of the last answer; default 20 s. A worker that
-    /// does not listen by then has failed.
+    /// Time limit from the start of the process to the end of the last answer; 100 ms to 1 h, default
+    /// 20 s. A worker that does not listen by then has failed.
     pub within: Duration,
 }
 
@@ -269,7 +291,8 @@ impl std::str::FromStr for Batch {
 
     /// `4` or `10%`.
     fn from_str(text: &str) -> Result<Self, String> {
-        let wrong = || format!("`{text}` is neither a number of workers from 1 (`4`) nor a share from 1% to 100% (`10%`)");
+        let wrong =
+            || format!("`{text}` is neither a number of workers from 1 (`4`) nor a share from 1% to 100% (`10%`)");
         match text.strip_suffix('%') {
             Some(share) => match share.trim().parse() {
                 Ok(percent @ 1..=100) => Ok(Self::Percent(percent)),

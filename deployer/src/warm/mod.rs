@@ -1,15 +1,15 @@
 //! Warm-up: configured HTTP requests straight to a worker, past all steering, and its word on its version.
 
 mod http;
+#[cfg(test)]
+mod tests;
 mod version;
 
 use std::{net::SocketAddr, time::Duration};
 
-use crate::config::{VersionRequest, Warm};
+use deployer_common::layout::BYPASS_MARK;
 
-/// Socket mark of the daemon's own connections, which the connect hook lets pass: "dp" in ASCII. Only a process with
-/// CAP_NET_ADMIN can set a mark, so nobody else gets past the steering.
-pub const BYPASS_MARK: u32 = 0x6470;
+use crate::config::{VersionRequest, Warm};
 
 /// Why a worker is not warm.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]

@@ -1,6 +1,8 @@
 //! Process managers: what starts and stops workers.
 
 mod supervisord;
+#[cfg(test)]
+mod tests;
 mod xmlrpc;
 
 use std::{future::Future, net::SocketAddr, pin::Pin, time::Duration};

@@ -1,0 +1,153 @@
+//! From the file as written to the checked types: the tables, and what must hold between them.
+
+use std::{collections::BTreeMap, ops::RangeInclusive, path::Path, path::PathBuf, time::Duration};
+
+use toml::de::DeTable;
+
+use super::{
+    Config, ConfigError, Daemon, Kernel, Mode, Service,
+    error::Report,
+    http,
+    paths::{self, Mounts},
+    ports::{self, Claims},
+    raw::{Table, Value, quoted},
+    roll,
+};
+
+/// For limits that guard against a hang: shorter would fail every time, longer would be none.
+pub(super) const UP_TO_AN_HOUR: RangeInclusive<Duration> = Duration::from_millis(100)..=Duration::from_hours(1);
+
+const LEASE: RangeInclusive<Duration> = Duration::from_secs(1)..=Duration::from_mins(10);
+
+/// Checks a text; callers are told apart by this machine's mounts.
+pub(super) fn config(path: &Path, text: &str) -> Result<Config, ConfigError> {
+    config_with(path, text, &Mounts::read())
+}
+
+/// Checks a text as if on a machine with these mounts.
+pub(super) fn config_with(path: &Path, text: &str, mounts: &Mounts) -> Result<Config, ConfigError> {
+    let report = Report::new(text);
+    let (document, errors) = DeTable::parse_recoverable(text);
+    errors.iter().for_each(|error| report.add_syntax(error));
+    // What is left of a broken file would only yield errors that follow from the first.
+    let checked = if errors.is_empty() { file(Table::root(document.get_ref(), &report), mounts) } else { None };
+    report.finish(path, checked)
+}
+
+fn file(mut root: Table<'_>, mounts: &Mounts) -> Option<Config> {
+    let daemon = root.section("daemon").map(daemon);
+    let kernel = root.section("kernel").and_then(kernel);
+    let mode = daemon.as_ref().and_then(|(_, mode)| *mode);
+    let services = root.section("service").and_then(|table| services(&table, mode, mounts));
+    root.done();
+    Some(Config { daemon: daemon?.0?, kernel: kernel?, services: services? })
+}
+
+/// The section and the services' default mode, which may be right where the rest is not.
+fn daemon(mut table: Table<'_>) -> (Option<Daemon>, Option<Mode>) {
+    let socket = table.or("socket", PathBuf::from("/run/deployer/deployer.sock"), paths::socket);
+    let group = table.maybe("group", |value| value.word().map(str::to_owned));
+    let mode = table.or("mode", Mode::Enforce, mode);
+    table.done();
+    let section = || Some(Daemon { socket: socket?, group: group? });
+    (section(), mode)
+}
+
+fn kernel(mut table: Table<'_>) -> Option<Kernel> {
+    let callers = table.maybe("callers", paths::absolute);
+    let workers = table.maybe("workers", paths::absolute);
+    let lease = table.or("lease", Duration::from_secs(10), |value| value.duration(LEASE));
+    table.done();
+    Some(Kernel { callers: callers?, workers: workers?, lease: lease? })
+}
+
+fn mode(value: &Value<'_>) -> Option<Mode> {
+    value.choice(&[("observe", Mode::Observe), ("enforce", Mode::Enforce)])
+}
+
+fn services(table: &Table<'_>, mode: Option<Mode>, mounts: &Mounts) -> Option<BTreeMap<String, Service>> {
+    let entries = table.entries();
+    if entries.is_empty() {
+        return table.refuse("names no service; write a table [service.NAME] with workers and manager");
+    }
+    let mut claims = Claims::default();
+    let mut services = Vec::new();
+    for (name, value) in entries {
+        services.push(service(name, &value, mode, mounts, &mut claims));
+    }
+    claims.check();
+    let services: Option<Vec<_>> = services.into_iter().collect();
+    Some(services?.into_iter().map(|service| (service.name.clone(), service)).collect())
+}
+
+fn service<'a>(
+    name: &str,
+    value: &Value<'a>,
+    default: Option<Mode>,
+    mounts: &Mounts,
+    claims: &mut Claims<'a>,
+) -> Option<Service> {
+    let name = service_name(name, value);
+    let mut table = value.table()?;
+    let workers = table.need("workers", "workers = \"127.0.0.1:8000-8039\"", ports::workers);
+    let count = workers.as_ref().map(Vec::len);
+    let (mode, address) = mode_and_address(&mut table, default);
+    if let Some(workers) = &workers {
+        claims.workers(workers);
+    }
+    if let Some(Some((address, value))) = &address {
+        claims.service(*address, value.clone());
+        ports::same_family(value, *address, workers.as_deref().unwrap_or_default());
+    }
+    let callers = table.or("callers", Vec::new(), |value| paths::callers(value, mounts));
+    let example = "manager = { supervisord = \"/run/supervisor.sock\", program = \"web:web_{port}\" }";
+    let manager = table.need("manager", example, |value| roll::manager(value, count));
+    let drain = table.section("drain").and_then(roll::drain);
+    let roll = table.section("roll").and_then(roll::roll);
+    let warm = table.section("warm").and_then(http::warm);
+    let version = table.maybe("version", http::version);
+    table.done();
+    Some(Service {
+        name: name?,
+        mode: mode?,
+        address: address?.map(|(address, _)| address),
+        workers: workers?.into_iter().map(|(worker, _)| worker).collect(),
+        callers: callers?,
+        manager: manager?,
+        drain: drain?,
+        roll: roll?,
+        warm: warm?,
+        version: version?,
+    })
+}
+
+type NamedAddress<'a> = (std::net::SocketAddr, Value<'a>);
+
+/// Both keys: who only observes does not steer, and at the service address nobody listens.
+fn mode_and_address<'a>(
+    table: &mut Table<'a>,
+    default: Option<Mode>,
+) -> (Option<Mode>, Option<Option<NamedAddress<'a>>>) {
+    let written = table.take("mode");
+    let mode = written.as_ref().map_or(default, mode);
+    let address = table.maybe("address", |value| Some((ports::address(value)?, value.clone())));
+    if let (Some(Mode::Observe), Some(Some((address, value)))) = (mode, &address) {
+        written.as_ref().unwrap_or(value).refuse::<()>(format!(
+            "in mode observe nobody answers at the service address {address}; \
+             write mode = \"enforce\" or leave address out"
+        ));
+    }
+    (mode, address)
+}
+
+fn service_name(name: &str, value: &Value<'_>) -> Option<String> {
+    let legal = |char: char| char.is_ascii_lowercase() || char.is_ascii_digit() || matches!(char, '-' | '_');
+    let begins = name.starts_with(|char: char| char.is_ascii_lowercase());
+    if begins && name.len() <= 63 && name.chars().all(legal) {
+        return Some(name.to_owned());
+    }
+    value.refuse(format!(
+        "{} is no service name; write 1 to 63 of a-z, 0-9, - and _, beginning with a letter",
+        quoted(name)
+    ))
+}

@@ -1,0 +1,208 @@
+//! What a configuration means, and what is said about a wrong one.
+
+#![expect(clippy::unwrap_used, reason = "a test that panics has failed")]
+
+mod any;
+mod bad;
+mod bad_settings;
+
+use super::*;
+
+/// A machine with cgroup2 at the usual place.
+const MOUNTS: &[u8] = b"/dev/sda1 / ext4 rw 0 0\ncgroup2 /sys/fs/cgroup cgroup2 rw 0 0\n";
+
+const MINIMAL: &str = r#"[service.web]
+workers = "127.0.0.1:8000"
+manager = { supervisord = "/run/supervisor.sock", program = "web" }
+"#;
+
+const FULL: &str = r#"[daemon]
+socket = "/run/d.sock"
+group = "deploy"
+mode = "observe"
+
+[kernel]
+callers = "/sys/fs/cgroup/lb.slice/"
+workers = "/sys/fs/cgroup/app.slice"
+lease = "5m"
+
+[service.web]
+mode = "enforce"
+address = "127.0.0.1:9000"
+workers = ["127.0.0.1:8000-8001", "localhost:8010"]
+callers = ["/sys/fs/cgroup/lb.slice", "/usr/sbin/nginx"]
+manager = { supervisord = "/run/supervisor.sock", program = "web:web_{port}", username = "u", password = "pw", stop_within = "250ms" }
+drain = { policy = "refuse", deadline = "2h", on_deadline = "kill" }
+version = { request = { path = "/version" }, header = "X-Version" }
+
+[service.web.roll]
+batch = "10%"
+max_failures = 3
+on_failure = "rollback"
+switch = ["ln", "-sfn", "/srv/{version}", "/srv/{service}"]
+unswitch = ["/bin/undo", "{\"a\": 1}"]
+switch_within = "1m"
+
+[service.web.warm]
+requests = ["GET /?a=b", { method = "POST", path = "/x", headers = { X-B = "2", "X-A" = "1" }, body = "b", status = 204 }]
+repeat = 3
+within = "30s"
+
+[service.api]
+workers = "[::1]:8000-8003"
+manager.supervisord = "/run/supervisor.sock"
+manager.program = "api_{port}"
+roll.batch = 4
+version = { request = "GET /v", json = "build.version" }
+"#;
+
+fn parse(text: &str) -> Result<Config, ConfigError> {
+    check::config_with(Path::new("deployer.toml"), text, &paths::Mounts::parse(MOUNTS))
+}
+
+fn request(method: &str, path: &str) -> Request {
+    Request { method: method.to_owned(), path: path.to_owned(), headers: Vec::new(), body: String::new(), status: None }
+}
+
+fn command(words: &[&str]) -> Option<Command> {
+    Some(Command { argv: words.iter().map(ToString::to_string).collect() })
+}
+
+/// A service with all defaults.
+fn plain(name: &str, workers: &[&str], program: &str) -> Service {
+    Service {
+        name: name.to_owned(),
+        mode: Mode::Enforce,
+        address: None,
+        workers: workers.iter().map(|worker| worker.parse().unwrap()).collect(),
+        callers: Vec::new(),
+        manager: Manager::Supervisord {
+            socket: "/run/supervisor.sock".into(),
+            program: program.to_owned(),
+            login: None,
+            stop_within: Duration::from_secs(30),
+        },
+        drain: Drain { policy: Policy::Steer, deadline: Duration::from_secs(60), on_deadline: OnDeadline::StopRoll },
+        roll: Roll {
+            batch: Batch::Count(1),
+            max_failures: 1,
+            on_failure: OnFailure::Stop,
+            switch: None,
+            unswitch: None,
+            switch_within: Duration::from_secs(60),
+        },
+        warm: Warm { requests: Vec::new(), repeat: 1, within: Duration::from_secs(20) },
+        version: None,
+    }
+}
+
+fn posted() -> Request {
+    Request {
+        headers: vec![("X-B".into(), "2".into()), ("X-A".into(), "1".into())],
+        body: "b".to_owned(),
+        status: Some(204),
+        ..request("POST", "/x")
+    }
+}
+
+fn full_web() -> Service {
+    Service {
+        address: Some("127.0.0.1:9000".parse().unwrap()),
+        callers: vec![Caller::Cgroup("/sys/fs/cgroup/lb.slice".into()), Caller::Executable("/usr/sbin/nginx".into())],
+        manager: Manager::Supervisord {
+            socket: "/run/supervisor.sock".into(),
+            program: "web:web_{port}".to_owned(),
+            login: Some(("u".to_owned(), "pw".to_owned())),
+            stop_within: Duration::from_millis(250),
+        },
+        drain: Drain { policy: Policy::Refuse, deadline: Duration::from_secs(7200), on_deadline: OnDeadline::Kill },
+        roll: Roll {
+            batch: Batch::Percent(10),
+            max_failures: 3,
+            on_failure: OnFailure::Rollback,
+            switch: command(&["ln", "-sfn", "/srv/{version}", "/srv/{service}"]),
+            unswitch: command(&["/bin/undo", "{\"a\": 1}"]),
+            switch_within: Duration::from_secs(60),
+        },
+        warm: Warm { requests: vec![request("GET", "/?a=b"), posted()], repeat: 3, within: Duration::from_secs(30) },
+        version: Some(VersionRequest {
+            request: request("GET", "/version"),
+            place: VersionPlace::Header("X-Version".to_owned()),
+        }),
+        ..plain("web", &["127.0.0.1:8000", "127.0.0.1:8001", "127.0.0.1:8010"], "")
+    }
+}
+
+#[test]
+fn minimal() {
+    let expected = Config {
+        daemon: Daemon { socket: "/run/deployer/deployer.sock".into(), group: None },
+        kernel: Kernel { callers: None, workers: None, lease: Duration::from_secs(10) },
+        services: BTreeMap::from([("web".to_owned(), plain("web", &["127.0.0.1:8000"], "web"))]),
+    };
+    assert_eq!(parse(MINIMAL).unwrap(), expected);
+}
+
+#[test]
+fn full() {
+    let mut api = plain("api", &["[::1]:8000", "[::1]:8001", "[::1]:8002", "[::1]:8003"], "api_{port}");
+    api.mode = Mode::Observe;
+    api.roll.batch = Batch::Count(4);
+    api.version =
+        Some(VersionRequest { request: request("GET", "/v"), place: VersionPlace::Json("build.version".to_owned()) });
+    let expected = Config {
+        daemon: Daemon { socket: "/run/d.sock".into(), group: Some("deploy".to_owned()) },
+        kernel: Kernel {
+            callers: Some("/sys/fs/cgroup/lb.slice".into()),
+            workers: Some("/sys/fs/cgroup/app.slice".into()),
+            lease: Duration::from_secs(300),
+        },
+        services: BTreeMap::from([("api".to_owned(), api), ("web".to_owned(), full_web())]),
+    };
+    assert_eq!(parse(FULL).unwrap(), expected);
+}
+
+#[test]
+fn an_ipv6_service_may_have_ipv4_workers() {
+    let text = MINIMAL.replace("[service.web]", "[service.web]\naddress = \"[::1]:9000\"");
+    assert_eq!(parse(&text).unwrap().services["web"].address, Some("[::1]:9000".parse().unwrap()));
+}
+
+#[test]
+fn version_is_the_body_unless_said_otherwise() {
+    let text = format!("{MINIMAL}version = {{ request = \"GET /version\" }}");
+    let version = parse(&text).unwrap().services["web"].version.clone();
+    assert_eq!(version.unwrap().place, VersionPlace::Body);
+}
+
+#[test]
+fn the_deepest_mount_decides_what_is_a_cgroup() {
+    let mounts = b"cgroup2 /sys/fs/cgroup cgroup2 rw 0 0\ntmpfs /sys/fs/cgroup/bin tmpfs rw 0 0\n\
+        cgroup2 /my\\040cgroups cgroup2 rw 0 0\ntmpfs /over cgroup2 rw 0 0\ntmpfs /over tmpfs rw 0 0\n";
+    let callers = r#"callers = ["/sys/fs/cgroup/bin/lb", "/my cgroups/lb", "/my cgroupsx", "/over/lb"]"#;
+    let mounts = paths::Mounts::parse(mounts);
+    let text = format!("{MINIMAL}{callers}");
+    let config = check::config_with(Path::new("x"), &text, &mounts).unwrap();
+    assert_eq!(
+        config.services["web"].callers,
+        [
+            Caller::Executable("/sys/fs/cgroup/bin/lb".into()),
+            Caller::Cgroup("/my cgroups/lb".into()),
+            Caller::Executable("/my cgroupsx".into()),
+            Caller::Executable("/over/lb".into()),
+        ]
+    );
+}
+
+#[test]
+fn the_password_is_not_shown() {
+    let shown = format!("{:?}", parse(FULL).unwrap());
+    assert!(shown.contains("\"***\"") && !shown.contains("pw"), "{shown}");
+}
+
+#[test]
+fn load_names_the_file_it_cannot_read() {
+    let error = Config::load(Path::new("/nonexistent/deployer.toml")).unwrap_err();
+    assert!(error.to_string().starts_with("/nonexistent/deployer.toml: cannot be read: "), "{error}");
+    assert!(error.problems().is_empty());
+}

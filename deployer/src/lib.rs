@@ -1,0 +1,8 @@
+//! deployer: rolls the workers of an appserver without losing a request.
+//!
+//! ARCHITECTURE.md in the repository's root tells how it works and why.
+
+pub mod config;
+pub mod kernel;
+pub mod warm;
+pub mod workers;

@@ -1,0 +1,122 @@
+//! Adds up the `test result:` lines that libtest prints.
+
+use std::io::{self, Read, Write};
+
+/// How many tests passed and failed.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Tally {
+    /// Tests that passed.
+    pub(crate) passed: u64,
+    /// Tests that failed.
+    pub(crate) failed: u64,
+}
+
+impl std::ops::AddAssign for Tally {
+    fn add_assign(&mut self, other: Self) {
+        self.passed += other.passed;
+        self.failed += other.failed;
+    }
+}
+
+/// Passes everything from `from` on to `to` as it comes, unfinished lines too, and adds up the results in it.
+pub(crate) fn tee(mut from: impl Read, mut to: impl Write) -> io::Result<Tally> {
+    let mut scanner = Scanner::default();
+    let mut buffer = vec![0; 16 * 1024];
+    loop {
+        let length = match from.read(&mut buffer) {
+            Ok(0) => break,
+            Ok(length) => length,
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
+            Err(error) => return Err(error),
+        };
+        to.write_all(&buffer[..length])?;
+        to.flush()?;
+        scanner.feed(&buffer[..length]);
+    }
+    Ok(scanner.finish())
+}
+
+/// Cuts a stream into lines.
+#[derive(Default)]
+struct Scanner {
+    line: Vec<u8>,
+    tally: Tally,
+}
+
+impl Scanner {
+    fn feed(&mut self, bytes: &[u8]) {
+        for part in bytes.split_inclusive(|byte| *byte == b'\n') {
+            self.line.extend_from_slice(part);
+            if part.ends_with(b"\n") {
+                self.end_line();
+            }
+        }
+    }
+
+    fn finish(mut self) -> Tally {
+        self.end_line();
+        self.tally
+    }
+
+    fn end_line(&mut self) {
+        if let Some(result) = parse(&String::from_utf8_lossy(&self.line)) {
+            self.tally += result;
+        }
+        self.line.clear();
+    }
+}
+
+/// Reads `test result: ok. 3 passed; 0 failed; 1 ignored; …`.
+fn parse(line: &str) -> Option<Tally> {
+    let (_verdict, counts) = line.trim().strip_prefix("test result: ")?.split_once(". ")?;
+    let count = |name: &str| counts.split(';').find_map(|part| part.trim().strip_suffix(name)?.trim().parse().ok());
+    Some(Tally { passed: count("passed")?, failed: count("failed")? })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const OK: &str = "test result: ok. 3 passed; 0 failed; 1 ignored; 0 measured; 0 filtered out; finished in 0.00s\n";
+    const BAD: &str =
+        "test result: FAILED. 12 passed; 2 failed; 0 ignored; 0 measured; 0 filtered out; finished in 1.50s\n";
+
+    #[test]
+    fn reads_result_lines() {
+        assert_eq!(parse(OK), Some(Tally { passed: 3, failed: 0 }));
+        assert_eq!(parse(BAD), Some(Tally { passed: 12, failed: 2 }));
+    }
+
+    #[test]
+    fn ignores_other_lines() {
+        for line in [
+            "",
+            "running 3 tests",
+            "test a::b ... ok",
+            "test result: ok",
+            "test result: ok. many passed; 0 failed",
+            "said: test result: ok. 3 passed; 0 failed;",
+        ] {
+            assert_eq!(parse(line), None, "{line}");
+        }
+    }
+
+    #[test]
+    fn adds_up_whatever_the_chunks() {
+        let text = format!("running 3 tests\n\n{OK}garbage \u{fffd}\n{BAD}");
+        for size in [1, 2, 7, 64, text.len()] {
+            let mut scanner = Scanner::default();
+            text.as_bytes().chunks(size).for_each(|chunk| scanner.feed(chunk));
+            assert_eq!(scanner.finish(), Tally { passed: 15, failed: 2 }, "chunks of {size}");
+        }
+    }
+
+    #[test]
+    fn passes_everything_on() {
+        let mut seen = Vec::new();
+        let bytes = [OK.as_bytes(), b"\xff unfinished"].concat();
+        let tally = tee(bytes.as_slice(), &mut seen).expect("memory does not fail");
+        assert_eq!(seen, bytes);
+        assert_eq!(tally, Tally { passed: 3, failed: 0 });
+    }
+}

@@ -1,0 +1,229 @@
+//! `cargo xtask test`: the checks, the unit tests and the end-to-end suites.
+
+use std::fmt;
+use std::io::{self, Write};
+use std::process::{Child, Command, ExitCode, Stdio};
+use std::sync::mpsc;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail};
+use clap::builder::PossibleValuesParser;
+
+use crate::libtest::{Tally, tee};
+use crate::requirements::Scope;
+use crate::workspace::{Workspace, shown};
+use crate::{fitness, setup};
+
+/// The suite of what needs no servers and no kernel: format, lints, unit tests.
+const UNIT: &str = "unit";
+
+/// The end-to-end suites: integration tests of the package deployer-tests.
+const END_TO_END: &[&str] = &["harness", "roll"];
+
+/// The checks of the unit suite, as cargo commands; each counts as one test.
+const CHECKS: &[(&str, &str)] = &[
+    ("fmt", "fmt --all --check"),
+    ("fmt deployer-ebpf", "fmt --manifest-path deployer-ebpf/Cargo.toml --check"),
+    ("clippy", "clippy --workspace --all-targets -- -D warnings"),
+];
+
+/// How long output may stay open after the tests have ended.
+const LEFTOVER_GRACE: Duration = Duration::from_secs(5);
+
+/// Options of `cargo xtask test`.
+#[derive(clap::Args)]
+pub(crate) struct Args {
+    /// The suite to run; all of them when none is named
+    #[arg(value_parser = PossibleValuesParser::new([UNIT].iter().chain(END_TO_END)))]
+    suite: Option<String>,
+    /// The long variants, too
+    #[arg(long)]
+    full: bool,
+}
+
+impl Args {
+    fn wants(&self, suite: &str) -> bool {
+        self.suite.as_deref().is_none_or(|wanted| wanted == suite)
+    }
+}
+
+/// The verb itself. Every suite runs, whatever became of those before it.
+pub(crate) fn run(workspace: &Workspace, args: &Args) -> Result<ExitCode> {
+    let suites: Vec<_> = END_TO_END.iter().copied().filter(|suite| args.wants(suite)).collect();
+    let mut report = Report::default();
+    if prepare(workspace, &mut report, !suites.is_empty()) {
+        if args.wants(UNIT) {
+            unit(workspace, &mut report);
+        }
+        end_to_end(workspace, &mut report, &suites, args.full);
+    }
+    print!("{report}");
+    Ok(if report.is_good() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+/// Whether the machine is fit and has everything.
+fn prepare(workspace: &Workspace, report: &mut Report, end_to_end: bool) -> bool {
+    let scope = if end_to_end { Scope::All } else { Scope::Build };
+    let fit = !end_to_end || report.step("machine", || fitness::check().map(|()| Tally::default()));
+    fit && report.step("setup", || setup::ensure(workspace, scope).map(|()| Tally::default()))
+}
+
+fn unit(workspace: &Workspace, report: &mut Report) {
+    for (name, line) in CHECKS {
+        report.step(name, || {
+            succeed(workspace.cargo(line.split(' ')))?;
+            Ok(Tally { passed: 1, failed: 0 })
+        });
+    }
+    let line = "test --workspace --exclude deployer-tests --no-fail-fast";
+    report.step("unit tests", || count(workspace.cargo(line.split(' ')), io::stdout()));
+}
+
+fn end_to_end(workspace: &Workspace, report: &mut Report, suites: &[&str], full: bool) {
+    let build = || succeed(workspace.cargo(["build", "--release", "--package", "deployer"])).map(|()| Tally::default());
+    if suites.is_empty() || !report.step("build", build) {
+        return;
+    }
+    for suite in suites {
+        let mut command = workspace.cargo(["test", "--release", "--package", "deployer-tests", "--test", suite]);
+        command.args(["--", "--test-threads=1", "--nocapture"]).env("DEPLOYER_BIN", workspace.release("deployer"));
+        if full {
+            command.env("DEPLOYER_FULL", "1");
+        }
+        report.step(suite, || match count(command, io::stdout())? {
+            Tally { passed: 0, failed: 0 } => bail!("the suite has no tests"),
+            tally => Ok(tally),
+        });
+    }
+}
+
+/// Runs a command that has nothing to count.
+fn succeed(mut command: Command) -> Result<()> {
+    let line = shown(&command);
+    let status = command.status().with_context(|| format!("cannot run `{line}`"))?;
+    if !status.success() {
+        bail!("`{line}` failed ({status})");
+    }
+    Ok(())
+}
+
+/// Runs tests, passing their output on, and adds up their results.
+fn count(mut command: Command, to: impl Write + Send + 'static) -> Result<Tally> {
+    let line = shown(&command);
+    let mut child = command.stdout(Stdio::piped()).spawn().with_context(|| format!("cannot run `{line}`"))?;
+    let mut tally = watch(&mut child, to).with_context(|| format!("`{line}`"))?;
+    let status = child.wait()?;
+    if !status.success() && tally.failed == 0 {
+        // A test program that does not compile or dies prints no result.
+        eprintln!("error: `{line}` failed ({status})");
+        tally.failed = 1;
+    }
+    Ok(tally)
+}
+
+/// Reads a child's output until it ends, but not for as long as a process that the tests left behind keeps it open.
+fn watch(child: &mut Child, to: impl Write + Send + 'static) -> Result<Tally> {
+    let output = child.stdout.take().context("no output to read")?;
+    let (done, result) = mpsc::channel();
+    thread::spawn(move || done.send(tee(output, to)));
+    child.wait()?;
+    let tally = result
+        .recv_timeout(LEFTOVER_GRACE)
+        .context("ended, but something that it started goes on and holds its output")?;
+    Ok(tally?)
+}
+
+/// What became of the steps.
+#[derive(Default)]
+struct Report {
+    steps: Vec<(String, Duration, Tally)>,
+}
+
+impl Report {
+    /// Takes a step and writes down what came of it: an error is one failure. Says whether all went well.
+    fn step(&mut self, name: &str, action: impl FnOnce() -> Result<Tally>) -> bool {
+        eprintln!("== {name}");
+        let start = Instant::now();
+        let tally = action().unwrap_or_else(|error| {
+            eprintln!("error: {name}: {error:#}");
+            Tally { passed: 0, failed: 1 }
+        });
+        self.steps.push((name.to_owned(), start.elapsed(), tally));
+        tally.failed == 0
+    }
+
+    fn total(&self) -> Tally {
+        self.steps.iter().fold(Tally::default(), |mut total, (_, _, tally)| {
+            total += *tally;
+            total
+        })
+    }
+
+    fn is_good(&self) -> bool {
+        let total = self.total();
+        total.failed == 0 && total.passed > 0
+    }
+}
+
+/// A table, and the sum alone on the last line.
+impl fmt::Display for Report {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Tally { passed, failed } = self.total();
+        writeln!(f, "\n{:<20} {:>8} {:>7} {:>7}", "step", "seconds", "passed", "failed")?;
+        for (name, time, tally) in &self.steps {
+            writeln!(f, "{name:<20} {:>8.1} {:>7} {:>7}", time.as_secs_f64(), tally.passed, tally.failed)?;
+        }
+        writeln!(f, "\n{passed} passed, {failed} failed")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn report(tallies: &[(u64, u64)]) -> Report {
+        let mut report = Report::default();
+        for (passed, failed) in tallies.iter().copied() {
+            report.step("step", || Ok(Tally { passed, failed }));
+        }
+        report
+    }
+
+    #[test]
+    fn the_sum_stands_alone_on_the_last_line() {
+        let text = report(&[(1, 0), (12, 3), (0, 0)]).to_string();
+        assert_eq!(text.lines().next_back(), Some("13 passed, 3 failed"));
+        assert!(text.ends_with('\n'));
+    }
+
+    #[test]
+    fn good_is_some_passed_and_none_failed() {
+        assert!(report(&[(1, 0), (0, 0)]).is_good());
+        assert!(!report(&[(5, 0), (9, 1)]).is_good());
+        assert!(!report(&[(0, 0)]).is_good());
+        assert!(!report(&[]).is_good());
+    }
+
+    #[test]
+    fn an_error_is_one_failure() {
+        let mut report = report(&[(2, 0)]);
+        assert!(!report.step("build", || bail!("no compiler")));
+        assert_eq!(report.total(), Tally { passed: 2, failed: 1 });
+    }
+
+    #[test]
+    fn counts_what_a_command_prints() {
+        // Into the void: an outer `cargo xtask test` must not count these lines.
+        let shell = |code: &str| {
+            let mut command = Command::new("sh");
+            command.args(["-c", code]);
+            count(command, io::sink()).ok()
+        };
+        let line = "echo; echo 'test result: ok. 4 passed; 0 failed; 0 ignored'";
+        assert_eq!(shell(line), Some(Tally { passed: 4, failed: 0 }));
+        assert_eq!(shell(&format!("{line}; exit 101")), Some(Tally { passed: 4, failed: 1 }));
+        assert_eq!(shell("kill -9 $$"), Some(Tally { passed: 0, failed: 1 }));
+        assert!(count(Command::new("/nonexistent/program"), io::sink()).is_err());
+    }
+}
