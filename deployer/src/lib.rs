@@ -2,6 +2,7 @@
 //!
 //! ARCHITECTURE.md in the repository's root tells how it works and why.
 
+pub mod api;
 pub mod config;
 pub mod kernel;
 pub mod warm;

@@ -1,0 +1,335 @@
+//! What the daemon and its clients say to each other: HTTP and JSON over a unix socket.
+//!
+//! | call | answer |
+//! |---|---|
+//! | `GET /v1/status` | [`Status`] |
+//! | `POST /v1/services/NAME/roll` [`RollRequest`] | [`RollStarted`]; with `dry_run` the plan alone |
+//! | `GET /v1/rolls/ID/events` | [`Event`]s from the first, one JSON object a line, until the roll has ended |
+//! | `POST /v1/rolls/ID/stop` | [`Done`] |
+//! | `POST /v1/services/NAME/drain` [`DrainRequest`] | [`Done`] when the worker is out of rotation |
+//! | `POST /v1/services/NAME/enable` [`EnableRequest`] | [`Done`] |
+//! | `POST /v1/bypass` [`BypassRequest`] | [`Done`] |
+//! | `POST /v1/detach` [`DetachRequest`] | [`Done`] |
+//!
+//! Every error is an [`ErrorBody`] with the HTTP status of its [`Exit`].
+
+use std::net::SocketAddr;
+
+use serde::{Deserialize, Serialize};
+
+/// Exit codes of every verb.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Exit {
+    /// 0: done.
+    Done,
+    /// 1: failed.
+    Failed,
+    /// 2: the command, or what it names, makes no sense.
+    Usage,
+    /// 3: stopped, on request or at a drain's deadline; what was done stays.
+    Stopped,
+    /// 4: somebody else is at it.
+    Busy,
+    /// 5: failed, and what was changed has been rolled back.
+    RolledBack,
+    /// 6: no daemon answers.
+    NoDaemon,
+    /// 7: not at its end: detached, and the daemon goes on.
+    Incomplete,
+}
+
+impl Exit {
+    /// The process's exit code.
+    #[must_use]
+    pub fn code(self) -> u8 {
+        match self {
+            Self::Done => 0,
+            Self::Failed => 1,
+            Self::Usage => 2,
+            Self::Stopped => 3,
+            Self::Busy => 4,
+            Self::RolledBack => 5,
+            Self::NoDaemon => 6,
+            Self::Incomplete => 7,
+        }
+    }
+}
+
+/// The body of every answer that is not a success.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ErrorBody {
+    /// What was tried, on what, why it failed, what to do.
+    pub error: String,
+    /// The exit code of the verb that meets it.
+    pub exit: Exit,
+}
+
+/// It is done.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Done {
+    /// What was done, in a sentence.
+    pub done: String,
+}
+
+/// Starts a roll.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RollRequest {
+    /// The version that workers must say they run afterwards; `None`: the one that is in place.
+    #[serde(default)]
+    pub to: Option<String>,
+    /// `4` or `10%`; `None`: as configured.
+    #[serde(default)]
+    pub batch: Option<String>,
+    /// Answer with the plan and do nothing.
+    #[serde(default)]
+    pub dry_run: bool,
+}
+
+/// A roll that has begun, or would.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RollStarted {
+    /// Names the roll; empty after a dry run.
+    pub id: String,
+    /// The workers, batch by batch.
+    pub batches: Vec<Vec<SocketAddr>>,
+    /// The version aimed at.
+    pub to: Option<String>,
+    /// The command that puts it in place, if there is one.
+    pub switch: Option<Vec<String>>,
+}
+
+/// Takes a worker out of rotation.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct DrainRequest {
+    /// The worker's port.
+    pub port: u16,
+    /// Milliseconds after which it goes back by itself; `None`: when it is enabled.
+    #[serde(default)]
+    pub for_ms: Option<u64>,
+}
+
+/// Puts a worker back into rotation.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct EnableRequest {
+    /// The worker's port.
+    pub port: u16,
+}
+
+/// Bypasses services, or no longer.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct BypassRequest {
+    /// One service; `None`: all.
+    #[serde(default)]
+    pub service: Option<String>,
+    /// Bypass, or go back to steering.
+    pub on: bool,
+    /// Also where a service address is in use, whose connections will be refused.
+    #[serde(default)]
+    pub force: bool,
+}
+
+/// Takes everything out of the kernel.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct DetachRequest {
+    /// Also where a service address is in use, whose connections will be refused.
+    #[serde(default)]
+    pub force: bool,
+}
+
+/// What a worker goes through.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Phase {
+    /// Serves.
+    Up,
+    /// Takes no new connections; its requests are waited for.
+    Draining,
+    /// Empty, and nobody is on the way.
+    Drained,
+    /// Its process is being stopped.
+    Stopping,
+    /// Its process is being started.
+    Starting,
+    /// Its port listens.
+    Listening,
+    /// Warm-up requests are being sent.
+    Warming,
+    /// Does not listen.
+    Down,
+    /// Failed; stays out.
+    Failed,
+}
+
+/// Everything there is to know.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Status {
+    /// Version of the daemon.
+    pub version: String,
+    /// Its process id.
+    pub pid: u32,
+    /// Whether programs are attached.
+    pub attached: bool,
+    /// Whether all services are bypassed.
+    pub bypassed: bool,
+    /// Cgroup of the callers.
+    pub callers: String,
+    /// By name.
+    pub services: Vec<ServiceStatus>,
+}
+
+/// A service.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct ServiceStatus {
+    /// Its name.
+    pub name: String,
+    /// `enforce`, `observe` or `bypass`.
+    pub mode: String,
+    /// `steer` or `refuse`.
+    pub policy: String,
+    /// The service address.
+    pub address: Option<SocketAddr>,
+    /// The roll that runs, if one does.
+    pub roll: Option<String>,
+    /// In the order configured.
+    pub workers: Vec<WorkerStatus>,
+    /// Connections refused because no worker could take them.
+    pub exhausted: u64,
+    /// Connections of callers that are not steered.
+    pub unsteered: u64,
+    /// Connections to the service address.
+    pub dialled: u64,
+    /// In observe mode: connections whose destination would have changed.
+    pub would_change: u64,
+}
+
+/// A worker.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct WorkerStatus {
+    /// Where it listens.
+    pub at: SocketAddr,
+    /// What it goes through.
+    pub phase: Phase,
+    /// Why: a failure, who drained it. May be empty.
+    pub reason: String,
+    /// Seconds since the phase began.
+    pub for_s: f64,
+    /// The version it last said it runs.
+    pub version: Option<String>,
+    /// Connections now open, those older than the programs included.
+    pub open: u64,
+    /// `connect()` calls on their way to it.
+    pub tickets: u64,
+    /// Connections established since the programs were attached.
+    pub established: u64,
+    /// Connections that dialled it and were let through.
+    pub direct: u64,
+    /// Connections that dialled it and went to a sibling.
+    pub away: u64,
+    /// Connections brought here that had dialled a sibling.
+    pub steered: u64,
+    /// Connections brought here that had dialled the service address.
+    pub picked: u64,
+    /// Connections that dialled it and were refused by policy.
+    pub refused: u64,
+    /// Connections taken while draining, because nothing was up.
+    pub fallback_draining: u64,
+    /// Connections taken while cold, because nothing was up or draining.
+    pub fallback_cold: u64,
+}
+
+/// Something that happened in a roll.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Event {
+    /// From 0, without gaps.
+    pub seq: u64,
+    /// Milliseconds since 1970.
+    pub time_ms: u64,
+    /// The roll.
+    pub roll: String,
+    /// What.
+    #[serde(flatten)]
+    pub what: What,
+}
+
+/// What happened.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "event", rename_all = "kebab-case")]
+pub enum What {
+    /// The roll has begun; always the first.
+    Begun {
+        /// The service.
+        service: String,
+        /// The version aimed at.
+        to: Option<String>,
+        /// Who asked: "root (pid 4711)".
+        by: String,
+        /// The workers, batch by batch.
+        batches: Vec<Vec<SocketAddr>>,
+    },
+    /// A command was run: `switch` or `unswitch`.
+    Command {
+        /// `switch` or `unswitch`.
+        which: String,
+        /// Its words.
+        argv: Vec<String>,
+        /// Why it failed; `None`: it succeeded.
+        error: Option<String>,
+    },
+    /// A batch has begun.
+    Batch {
+        /// From 1.
+        nth: usize,
+        /// Of how many.
+        of: usize,
+        /// Its workers.
+        workers: Vec<SocketAddr>,
+        /// Whether workers are being rolled back.
+        back: bool,
+    },
+    /// A worker has come into another phase.
+    Phase {
+        /// The worker.
+        worker: SocketAddr,
+        /// The phase.
+        phase: Phase,
+        /// The phase before.
+        was: Phase,
+        /// Why, or the version it now runs. May be empty.
+        reason: String,
+    },
+    /// What holds a drain; sent when it changes, at most once a second a worker.
+    Held {
+        /// The worker.
+        worker: SocketAddr,
+        /// Connections open.
+        open: u64,
+        /// connect() calls on their way.
+        tickets: u64,
+        /// A few of the sockets: "127.0.0.1:43210 established, nginx (pid 4711)".
+        by: Vec<String>,
+    },
+    /// A stop after the batch in hand was asked for.
+    StopAsked {
+        /// Who asked.
+        by: String,
+    },
+    /// The roll has ended; always the last.
+    Finished {
+        /// How.
+        result: Exit,
+        /// In a sentence: which worker and why, where it did not go well.
+        text: String,
+        /// Workers now on the new version (or restarted).
+        changed: usize,
+        /// Workers that failed and are out.
+        failed: Vec<SocketAddr>,
+        /// Duration, seconds.
+        seconds: f64,
+    },
+}
