@@ -13,8 +13,8 @@ use crate::{
 /// How the decision reads the tables.
 pub trait Tables {
     /// Number of members in a pool's slot.
-    fn len(&self) -> u32;
-    /// Worker index of a member, `nth < len()`.
+    fn members(&self) -> u32;
+    /// Worker index of a member, `nth < members()`.
     fn member(&self, nth: u32) -> u32;
     /// A worker's word.
     fn word(&self, worker: u32) -> WorkerWord;
@@ -131,7 +131,7 @@ fn choose(tables: &impl Tables, now_ms: u64) -> Verdict {
     const RANK_SHIFT: u32 = 48;
     const LOTTERY_SHIFT: u32 = 16;
     const NO_LOT: u64 = (Rank::None as u64) << RANK_SHIFT;
-    let len = tables.len();
+    let len = tables.members();
     let (mut first, mut second) = (NO_LOT, NO_LOT);
     let mut random = tables.random() | 1;
     let mut nth = 0;

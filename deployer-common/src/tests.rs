@@ -22,7 +22,7 @@ struct Host {
 }
 
 impl Tables for Host {
-    fn len(&self) -> u32 {
+    fn members(&self) -> u32 {
         self.words.len() as u32
     }
     fn member(&self, nth: u32) -> u32 {

@@ -252,7 +252,7 @@ struct InKernel<'a> {
 
 impl Tables for InKernel<'_> {
     #[inline(always)]
-    fn len(&self) -> u32 {
+    fn members(&self) -> u32 {
         self.slot.len
     }
 

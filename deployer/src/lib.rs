@@ -4,6 +4,9 @@
 
 pub mod api;
 pub mod config;
+pub mod daemon;
 pub mod kernel;
+pub mod roll;
+pub mod service;
 pub mod warm;
 pub mod workers;

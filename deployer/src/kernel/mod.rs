@@ -7,6 +7,7 @@ pub mod executables;
 pub mod host;
 mod load;
 mod mapping;
+pub mod procs;
 pub mod tables;
 
 pub use load::{Attachment, Programs, attachment};

@@ -1,0 +1,208 @@
+//! What clients ask for: rolls, bypass, detach.
+
+use std::sync::Arc;
+
+use deployer_common::word;
+
+use super::{Daemon, error::Refusal, lock};
+use crate::{
+    api::{BypassRequest, DetachRequest, Done, RollRequest, RollStarted},
+    config::{Batch, Mode, OnFailure},
+    roll::{Record, machine::Plan, record::unix_ms, run::Roll},
+    service::Service,
+};
+
+impl Daemon {
+    /// A service by name.
+    pub(super) fn service(&self, name: &str) -> Result<Arc<Service>, Refusal> {
+        self.registry.service(name).ok_or_else(|| {
+            let names: Vec<_> = self.registry.services().into_keys().collect();
+            Refusal::usage(format!("there is no service `{name}`; there is {}", names.join(", ")))
+        })
+    }
+
+    /// Plans a roll and, unless it is dry, begins it.
+    pub(super) async fn roll(
+        self: &Arc<Self>,
+        service: Arc<Service>,
+        request: RollRequest,
+        by: String,
+    ) -> Result<RollStarted, Refusal> {
+        let plan = plan(&service, &request)?;
+        let addresses = |batch: &Vec<usize>| batch.iter().map(|nth| service.workers[*nth].at).collect();
+        let mut started = RollStarted {
+            id: String::new(),
+            batches: plan.batches.iter().map(addresses).collect(),
+            to: request.to.clone(),
+            switch: if plan.switch { service.config.roll.switch.as_ref().map(|it| it.argv.clone()) } else { None },
+        };
+        if request.dry_run {
+            return Ok(started);
+        }
+        self.must_steer(&service)?;
+        no_hands(&service)?;
+        let workers: Vec<_> = service.workers.iter().map(|worker| worker.at).collect();
+        service
+            .manager
+            .check(&workers)
+            .await
+            .map_err(|error| Refusal::failed(format!("{error}; no worker was touched")))?;
+        let record = self.begin(&service.config.name, by)?;
+        started.id.clone_from(&record.id);
+        let lease = lock(&self.config).kernel.lease;
+        let roll = Roll { tables: Arc::clone(&self.tables), service, record, lease, to: request.to, plan };
+        tokio::spawn(roll.run());
+        Ok(started)
+    }
+
+    /// Enters a roll of a service, unless one runs.
+    fn begin(&self, service: &str, by: String) -> Result<Arc<Record>, Refusal> {
+        let record = {
+            let mut rolls = self.rolls();
+            if let Some(roll) = rolls.iter().find(|roll| roll.service == service && roll.result().is_none()) {
+                return Err(Refusal::busy(format!(
+                    "roll {} of {service} runs already, begun by {}; deployer status shows it",
+                    roll.id, roll.by
+                )));
+            }
+            let id = format!("{service}-{}", unix_ms());
+            let record = Arc::new(Record::new(id, service.to_owned(), by));
+            rolls.push(Arc::clone(&record));
+            record
+        };
+        self.forget();
+        Ok(record)
+    }
+
+    /// A roll or drain means something only where connections are steered.
+    pub(super) fn must_steer(&self, service: &Service) -> Result<(), Refusal> {
+        let name = &service.config.name;
+        if !self.attached() {
+            return Err(Refusal::failed(format!(
+                "the programs are detached, so {name} cannot be drained; restart the daemon to attach them"
+            )));
+        }
+        let mode = self.tables.service_word(service.index).mode();
+        if self.tables.bypassed() || mode == word::Mode::Bypass {
+            return Err(Refusal::failed(format!(
+                "{name} is bypassed, so its workers cannot be drained; go back to steering: deployer bypass {name} --off"
+            )));
+        }
+        if service.config.mode == Mode::Observe {
+            return Err(Refusal::failed(format!(
+                "{name} is in observe mode, so its workers cannot be drained; set mode = \"enforce\" and reload"
+            )));
+        }
+        Ok(())
+    }
+
+    /// Bypasses, or goes back to steering: one write each.
+    pub(super) fn bypass(&self, request: &BypassRequest, by: &str) -> Result<Done, Refusal> {
+        let named = match &request.service {
+            Some(name) => vec![self.service(name)?],
+            None => self.registry.services().into_values().collect(),
+        };
+        if request.on {
+            for service in &named {
+                self.may_let_go(service, request.force, "bypass")?;
+            }
+        }
+        match &request.service {
+            Some(_) => named.iter().for_each(|service| self.registry.bypass(service, request.on)),
+            None => self.tables.bypass(request.on),
+        }
+        let what = request.service.as_deref().unwrap_or("every service");
+        tracing::warn!(service = what, on = request.on, by, "bypass");
+        let done = if request.on {
+            format!("{what} is bypassed: every connection goes where it is dialled")
+        } else {
+            format!("{what} is steered again")
+        };
+        Ok(Done { done })
+    }
+
+    /// Takes everything out of the kernel.
+    pub(super) fn detach(&self, request: &DetachRequest, by: &str) -> Result<Done, Refusal> {
+        for service in self.registry.services().values() {
+            self.may_let_go(service, request.force, "detach")?;
+        }
+        let programs = lock(&self.programs).take();
+        if programs.is_none() {
+            return Ok(Done { done: "nothing was attached".to_owned() });
+        }
+        drop(programs);
+        tracing::warn!(by, "detached");
+        let done = "every program is out of the kernel; connections go where they are dialled. \
+                    Restart the daemon to attach again";
+        Ok(Done { done: done.to_owned() })
+    }
+
+    /// Whether connections of a service may go where they are dialled: not while a roll or drain keeps some from workers
+    /// that are going down, and not while a service address is in use, at which nobody listens.
+    fn may_let_go(&self, service: &Service, force: bool, verb: &str) -> Result<(), Refusal> {
+        let name = &service.config.name;
+        if let Some(roll) = self.running(name) {
+            return Err(Refusal::busy(format!(
+                "roll {} of {name} runs; without steering it would lose requests. Stop it first, or wait",
+                roll.id
+            )));
+        }
+        let dialled = self.tables.service_count(service.index).dialled;
+        match service.config.address {
+            Some(address) if dialled > 0 && !force => Err(Refusal::failed(format!(
+                "the service address {address} of {name} is in use ({dialled} connections so far), and nobody listens \
+                 there: they would all be refused. Let the load balancer name the workers first, or: deployer {verb} \
+                 --force"
+            ))),
+            _ => Ok(()),
+        }
+    }
+}
+
+/// What a request comes to for a service.
+fn plan(service: &Service, request: &RollRequest) -> Result<Plan, Refusal> {
+    let (name, config) = (&service.config.name, &service.config.roll);
+    let batch: Batch = match &request.batch {
+        Some(text) => text.parse().map_err(|why| Refusal::usage(format!("--batch: {why}")))?,
+        None => config.batch,
+    };
+    if let Some(to) = &request.to {
+        let fine = !to.is_empty() && to.len() <= 128 && to.chars().all(|c| c.is_ascii_graphic() && c != '/');
+        if !fine || to.starts_with('.') {
+            return Err(Refusal::usage(format!(
+                "--to `{}`: a version is 1-128 printable ASCII characters without blanks or slashes, not beginning with a dot",
+                to.escape_debug()
+            )));
+        }
+        if service.config.version.is_none() {
+            return Err(Refusal::usage(format!(
+                "--to needs a way to ask a worker what it runs: add `version` to [service.{name}], \
+                 for example version = {{ request = \"GET /version\" }}"
+            )));
+        }
+    }
+    let switch = config.switch.is_some() && request.to.is_some();
+    let total = service.workers.len();
+    Ok(Plan {
+        batches: Plan::batches(total, batch.of(total)),
+        max_failures: config.max_failures,
+        rollback: config.on_failure == OnFailure::Rollback,
+        switch,
+        unswitch: switch && config.unswitch.is_some(),
+    })
+}
+
+/// A roll would have to overrule an operator who has drained a worker.
+fn no_hands(service: &Service) -> Result<(), Refusal> {
+    let held = service.workers.iter().find(|worker| worker.control().by_hand().is_some());
+    match held {
+        Some(worker) => Err(Refusal::busy(format!(
+            "{} is drained by hand ({}); put it back first: deployer enable {} {}",
+            worker.at,
+            worker.control().reason,
+            service.config.name,
+            worker.at.port()
+        ))),
+        None => Ok(()),
+    }
+}

@@ -1,0 +1,44 @@
+//! Errors as answers.
+
+use axum::{
+    Json,
+    http::StatusCode,
+    response::{IntoResponse, Response},
+};
+
+use crate::api::{ErrorBody, Exit};
+
+/// What an action could not do.
+#[derive(Debug)]
+pub(super) struct Refusal {
+    exit: Exit,
+    error: String,
+}
+
+impl Refusal {
+    /// The request makes no sense.
+    pub(super) fn usage(error: impl Into<String>) -> Self {
+        Self { exit: Exit::Usage, error: error.into() }
+    }
+
+    /// Somebody else is at it.
+    pub(super) fn busy(error: impl Into<String>) -> Self {
+        Self { exit: Exit::Busy, error: error.into() }
+    }
+
+    /// It was tried, and failed; or it is refused as the host is now.
+    pub(super) fn failed(error: impl Into<String>) -> Self {
+        Self { exit: Exit::Failed, error: error.into() }
+    }
+}
+
+impl IntoResponse for Refusal {
+    fn into_response(self) -> Response {
+        let status = match self.exit {
+            Exit::Usage => StatusCode::BAD_REQUEST,
+            Exit::Busy => StatusCode::CONFLICT,
+            _ => StatusCode::INTERNAL_SERVER_ERROR,
+        };
+        (status, Json(ErrorBody { error: self.error, exit: self.exit })).into_response()
+    }
+}

@@ -1,0 +1,130 @@
+//! Drains and enables by an operator's hand.
+
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use deployer_common::word::State;
+use tokio::sync::Notify;
+
+use super::{Daemon, error::Refusal, lock};
+use crate::{
+    api::{Done, DrainRequest, EnableRequest, Phase},
+    service::{
+        Claim, Owner, Service, Worker,
+        drain::{Drain, Held},
+        listeners, put_up,
+    },
+    warm,
+};
+
+/// The longest drain that renews itself when no end was given: a year.
+const FOR_GOOD: Duration = Duration::from_secs(365 * 24 * 3600);
+
+impl Daemon {
+    /// Takes a worker out of rotation until the time is over or it is enabled.
+    pub(super) fn drain(
+        self: &Arc<Self>,
+        service: &Arc<Service>,
+        request: &DrainRequest,
+        by: &str,
+    ) -> Result<Done, Refusal> {
+        self.must_steer(service)?;
+        let worker = worker(service, request.port)?;
+        if let Some(roll) = self.running(&service.config.name) {
+            return Err(Refusal::busy(format!("roll {} of {} runs", roll.id, service.config.name)));
+        }
+        let phase = worker.control().phase;
+        if phase != Phase::Up {
+            return Err(Refusal::failed(format!("{} is {phase:?}, not up: there is nothing to drain", worker.at)));
+        }
+        let end = Arc::new(Notify::new());
+        let claim = worker.claim(Owner::Hand(Arc::clone(&end))).map_err(Refusal::busy)?;
+        let time = match request.for_ms {
+            Some(0) => return Err(Refusal::usage("a drain lasts at least a millisecond")),
+            Some(ms) => Duration::from_millis(ms).min(FOR_GOOD),
+            None => FOR_GOOD,
+        };
+        let lease = lock(&self.config).kernel.lease;
+        let reason = match request.for_ms {
+            Some(_) => format!("by {by}, for {} s", time.as_secs_f64()),
+            None => format!("by {by}, until it is enabled"),
+        };
+        let done = format!("{} is out of rotation {reason}", worker.at);
+        worker.enter(Phase::Draining, &reason);
+        let (daemon, worker) = (Arc::clone(self), Arc::clone(worker));
+        daemon.tables.publish(worker.index, State::Draining, 0);
+        tokio::spawn(async move { daemon.hold(claim, &worker, lease, time, &end).await });
+        Ok(Done { done })
+    }
+
+    /// Holds a drain. Its lease is renewed here and nowhere else: without the daemon the worker is back within a lease.
+    async fn hold(&self, claim: Claim, worker: &Worker, lease: Duration, time: Duration, end: &Notify) {
+        let silent = |_: &Held| {};
+        let until = Instant::now() + time;
+        let mut drain = Drain::new(&self.tables, worker, lease, until, &silent);
+        drain.publish();
+        let tick = (lease / 4).min(Duration::from_millis(250));
+        while Instant::now() < until {
+            tokio::select! {
+                () = end.notified() => break,
+                () = tokio::time::sleep(tick.min(until.saturating_duration_since(Instant::now()))) => {}
+            }
+            if !drain.keep() {
+                drain.publish();
+            }
+        }
+        // Whether it still listens is for the watch to say, which has the worker from here on.
+        let serving = worker.control().listeners.clone();
+        put_up(&self.tables, worker, serving, "back in rotation");
+        drop(claim);
+    }
+
+    /// Puts a worker back: ends an operator's drain, or warms one that had failed.
+    pub(super) async fn enable(&self, service: &Service, request: &EnableRequest) -> Result<Done, Refusal> {
+        let worker = worker(service, request.port)?;
+        let (phase, end) = {
+            let control = worker.control();
+            (control.phase, control.by_hand())
+        };
+        if let Some(end) = end {
+            end.notify_one();
+            return Ok(Done { done: format!("{} is back in rotation", worker.at) });
+        }
+        match phase {
+            Phase::Up => Ok(Done { done: format!("{} was up already", worker.at) }),
+            Phase::Failed => self.revive(service, worker).await,
+            phase => Err(Refusal::busy(format!("{} is {phase:?}; it will be up when it is warm", worker.at))),
+        }
+    }
+
+    async fn revive(&self, service: &Service, worker: &Arc<Worker>) -> Result<Done, Refusal> {
+        let _claim = worker.claim(Owner::Roll("enable".to_owned())).map_err(Refusal::busy)?;
+        let why = worker.control().reason.clone();
+        worker.enter(Phase::Warming, "enabled by hand");
+        let result = warm::warm(worker.at, &service.config.warm, service.config.warm.within).await;
+        let serving = listeners(worker.at).await.unwrap_or_default();
+        match result {
+            Ok(_) if !serving.is_empty() => {
+                put_up(&self.tables, worker, serving, "enabled by hand");
+                Ok(Done { done: format!("{} is warm, and back in rotation", worker.at) })
+            }
+            Ok(_) => {
+                worker.enter(Phase::Failed, &why);
+                Err(Refusal::failed(format!("{} does not listen any more; it stays out", worker.at)))
+            }
+            Err(error) => {
+                worker.enter(Phase::Failed, &why);
+                Err(Refusal::failed(format!("{error}; it stays out")))
+            }
+        }
+    }
+}
+
+fn worker(service: &Service, port: u16) -> Result<&Arc<Worker>, Refusal> {
+    service.worker(port).ok_or_else(|| {
+        let ports: Vec<_> = service.workers.iter().map(|worker| worker.at.port().to_string()).collect();
+        Refusal::usage(format!("{} has no worker on port {port}; it has {}", service.config.name, ports.join(" ")))
+    })
+}

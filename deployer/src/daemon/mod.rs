@@ -1,0 +1,192 @@
+//! The daemon: attaches the programs, watches the workers, runs rolls, answers on its socket.
+
+mod actions;
+mod error;
+mod manual;
+mod server;
+mod status;
+
+use std::{
+    path::{Path, PathBuf},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+};
+
+use anyhow::{Context, Result};
+use tokio::signal::unix::{SignalKind, signal};
+use tracing::{error, info, warn};
+
+use crate::{
+    config::{self, Config},
+    kernel::{self, Attachment, Programs, Tables},
+    roll::Record,
+    service::{registry::Registry, watch},
+};
+
+/// Rolls that are remembered.
+const REMEMBERED: usize = 32;
+
+/// Everything the daemon holds.
+pub(crate) struct Daemon {
+    tables: Arc<Tables>,
+    registry: Arc<Registry>,
+    attachment: Attachment,
+    config: Mutex<Config>,
+    /// `None`: detached.
+    programs: Mutex<Option<Programs>>,
+    /// The youngest last.
+    rolls: Mutex<Vec<Arc<Record>>>,
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    // None of these is left half changed by a panic.
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Runs until SIGTERM or SIGINT.
+///
+/// # Errors
+/// When the configuration is wrong, the kernel refuses, or the socket cannot be made.
+pub async fn run(path: &Path) -> Result<()> {
+    log_to_stderr();
+    let config = Config::load(path)?;
+    let attachment = kernel::attachment(config.kernel.callers.as_deref(), config.kernel.workers.as_deref())?;
+    // Before anything is attached: a second daemon must not even begin.
+    let listener = server::bind(&config.daemon)?;
+    let (programs, tables) = Programs::attach(&attachment)?;
+    let tables = Arc::new(tables);
+    let root = kernel::cgroup::root().context("looking for the cgroup v2 root")?;
+    let registry = Arc::new(Registry::new(Arc::clone(&tables), root));
+    let socket = config.daemon.socket.clone();
+    // Services are published last, when it is known which workers serve.
+    registry.apply(&observing(&config))?;
+    watch::adopt(&registry, &tables).await.context("looking for listening workers (sock_diag)")?;
+    registry.apply(&config)?;
+    info!(callers = %attachment.callers.display(), services = config.services.len(), "attached");
+    let daemon = Arc::new(Daemon {
+        tables: Arc::clone(&tables),
+        registry: Arc::clone(&registry),
+        attachment,
+        config: Mutex::new(config),
+        programs: Mutex::new(Some(programs)),
+        rolls: Mutex::default(),
+    });
+    let watch = tokio::spawn(watch::run(registry, tables));
+    let server = tokio::spawn(server::run(listener, Arc::clone(&daemon)));
+    // Outside systemd there is nobody to tell.
+    let _ = sd_notify::notify(false, &[sd_notify::NotifyState::Ready]);
+    until_stopped(&daemon, path).await?;
+    let _ = sd_notify::notify(false, &[sd_notify::NotifyState::Stopping]);
+    daemon.wind_up().await;
+    watch.abort();
+    server.abort();
+    let _ = std::fs::remove_file(socket);
+    info!("stopped; the programs are detached, and every connection goes where it is dialled");
+    Ok(())
+}
+
+/// The same configuration, deciding nothing yet: workers are entered as down until the sockets have been looked at.
+fn observing(config: &Config) -> Config {
+    let mut config = config.clone();
+    for service in config.services.values_mut() {
+        service.mode = config::Mode::Observe;
+    }
+    config
+}
+
+async fn until_stopped(daemon: &Arc<Daemon>, path: &Path) -> Result<()> {
+    let mut terminate = signal(SignalKind::terminate()).context("listening for SIGTERM")?;
+    let mut interrupt = signal(SignalKind::interrupt()).context("listening for SIGINT")?;
+    let mut hangup = signal(SignalKind::hangup()).context("listening for SIGHUP")?;
+    loop {
+        tokio::select! {
+            _ = terminate.recv() => return Ok(()),
+            _ = interrupt.recv() => return Ok(()),
+            _ = hangup.recv() => daemon.reload(path).await,
+        }
+    }
+}
+
+impl Daemon {
+    fn rolls(&self) -> MutexGuard<'_, Vec<Arc<Record>>> {
+        lock(&self.rolls)
+    }
+
+    /// The roll of a service that has not ended.
+    fn running(&self, service: &str) -> Option<Arc<Record>> {
+        let rolls = self.rolls();
+        rolls.iter().rev().find(|roll| roll.service == service && roll.result().is_none()).cloned()
+    }
+
+    /// Drops the oldest rolls that have ended.
+    fn forget(&self) {
+        let mut rolls = self.rolls();
+        while rolls.len() > REMEMBERED {
+            let Some(ended) = rolls.iter().position(|roll| roll.result().is_some()) else { return };
+            rolls.remove(ended);
+        }
+    }
+
+    fn attached(&self) -> bool {
+        lock(&self.programs).is_some()
+    }
+
+    /// Reads the configuration again. What is wrong leaves everything as it was.
+    async fn reload(self: &Arc<Self>, path: &Path) {
+        let _ = sd_notify::notify(false, &[sd_notify::NotifyState::Reloading]);
+        let (daemon, path) = (Arc::clone(self), PathBuf::from(path));
+        match tokio::task::spawn_blocking(move || daemon.reload_now(&path)).await {
+            Ok(Ok(())) => info!("configuration read again"),
+            Ok(Err(error)) => error!(error = format!("{error:#}"), "configuration not read again; the former stays"),
+            Err(error) => error!(%error, "reload has panicked"),
+        }
+        let _ = sd_notify::notify(false, &[sd_notify::NotifyState::Ready]);
+    }
+
+    fn reload_now(&self, path: &Path) -> Result<()> {
+        let config = Config::load(path)?;
+        if let Some(name) = self.registry.services().keys().find(|name| self.running(name).is_some()) {
+            anyhow::bail!("a roll of {name} runs; reload when it has ended");
+        }
+        let mut current = lock(&self.config);
+        if config.kernel.callers != current.kernel.callers || config.kernel.workers != current.kernel.workers {
+            warn!("[kernel] callers and workers take effect at the next start of the daemon");
+        }
+        if config.daemon.socket != current.daemon.socket {
+            warn!("[daemon] socket takes effect at the next start of the daemon");
+        }
+        self.registry.apply(&config)?;
+        *current = config;
+        Ok(())
+    }
+
+    /// Before the programs go: rolls stop after the batch in hand, so that no worker is left out.
+    async fn wind_up(&self) {
+        let running: Vec<_> = self.rolls().iter().filter(|roll| roll.result().is_none()).cloned().collect();
+        for roll in &running {
+            warn!(roll = roll.id, "the daemon was asked to stop; the roll ends after the batch in hand");
+            roll.ask_stop("the daemon, which was asked to stop");
+        }
+        for roll in &running {
+            let mut seq = 0;
+            while roll.event(seq).await.is_some() {
+                seq += 1;
+            }
+        }
+    }
+}
+
+/// People read text; journald gets JSON.
+fn log_to_stderr() {
+    let filter = tracing_subscriber::EnvFilter::try_from_env("DEPLOYER_LOG")
+        .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("info"));
+    let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    let result = if std::env::var_os("JOURNAL_STREAM").is_some() {
+        builder.json().try_init()
+    } else {
+        builder.with_target(false).with_ansi(std::io::IsTerminal::is_terminal(&std::io::stderr())).try_init()
+    };
+    if let Err(error) = result {
+        // Logging is set up already, by a program that embeds us.
+        tracing::debug!(%error, "logging not set up again");
+    }
+}

@@ -1,0 +1,172 @@
+//! The API: HTTP and JSON over a unix socket that root and one group may open.
+
+use std::{
+    fs::{self, Permissions},
+    io,
+    os::unix::fs::{PermissionsExt, chown},
+    path::Path,
+    sync::Arc,
+};
+
+use anyhow::{Context, Result, anyhow, bail};
+use axum::{
+    Json, Router,
+    body::{Body, Bytes},
+    extract::{DefaultBodyLimit, Path as Name, Request, State, connect_info::Connected},
+    http::header::CONTENT_TYPE,
+    response::{IntoResponse, Response},
+    routing::{get, post},
+    serve::IncomingStream,
+};
+use serde::de::DeserializeOwned;
+use tokio::net::UnixListener;
+
+use super::{Daemon, error::Refusal};
+use crate::{api::Done, config};
+
+/// Requests are a line or two.
+const MOST: usize = 64 * 1024;
+
+/// Who is at the other end.
+#[derive(Clone)]
+struct Peer(String);
+
+impl Connected<IncomingStream<'_, UnixListener>> for Peer {
+    fn connect_info(stream: IncomingStream<'_, UnixListener>) -> Self {
+        Self(match stream.io().peer_cred() {
+            Ok(peer) => format!("uid {} (pid {})", peer.uid(), peer.pid().unwrap_or_default()),
+            Err(error) => format!("somebody unknown ({error})"),
+        })
+    }
+}
+
+/// Makes the socket, with mode 0660. One that nobody answers on is left over, and replaced.
+pub(super) fn bind(config: &config::Daemon) -> Result<UnixListener> {
+    let path = &config.socket;
+    if let Some(directory) = path.parent() {
+        fs::create_dir_all(directory).with_context(|| format!("making directory {}", directory.display()))?;
+    }
+    match std::os::unix::net::UnixStream::connect(path) {
+        Ok(_) => bail!("another daemon answers at {}; stop it first, or set another [daemon] socket", path.display()),
+        Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => {
+            fs::remove_file(path).with_context(|| format!("removing the left-over socket {}", path.display()))?;
+        }
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+        Err(error) => return Err(error).with_context(|| format!("looking at {}", path.display())),
+    }
+    // Bound under a name of its own and renamed when nobody else can open it any more.
+    let aside = path.with_extension("new");
+    let _ = fs::remove_file(&aside);
+    let listener = UnixListener::bind(&aside).with_context(|| format!("binding {}", path.display()))?;
+    fs::set_permissions(&aside, Permissions::from_mode(0o660))
+        .and_then(|()| give_to(&aside, config.group.as_deref()))
+        .and_then(|()| fs::rename(&aside, path))
+        .with_context(|| format!("setting up the socket {}", path.display()))?;
+    Ok(listener)
+}
+
+fn give_to(path: &Path, group: Option<&str>) -> io::Result<()> {
+    let Some(group) = group else { return Ok(()) };
+    let groups = fs::read_to_string("/etc/group")?;
+    let id = groups.lines().find_map(|line| {
+        let mut fields = line.split(':');
+        (fields.next() == Some(group)).then(|| fields.nth(1)?.parse().ok())?
+    });
+    let id = id.ok_or_else(|| io::Error::other(anyhow!("there is no group `{group}` in /etc/group")))?;
+    chown(path, None, Some(id))
+}
+
+/// Answers until the task is ended.
+pub(super) async fn run(listener: UnixListener, daemon: Arc<Daemon>) {
+    let router = Router::new()
+        .route("/v1/status", get(status))
+        .route("/v1/services/{name}/roll", post(roll))
+        .route("/v1/services/{name}/drain", post(drain))
+        .route("/v1/services/{name}/enable", post(enable))
+        .route("/v1/rolls/{id}/events", get(events))
+        .route("/v1/rolls/{id}/stop", post(stop))
+        .route("/v1/bypass", post(bypass))
+        .route("/v1/detach", post(detach))
+        .fallback(nothing_here)
+        .method_not_allowed_fallback(nothing_here)
+        .layer(DefaultBodyLimit::max(MOST))
+        .with_state(daemon);
+    if let Err(error) = axum::serve(listener, router.into_make_service_with_connect_info::<Peer>()).await {
+        tracing::error!(%error, "the API has ended");
+    }
+}
+
+type Answer<T> = Result<Json<T>, Refusal>;
+type Shared = State<Arc<Daemon>>;
+type Who = axum::extract::ConnectInfo<Peer>;
+
+/// Reads a request's body, however it is labelled; an empty one is `{}`.
+fn parse<T: DeserializeOwned>(body: &Bytes) -> Result<T, Refusal> {
+    let body = if body.is_empty() { b"{}" } else { &body[..] };
+    serde_json::from_slice(body)
+        .map_err(|error| Refusal::usage(format!("the request's body is not understood: {error}")))
+}
+
+async fn nothing_here(request: Request) -> Refusal {
+    Refusal::usage(format!("the API has no {} {}", request.method(), request.uri().path()))
+}
+
+async fn status(State(daemon): Shared) -> Response {
+    Json(daemon.status()).into_response()
+}
+
+async fn roll(State(daemon): Shared, Name(name): Name<String>, who: Who, body: Bytes) -> Response {
+    let run = async { daemon.roll(daemon.service(&name)?, parse(&body)?, who.0.0).await };
+    run.await.map(Json).into_response()
+}
+
+async fn drain(State(daemon): Shared, Name(name): Name<String>, who: Who, body: Bytes) -> Answer<Done> {
+    daemon.drain(&daemon.service(&name)?, &parse(&body)?, &who.0.0).map(Json)
+}
+
+async fn enable(State(daemon): Shared, Name(name): Name<String>, body: Bytes) -> Answer<Done> {
+    daemon.enable(&*daemon.service(&name)?, &parse(&body)?).await.map(Json)
+}
+
+async fn bypass(State(daemon): Shared, who: Who, body: Bytes) -> Answer<Done> {
+    daemon.bypass(&parse(&body)?, &who.0.0).map(Json)
+}
+
+async fn detach(State(daemon): Shared, who: Who, body: Bytes) -> Answer<Done> {
+    daemon.detach(&parse(&body)?, &who.0.0).map(Json)
+}
+
+async fn stop(State(daemon): Shared, Name(id): Name<String>, who: Who) -> Answer<Done> {
+    let roll = find(&daemon, &id)?;
+    if roll.result().is_some() {
+        return Ok(Json(Done { done: format!("roll {id} has ended already") }));
+    }
+    roll.ask_stop(&who.0.0);
+    Ok(Json(Done { done: format!("roll {id} stops after the batch in hand") }))
+}
+
+fn find(daemon: &Daemon, id: &str) -> Result<Arc<crate::roll::Record>, Refusal> {
+    let found = daemon.rolls().iter().find(|roll| roll.id == id).cloned();
+    found.ok_or_else(|| Refusal::usage(format!("there is no roll `{id}`; this daemon remembers the last few only")))
+}
+
+/// Events as they happen, a line each, until the roll has ended.
+async fn events(State(daemon): Shared, Name(id): Name<String>) -> Result<Response, Refusal> {
+    let roll = find(&daemon, &id)?;
+    let (mut sender, body) = tokio::io::duplex(MOST);
+    tokio::spawn(async move {
+        use tokio::io::AsyncWriteExt as _;
+        let mut seq = 0;
+        while let Some(event) = roll.event(seq).await {
+            seq += 1;
+            let Ok(mut line) = serde_json::to_vec(&event) else { return };
+            line.push(b'\n');
+            if sender.write_all(&line).await.is_err() {
+                // The reader has gone; the roll goes on.
+                return;
+            }
+        }
+    });
+    let stream = tokio_util::io::ReaderStream::new(body);
+    Ok(([(CONTENT_TYPE, "application/x-ndjson")], Body::from_stream(stream)).into_response())
+}

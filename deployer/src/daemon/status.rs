@@ -1,0 +1,71 @@
+//! Everything there is to know, as of now.
+
+use deployer_common::word;
+
+use super::Daemon;
+use crate::{
+    api::{ServiceStatus, Status, WorkerStatus},
+    config::{Mode, Policy},
+    service::{Service, Worker},
+};
+
+impl Daemon {
+    pub(super) fn status(&self) -> Status {
+        Status {
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            pid: std::process::id(),
+            attached: self.attached(),
+            bypassed: self.tables.bypassed(),
+            callers: self.attachment.callers.display().to_string(),
+            services: self.registry.services().values().map(|service| self.service_status(service)).collect(),
+        }
+    }
+
+    fn service_status(&self, service: &Service) -> ServiceStatus {
+        let count = self.tables.service_count(service.index);
+        let bypassed = self.tables.service_word(service.index).mode() == word::Mode::Bypass;
+        let mode = match service.config.mode {
+            _ if bypassed => "bypass",
+            Mode::Observe => "observe",
+            Mode::Enforce => "enforce",
+        };
+        let policy = match service.config.drain.policy {
+            Policy::Steer => "steer",
+            Policy::Refuse => "refuse",
+        };
+        ServiceStatus {
+            name: service.config.name.clone(),
+            mode: mode.to_owned(),
+            policy: policy.to_owned(),
+            address: service.config.address,
+            roll: self.running(&service.config.name).map(|roll| roll.id.clone()),
+            workers: service.workers.iter().map(|worker| self.worker_status(worker)).collect(),
+            exhausted: count.exhausted,
+            unsteered: count.unsteered,
+            dialled: count.dialled,
+            would_change: count.would_change,
+        }
+    }
+
+    fn worker_status(&self, worker: &Worker) -> WorkerStatus {
+        let count = self.tables.worker_count(worker.index);
+        let control = worker.control();
+        WorkerStatus {
+            at: worker.at,
+            phase: control.phase,
+            reason: control.reason.clone(),
+            for_s: control.since.elapsed().as_secs_f64(),
+            version: control.version.clone(),
+            open: count.open + self.tables.seed(worker.index),
+            tickets: count.tickets,
+            established: count.established,
+            direct: count.direct,
+            away: count.away,
+            steered: count.steered,
+            picked: count.picked,
+            refused: count.refused,
+            fallback_draining: count.fallback_draining,
+            fallback_cold: count.fallback_cold,
+        }
+    }
+}

@@ -1,0 +1,109 @@
+//! From a stopped worker to a warm one: start, listen, warm, and its word on its version.
+
+use std::{
+    collections::BTreeSet,
+    net::SocketAddr,
+    time::{Duration, Instant},
+};
+
+use crate::{
+    kernel::{diag, procs},
+    service::{Service, Worker, blocking, listeners},
+    warm,
+    workers::{ProcessPhase, ProcessStatus},
+};
+
+/// Between two looks at the port.
+const LOOK: Duration = Duration::from_millis(20);
+/// Between two questions to the manager.
+const ASK: Duration = Duration::from_millis(200);
+/// Processes that have come and gone before the start is called a crash loop.
+const CRASHES: usize = 3;
+
+/// Why a port that nobody should hold can still be held: a child that inherited the listener, or somebody else.
+///
+/// # Errors
+/// Says who listens there.
+pub(super) async fn nobody_listens(worker: &Worker) -> Result<(), String> {
+    let at = worker.at;
+    let still = listeners(at).await.map_err(|error| format!("{at}: sock_diag: {error}"))?;
+    if still.is_empty() {
+        return Ok(());
+    }
+    let who = blocking(move || diag::sockets(diag::states::LISTEN, Some(at.port()))).await.unwrap_or_default();
+    let holders = procs::holding(&who.iter().map(|socket| socket.inode).collect());
+    let who = holders.values().next().map_or_else(|| "nobody's process".to_owned(), ToString::to_string);
+    Err(format!("{at}: stopped, but its port is still listened on by {who}; end that process, then roll again"))
+}
+
+/// Asks for the start and waits until the port listens.
+///
+/// # Errors
+/// What the process did instead, in words.
+pub(super) async fn start(service: &Service, worker: &Worker, until: Instant) -> Result<BTreeSet<u64>, String> {
+    let at = worker.at;
+    service.manager.start(at).await.map_err(|error| format!("{at}: {error}"))?;
+    let mut asked = Instant::now();
+    let mut pids = BTreeSet::new();
+    loop {
+        let found = listeners(at).await.map_err(|error| format!("{at}: sock_diag: {error}"))?;
+        if !found.is_empty() {
+            return Ok(found);
+        }
+        let late = Instant::now() >= until;
+        if late || asked.elapsed() >= ASK {
+            asked = Instant::now();
+            let status = service.manager.status(at).await.map_err(|error| format!("{at}: {error}"))?;
+            pids.extend(status.pid);
+            judge(service, at, &status, pids.len(), late)?;
+        }
+        tokio::time::sleep(LOOK).await;
+    }
+}
+
+fn judge(service: &Service, at: SocketAddr, status: &ProcessStatus, pids: usize, late: bool) -> Result<(), String> {
+    let name = service.manager.name(at);
+    let said = if status.detail.is_empty() { String::new() } else { format!(" ({})", status.detail) };
+    if status.phase == ProcessPhase::Failed {
+        return Err(format!("{at}: {name} does not start{said}; see its log"));
+    }
+    if pids >= CRASHES {
+        return Err(format!("{at}: {name} crashes at start: {pids} processes so far{said}; see its log"));
+    }
+    if !late {
+        return Ok(());
+    }
+    let within = service.config.warm.within.as_secs_f32();
+    let elsewhere = status.pid.map(elsewhere).unwrap_or_default();
+    Err(format!("{at}: nothing listened within {within} s of the start; {name} is {:?}{said}{elsewhere}", status.phase))
+}
+
+/// What else a process listens on: a worker on the wrong port is worth naming.
+fn elsewhere(pid: u32) -> String {
+    let held = procs::sockets_of(pid);
+    let listening = diag::sockets(diag::states::LISTEN, None).unwrap_or_default();
+    let ports: Vec<_> =
+        listening.iter().filter(|socket| held.contains(&socket.inode)).map(|socket| socket.local.to_string()).collect();
+    if ports.is_empty() { String::new() } else { format!(", and pid {pid} listens on {} instead", ports.join(", ")) }
+}
+
+/// Sends the warm-up requests and asks for the version.
+///
+/// # Errors
+/// Which request failed, or which version it said, in words.
+pub(super) async fn warm_up(
+    service: &Service,
+    worker: &Worker,
+    to: Option<&str>,
+    until: Instant,
+) -> Result<Option<String>, String> {
+    let left = until.saturating_duration_since(Instant::now());
+    warm::warm(worker.at, &service.config.warm, left).await.map_err(|error| error.to_string())?;
+    let Some(ask) = &service.config.version else { return Ok(None) };
+    let left = until.saturating_duration_since(Instant::now()).max(Duration::from_secs(1));
+    let version = warm::version(worker.at, ask, left).await.map_err(|error| error.to_string())?;
+    match to {
+        Some(to) if to != version => Err(format!("{}: says it runs {version}, not {to}", worker.at)),
+        _ => Ok(Some(version)),
+    }
+}

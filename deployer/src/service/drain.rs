@@ -1,0 +1,230 @@
+//! Emptying a worker, by evidence.
+//!
+//! 1. DRAINING is published, as a lease that this task renews.
+//! 2. An RCU grace period: every connect hook that may still have read the old word has ended.
+//! 3. No open tickets: every connect() that had passed the hook has shown its socket. Then sock_diag, at both ends, twice.
+//! 4. STOPPING is entered by compare-and-swap, while the lease holds. Nothing selects it. Then 2 and 3 once more.
+//!
+//! A lease that ran out under us (the daemon was stopped for a while) has put the worker back into rotation: all of it
+//! begins again.
+
+use std::{
+    collections::BTreeSet,
+    io,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use deployer_common::word::{State, WorkerWord};
+
+use super::{Worker, blocking};
+use crate::kernel::{
+    Tables,
+    diag::{self, Socket},
+    host, procs,
+};
+
+/// Between two looks at the counters, which cost two loads.
+const POLL: Duration = Duration::from_millis(2);
+/// Between two looks at the sockets while the counter says that something is open.
+const LOOK: Duration = Duration::from_millis(50);
+/// What a lease must still be worth when STOPPING is entered.
+const ROOM: Duration = Duration::from_millis(500);
+/// Sockets named when asked what holds a drain.
+const NAMED: usize = 4;
+
+/// What holds a drain.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Held {
+    /// Connections: sockets at the worker's end, or callers' that have not got through to it.
+    pub open: u64,
+    /// connect() calls on their way.
+    pub tickets: u64,
+    /// A few of the sockets.
+    pub by: Vec<String>,
+}
+
+impl std::fmt::Display for Held {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{} connections", self.open)?;
+        if self.tickets > 0 {
+            write!(f, " and {} connect() calls", self.tickets)?;
+        }
+        if self.by.is_empty() { Ok(()) } else { write!(f, " ({})", self.by.join("; ")) }
+    }
+}
+
+/// Why a worker was not emptied.
+#[derive(Debug, thiserror::Error)]
+pub enum DrainError {
+    /// It is still in use.
+    #[error("not empty at the deadline: {0}")]
+    Deadline(Held),
+    /// The kernel could not be asked.
+    #[error("the kernel could not be asked whether it is empty: {0}")]
+    Kernel(#[from] io::Error),
+}
+
+/// A worker being emptied.
+pub struct Drain<'a> {
+    tables: &'a Arc<Tables>,
+    worker: &'a Worker,
+    lease: Duration,
+    word: WorkerWord,
+    deadline: Instant,
+    on_held: &'a (dyn Fn(&Held) + Sync),
+}
+
+impl<'a> Drain<'a> {
+    /// A drain that has not begun. `on_held` hears at most once a second what holds it.
+    pub fn new(
+        tables: &'a Arc<Tables>,
+        worker: &'a Worker,
+        lease: Duration,
+        deadline: Instant,
+        on_held: &'a (dyn Fn(&Held) + Sync),
+    ) -> Self {
+        Self { tables, worker, lease, word: tables.word(worker.index), deadline, on_held }
+    }
+
+    /// Publishes the drain: from now on new connections go elsewhere, while the lease lasts.
+    pub fn publish(&mut self) {
+        self.word = self.tables.publish(self.worker.index, State::Draining, until(self.lease));
+    }
+
+    /// Waits until the worker is empty.
+    ///
+    /// # Errors
+    /// [`DrainError`]; the drain is still published.
+    pub async fn empty(&mut self) -> Result<(), DrainError> {
+        while !self.look(true).await? {
+            self.publish();
+        }
+        Ok(())
+    }
+
+    /// Makes it final: from here on nothing selects the worker, and it is empty. Begins again where the lease ran out.
+    ///
+    /// # Errors
+    /// [`DrainError`]; the worker is draining or stopping, and the caller says what becomes of it.
+    pub async fn stopping(&mut self) -> Result<(), DrainError> {
+        loop {
+            if self.renew(self.lease) && self.has_room() && self.swap(State::Stopping, 0) {
+                self.look(false).await?;
+                return Ok(());
+            }
+            self.publish();
+            self.empty().await?;
+        }
+    }
+
+    /// For a worker that is out already (failed, down): STOPPING at once, and the evidence.
+    ///
+    /// # Errors
+    /// [`DrainError`]
+    pub async fn stopping_at_once(&mut self) -> Result<(), DrainError> {
+        self.word = self.tables.publish(self.worker.index, State::Stopping, 0);
+        self.look(false).await.map(|_| ())
+    }
+
+    /// Renews the lease for as long as it is wanted; `false`: it was lost, and callers may have been let in.
+    pub fn keep(&mut self) -> bool {
+        self.renew(self.lease / 2)
+    }
+
+    /// Grace, tickets, sockets; `Ok(false)`: the lease was lost meanwhile.
+    async fn look(&mut self, leased: bool) -> Result<bool, DrainError> {
+        blocking(host::grace_period).await?;
+        let (mut empty, mut next, mut told) = (0, Instant::now(), Instant::now());
+        loop {
+            if leased && !self.keep() {
+                return Ok(false);
+            }
+            let count = self.tables.worker_count(self.worker.index);
+            let open = count.open + self.tables.seed(self.worker.index);
+            let mut held = Held { open, tickets: count.tickets, by: Vec::new() };
+            if count.tickets == 0 && (open == 0 || Instant::now() >= next) {
+                next = Instant::now() + LOOK;
+                let at = self.worker.at;
+                let sockets = blocking(move || diag::holders(at)).await?;
+                empty = if sockets.is_empty() { empty + 1 } else { 0 };
+                if empty == 2 {
+                    return Ok(true);
+                }
+                if told.elapsed() >= Duration::from_secs(1) && !sockets.is_empty() {
+                    told = Instant::now();
+                    held = name(&sockets, count.tickets, at.port());
+                    (self.on_held)(&held);
+                } else {
+                    held.open = connections(&sockets, at.port());
+                }
+            }
+            if Instant::now() >= self.deadline {
+                return Err(DrainError::Deadline(self.held_now(held).await));
+            }
+            tokio::time::sleep(POLL).await;
+        }
+    }
+
+    async fn held_now(&self, fallback: Held) -> Held {
+        let at = self.worker.at;
+        match blocking(move || diag::holders(at)).await {
+            Ok(sockets) => name(&sockets, fallback.tickets, at.port()),
+            Err(_) => fallback,
+        }
+    }
+
+    /// Renews once less than `left` remains; `false`: the lease has run out, or somebody else wrote the word.
+    fn renew(&mut self, left: Duration) -> bool {
+        let now = host::now_ms();
+        if now >= self.word.lease_ms() {
+            return false;
+        }
+        self.word.lease_ms() - now > left.as_millis() as u64 || self.swap(State::Draining, until(self.lease))
+    }
+
+    fn has_room(&self) -> bool {
+        self.word.lease_ms() > host::now_ms() + ROOM.as_millis() as u64
+    }
+
+    fn swap(&mut self, state: State, lease_ms: u64) -> bool {
+        match self.tables.swap(self.worker.index, self.word, state, lease_ms) {
+            Ok(word) => {
+                self.word = word;
+                true
+            }
+            Err(_) => false,
+        }
+    }
+}
+
+fn until(lease: Duration) -> u64 {
+    host::now_ms() + lease.as_millis() as u64
+}
+
+/// Connections among sockets of which some are two ends of one.
+fn connections(sockets: &[Socket], port: u16) -> u64 {
+    let pair = |socket: &Socket| {
+        let (local, peer) = (socket.local, socket.peer);
+        if local.port() == port { (local, peer) } else { (peer, local) }
+    };
+    sockets.iter().map(pair).collect::<BTreeSet<_>>().len() as u64
+}
+
+/// Names a few of the sockets, by their callers where these are on this host.
+fn name(sockets: &[Socket], tickets: u64, port: u16) -> Held {
+    let is_caller = |socket: &&Socket| socket.peer.port() == port;
+    let mut shown: Vec<_> = sockets.iter().filter(is_caller).take(NAMED).collect();
+    if shown.is_empty() {
+        shown = sockets.iter().take(NAMED).collect();
+    }
+    let holders = procs::holding(&shown.iter().map(|socket| socket.inode).filter(|inode| *inode != 0).collect());
+    let by = shown
+        .iter()
+        .map(|socket| {
+            let who = holders.get(&socket.inode).map_or_else(|| "no process".to_owned(), ToString::to_string);
+            format!("{} {}, {who}", socket.local, socket.state_name())
+        })
+        .collect();
+    Held { open: connections(sockets, port), tickets, by }
+}

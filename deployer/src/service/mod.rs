@@ -1,0 +1,207 @@
+//! A service while the daemon runs: its workers, what each goes through, and who may change that.
+
+pub mod callers;
+pub mod drain;
+pub mod phase;
+pub mod registry;
+pub mod watch;
+
+use std::{
+    collections::BTreeSet,
+    net::SocketAddr,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Instant,
+};
+
+use deployer_common::word::{State, WorkerWord};
+use tokio::sync::Notify;
+use tracing::info;
+
+use crate::{
+    api::Phase,
+    config,
+    kernel::{Tables, diag},
+    workers::{ProcessManager, Supervisord},
+};
+
+/// A service as configured, with its place in the tables. Replaced whole when the configuration changes; the workers
+/// that stay are the same objects.
+pub struct Service {
+    /// Index in the tables.
+    pub index: u32,
+    /// As configured.
+    pub config: config::Service,
+    /// In the order configured.
+    pub workers: Vec<Arc<Worker>>,
+    /// What starts and stops them.
+    pub manager: Box<dyn ProcessManager>,
+}
+
+impl Service {
+    /// The worker that listens on a port.
+    #[must_use]
+    pub fn worker(&self, port: u16) -> Option<&Arc<Worker>> {
+        self.workers.iter().find(|worker| worker.at.port() == port)
+    }
+}
+
+/// Makes the process manager that a service names.
+#[must_use]
+pub fn manager(config: &config::Manager) -> Box<dyn ProcessManager> {
+    match config.clone() {
+        config::Manager::Supervisord { socket, program, login, stop_within } => {
+            Box::new(Supervisord::new(socket, program, login, stop_within))
+        }
+    }
+}
+
+/// A worker, and who may change what becomes of it.
+pub struct Worker {
+    /// Index in the tables.
+    pub index: u32,
+    /// Where it listens.
+    pub at: SocketAddr,
+    /// Name of its service, for logs.
+    pub service: String,
+    control: Mutex<Control>,
+}
+
+/// What is known of a worker.
+#[derive(Debug, Clone)]
+pub struct Control {
+    owner: Owner,
+    /// What it goes through.
+    pub phase: Phase,
+    /// Why.
+    pub reason: String,
+    /// Since when.
+    pub since: Instant,
+    /// What it last said it runs.
+    pub version: Option<String>,
+    /// Cookies of its listening sockets when it was last known to be warm (or was found at the start of the daemon).
+    pub listeners: BTreeSet<u64>,
+}
+
+/// Who may change a worker's word.
+#[derive(Debug, Clone)]
+pub enum Owner {
+    /// The watch over crashes and restarts.
+    Watch,
+    /// A roll.
+    Roll(String),
+    /// An operator's drain; the notice ends it.
+    Hand(Arc<Notify>),
+}
+
+impl Worker {
+    /// A worker of which nothing is known yet.
+    #[must_use]
+    pub fn new(index: u32, at: SocketAddr, service: &str) -> Self {
+        let control = Control {
+            owner: Owner::Watch,
+            phase: Phase::Down,
+            reason: String::new(),
+            since: Instant::now(),
+            version: None,
+            listeners: BTreeSet::new(),
+        };
+        Self { index, at, service: service.to_owned(), control: Mutex::new(control) }
+    }
+
+    /// What is known of it; hold it for a moment only.
+    pub fn control(&self) -> MutexGuard<'_, Control> {
+        // What a panicking holder left is still a valid record.
+        self.control.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Makes an owner other than the watch.
+    ///
+    /// # Errors
+    /// Who owns it already, in words.
+    pub fn claim(self: &Arc<Self>, owner: Owner) -> Result<Claim, String> {
+        let mut control = self.control();
+        match &control.owner {
+            Owner::Watch => {
+                control.owner = owner;
+                Ok(Claim(Arc::clone(self)))
+            }
+            Owner::Roll(id) => Err(format!("{} is in the hands of roll {id}", self.at)),
+            Owner::Hand(_) => Err(format!(
+                "{} is drained by hand; put it back first: deployer enable {} {}",
+                self.at,
+                self.service,
+                self.at.port()
+            )),
+        }
+    }
+
+    /// Notes a phase and logs it, once; returns the phase before.
+    pub fn enter(&self, phase: Phase, reason: &str) -> Phase {
+        let mut control = self.control();
+        let was = control.phase;
+        if was == phase && control.reason == reason {
+            return was;
+        }
+        control.phase = phase;
+        reason.clone_into(&mut control.reason);
+        control.since = Instant::now();
+        info!(service = self.service, worker = %self.at, ?phase, ?was, reason, "worker");
+        was
+    }
+}
+
+impl Control {
+    /// Whether the watch may act on the worker.
+    #[must_use]
+    pub fn is_watched(&self) -> bool {
+        matches!(self.owner, Owner::Watch)
+    }
+
+    /// The notice that ends an operator's drain.
+    #[must_use]
+    pub fn by_hand(&self) -> Option<Arc<Notify>> {
+        match &self.owner {
+            Owner::Hand(end) => Some(Arc::clone(end)),
+            _ => None,
+        }
+    }
+}
+
+/// The right to change a worker; ends when dropped.
+pub struct Claim(Arc<Worker>);
+
+impl Drop for Claim {
+    fn drop(&mut self) {
+        self.0.control().owner = Owner::Watch;
+    }
+}
+
+/// Cookies of the sockets that listen where a worker should: at its address, or on a wildcard address.
+///
+/// # Errors
+/// When sock_diag fails.
+pub async fn listeners(at: SocketAddr) -> std::io::Result<BTreeSet<u64>> {
+    let found = blocking(move || diag::sockets(diag::states::LISTEN, Some(at.port()))).await?;
+    Ok(found.iter().filter(|socket| serves(socket.local, at)).map(|socket| socket.cookie).collect())
+}
+
+/// Whether a listener at `local` gets the connections to `at`.
+#[must_use]
+pub fn serves(local: SocketAddr, at: SocketAddr) -> bool {
+    local.port() == at.port() && (local.ip() == at.ip() || local.ip().is_unspecified())
+}
+
+/// Runs what blocks (netlink, membarrier) away from the reactor.
+pub async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> std::io::Result<T> + Send + 'static,
+) -> std::io::Result<T> {
+    tokio::task::spawn_blocking(work).await.unwrap_or_else(|error| Err(std::io::Error::other(error)))
+}
+
+/// Puts a worker back into rotation from whatever state this owner has put it in, and takes note of its listeners.
+pub fn put_up(tables: &Tables, worker: &Worker, listeners: BTreeSet<u64>, reason: &str) -> WorkerWord {
+    worker.control().listeners = listeners;
+    let word = tables.publish(worker.index, State::Up, 0);
+    worker.enter(Phase::Up, reason);
+    word
+}

@@ -1,0 +1,56 @@
+//! A worker's life, as a table. Everything that moves a worker asks it.
+
+use crate::api::Phase;
+
+/// The moves there are. `Failed` can be reached from any phase, and left only by being stopped, or by passing a warm-up.
+const MOVES: &[(Phase, &[Phase])] = &[
+    (Phase::Up, &[Phase::Draining, Phase::Down, Phase::Listening, Phase::Stopping]),
+    (Phase::Draining, &[Phase::Drained, Phase::Up, Phase::Down]),
+    (Phase::Drained, &[Phase::Stopping, Phase::Draining, Phase::Up]),
+    (Phase::Stopping, &[Phase::Starting, Phase::Up, Phase::Listening]),
+    (Phase::Starting, &[Phase::Listening]),
+    (Phase::Listening, &[Phase::Warming, Phase::Down, Phase::Draining, Phase::Stopping]),
+    (Phase::Warming, &[Phase::Up, Phase::Down, Phase::Listening, Phase::Draining, Phase::Stopping]),
+    (Phase::Down, &[Phase::Listening, Phase::Stopping, Phase::Up, Phase::Draining]),
+    (Phase::Failed, &[Phase::Drained, Phase::Stopping, Phase::Warming]),
+];
+
+/// Whether a worker may go from one phase to another.
+#[must_use]
+pub fn is_move(from: Phase, to: Phase) -> bool {
+    to == Phase::Failed || MOVES.iter().any(|(phase, next)| *phase == from && next.contains(&to))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_restart_is_one_path() {
+        let path = [
+            Phase::Up,
+            Phase::Draining,
+            Phase::Drained,
+            Phase::Stopping,
+            Phase::Starting,
+            Phase::Listening,
+            Phase::Warming,
+            Phase::Up,
+        ];
+        assert!(path.windows(2).all(|pair| is_move(pair[0], pair[1])));
+    }
+
+    #[test]
+    fn nothing_serves_unwarmed() {
+        for from in [Phase::Starting, Phase::Listening, Phase::Failed] {
+            assert!(!is_move(from, Phase::Up), "{from:?}");
+        }
+    }
+
+    #[test]
+    fn nothing_is_stopped_undrained() {
+        for from in [Phase::Draining, Phase::Starting] {
+            assert!(!is_move(from, Phase::Stopping), "{from:?}");
+        }
+    }
+}

@@ -1,0 +1,227 @@
+//! Which service and worker has which place in the tables, and how a configuration gets there.
+//!
+//! Order is everything here, since programs read while we write: a worker's address is written before a slot names it, a
+//! slot before a service's word names it, and what is given up is reused only after a grace period.
+
+use std::{
+    collections::BTreeMap,
+    net::SocketAddr,
+    path::PathBuf,
+    sync::{Arc, Mutex, PoisonError, RwLock},
+};
+
+use anyhow::{Context, Result, bail};
+use deployer_common::{
+    layout::{CallerRule, Frontend, MAX_CALLERS, MAX_MEMBERS, MAX_SERVICES, MAX_WORKERS, NO_WORKER, Slot},
+    word::{self, ServiceWord, State},
+};
+
+use super::{Service, Worker, callers, manager};
+use crate::{
+    config::{self, Config},
+    kernel::{Tables, host},
+};
+
+/// The services by name.
+pub type Services = BTreeMap<String, Arc<Service>>;
+
+/// All services, and the places in the tables.
+pub struct Registry {
+    tables: Arc<Tables>,
+    cgroup_root: PathBuf,
+    services: RwLock<Services>,
+    places: Mutex<Places>,
+}
+
+#[derive(Default)]
+struct Places {
+    workers: Vec<bool>,
+    services: Vec<bool>,
+    /// By service index: caller rules as last published.
+    rules: BTreeMap<u32, Vec<CallerRule>>,
+}
+
+impl Registry {
+    /// An empty registry over empty tables.
+    #[must_use]
+    pub fn new(tables: Arc<Tables>, cgroup_root: PathBuf) -> Self {
+        let places =
+            Places { workers: vec![false; MAX_WORKERS], services: vec![false; MAX_SERVICES], ..Places::default() };
+        Self { tables, cgroup_root, services: RwLock::default(), places: Mutex::new(places) }
+    }
+
+    /// The services as they are now.
+    #[must_use]
+    pub fn services(&self) -> Services {
+        self.services.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// A service by name.
+    #[must_use]
+    pub fn service(&self, name: &str) -> Option<Arc<Service>> {
+        self.services.read().unwrap_or_else(PoisonError::into_inner).get(name).cloned()
+    }
+
+    /// Makes the tables what the configuration says. Workers that stay keep their state; new ones are entered as down,
+    /// and the watch finds out.
+    ///
+    /// # Errors
+    /// When there is no room, or the kernel refuses a write; services handled before stay changed.
+    pub fn apply(&self, config: &Config) -> Result<()> {
+        let mut places = self.places.lock().unwrap_or_else(PoisonError::into_inner);
+        let before = self.services();
+        let mut after = Services::new();
+        for (name, wanted) in &config.services {
+            let service = self
+                .apply_service(&mut places, before.get(name), wanted)
+                .with_context(|| format!("entering service {name} into the kernel's tables"))?;
+            after.insert(name.clone(), Arc::new(service));
+        }
+        *self.services.write().unwrap_or_else(PoisonError::into_inner) = after.clone();
+        self.give_up(&mut places, &before, &after)
+    }
+
+    fn apply_service(
+        &self,
+        places: &mut Places,
+        before: Option<&Arc<Service>>,
+        wanted: &config::Service,
+    ) -> Result<Service> {
+        let index = match before {
+            Some(before) => before.index,
+            None => take(&mut places.services).context("no room for another service; the most is 64")?,
+        };
+        let mut workers = Vec::with_capacity(wanted.workers.len());
+        for at in &wanted.workers {
+            let known = before.and_then(|before| before.workers.iter().find(|worker| worker.at == *at));
+            workers.push(match known {
+                Some(worker) => Arc::clone(worker),
+                None => self.enter_worker(places, index, *at, &wanted.name)?,
+            });
+        }
+        let service = Service { index, config: wanted.clone(), workers, manager: manager(&wanted.manager) };
+        places.rules.insert(index, callers::rules(&wanted.callers, &self.cgroup_root));
+        self.publish(places, &service)?;
+        for worker in &service.workers {
+            self.tables.insert_frontend(worker.at, Frontend { service: index, worker: worker.index })?;
+        }
+        if let Some(address) = wanted.address {
+            self.tables.insert_frontend(address, Frontend { service: index, worker: NO_WORKER })?;
+        }
+        Ok(service)
+    }
+
+    fn enter_worker(&self, places: &mut Places, service: u32, at: SocketAddr, name: &str) -> Result<Arc<Worker>> {
+        let index = take(&mut places.workers).context("no room for another worker; the most is 1024")?;
+        self.tables.publish(index, State::Down, 0);
+        self.tables.set_seed(index, 0);
+        self.tables.write_worker(index, service, at)?;
+        Ok(Arc::new(Worker::new(index, at, name)))
+    }
+
+    /// Writes the service's unused slot, names it in the service's word, and waits until nobody reads the other.
+    fn publish(&self, places: &Places, service: &Service) -> Result<()> {
+        let old = self.tables.service_word(service.index);
+        let first = (2 * service.index) as u16;
+        let index = if old.slot() == u32::from(first) && old.0 != 0 { first + 1 } else { first };
+        let rules = places.rules.get(&service.index).map_or(&[][..], Vec::as_slice);
+        self.tables.write_slot(u32::from(index), &slot(service, rules)?)?;
+        self.tables.publish_service(service.index, ServiceWord::new(mode(service, old), policy(service), index));
+        host::grace_period().context("waiting for an RCU grace period (membarrier)")
+    }
+
+    /// Bypasses one service, or no longer.
+    pub fn bypass(&self, service: &Service, on: bool) {
+        let old = self.tables.service_word(service.index);
+        let mode = if on { word::Mode::Bypass } else { configured_mode(service) };
+        self.tables.publish_service(service.index, ServiceWord::new(mode, old.policy(), old.slot() as u16));
+    }
+
+    /// Looks again at what the caller rules stand for; publishes them where that has changed.
+    ///
+    /// # Errors
+    /// When the kernel refuses a write.
+    pub fn refresh_callers(&self) -> Result<()> {
+        let mut places = self.places.lock().unwrap_or_else(PoisonError::into_inner);
+        for service in self.services().values() {
+            let now = callers::rules(&service.config.callers, &self.cgroup_root);
+            let known = places.rules.get(&service.index).map_or(&[][..], Vec::as_slice);
+            if now.iter().any(|rule| !known.contains(rule)) {
+                let rules = callers::succeed(known, &now, MAX_CALLERS);
+                tracing::info!(service = service.config.name, "callers have changed on this host; publishing them");
+                places.rules.insert(service.index, rules);
+                self.publish(&places, service)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Takes out what the new configuration no longer has.
+    fn give_up(&self, places: &mut Places, before: &Services, after: &Services) -> Result<()> {
+        let mut gone = Vec::new();
+        for (name, old) in before {
+            let new = after.get(name);
+            let stays = |at: &SocketAddr| new.is_some_and(|new| new.workers.iter().any(|worker| worker.at == *at));
+            gone.extend(old.workers.iter().filter(|worker| !stays(&worker.at)).cloned());
+            let address = new.and_then(|new| new.config.address);
+            if let Some(former) = old.config.address.filter(|former| Some(*former) != address) {
+                self.tables.remove_address(former);
+            }
+            if new.is_none() {
+                self.tables.publish_service(old.index, ServiceWord(0));
+                places.services[old.index as usize] = false;
+            }
+        }
+        for worker in &gone {
+            self.tables.remove_address(worker.at);
+        }
+        host::grace_period().context("waiting for an RCU grace period (membarrier)")?;
+        for worker in &gone {
+            self.tables.publish(worker.index, State::Absent, 0);
+            places.workers[worker.index as usize] = false;
+        }
+        Ok(())
+    }
+}
+
+fn take(places: &mut [bool]) -> Option<u32> {
+    let free = places.iter().position(|taken| !taken)?;
+    places[free] = true;
+    Some(free as u32)
+}
+
+fn slot(service: &Service, rules: &[CallerRule]) -> Result<Slot> {
+    if rules.len() > MAX_CALLERS {
+        bail!("{} callers; the most is {MAX_CALLERS}", rules.len());
+    }
+    let mut slot = Slot {
+        len: service.workers.len() as u32,
+        callers_len: rules.len() as u32,
+        callers: [CallerRule { kind: 0, place: 0, id: 0 }; MAX_CALLERS],
+        members: [0; MAX_MEMBERS],
+    };
+    slot.callers[..rules.len()].copy_from_slice(rules);
+    for (member, worker) in slot.members.iter_mut().zip(&service.workers) {
+        *member = worker.index as u16;
+    }
+    Ok(slot)
+}
+
+/// An operator's bypass outlives a reload.
+fn mode(service: &Service, old: ServiceWord) -> word::Mode {
+    if old.0 != 0 && old.mode() == word::Mode::Bypass { word::Mode::Bypass } else { configured_mode(service) }
+}
+
+fn configured_mode(service: &Service) -> word::Mode {
+    match service.config.mode {
+        config::Mode::Observe => word::Mode::Observe,
+        config::Mode::Enforce => word::Mode::Enforce,
+    }
+}
+
+fn policy(service: &Service) -> word::Policy {
+    match service.config.drain.policy {
+        config::Policy::Steer => word::Policy::Steer,
+        config::Policy::Refuse => word::Policy::Refuse,
+    }
+}

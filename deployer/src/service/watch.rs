@@ -1,0 +1,177 @@
+//! The watch: workers that crash, restart or appear by themselves are noticed, warmed and put into rotation. It looks ten
+//! times a second, and touches only workers that no roll and no operator holds.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::SocketAddr,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use deployer_common::word::{State, WorkerWord};
+use tracing::warn;
+
+use super::{Service, Worker, blocking, put_up, registry::Registry, serves};
+use crate::{
+    api::Phase,
+    kernel::{Tables, diag},
+    warm,
+};
+
+const TICK: Duration = Duration::from_millis(100);
+/// Between two tries to warm a worker that failed its warm-up outside a roll.
+const AGAIN: Duration = Duration::from_secs(5);
+/// Between two looks at caller rules and seeds.
+const SLOW: Duration = Duration::from_secs(1);
+
+/// Watches for ever.
+pub async fn run(registry: Arc<Registry>, tables: Arc<Tables>) {
+    let mut slow = Instant::now();
+    loop {
+        tokio::time::sleep(TICK).await;
+        if let Err(error) = tick(&registry, &tables).await {
+            warn!(%error, "cannot look at the listening sockets; looking again");
+        }
+        if slow.elapsed() >= SLOW {
+            slow = Instant::now();
+            if let Err(error) = reseed(&registry, &tables).await {
+                warn!(%error, "cannot count the connections older than the programs");
+            }
+            let registry = Arc::clone(&registry);
+            let refreshed = tokio::task::spawn_blocking(move || registry.refresh_callers()).await;
+            if let Ok(Err(error)) = refreshed {
+                warn!(error = format!("{error:#}"), "cannot publish changed callers");
+            }
+        }
+    }
+}
+
+/// Finds every worker's state when the daemon starts: what listens has been serving, and goes on.
+///
+/// # Errors
+/// When sock_diag fails.
+pub async fn adopt(registry: &Registry, tables: &Tables) -> std::io::Result<()> {
+    let listening = listening().await?;
+    for service in registry.services().values() {
+        for worker in &service.workers {
+            let cookies = cookies(&listening, worker.at);
+            if !cookies.is_empty() && worker.control().phase == Phase::Down {
+                put_up(tables, worker, cookies, "found serving");
+                seed(worker, tables, u64::MAX).await?;
+            }
+        }
+    }
+    Ok(())
+}
+
+async fn listening() -> std::io::Result<Vec<diag::Socket>> {
+    blocking(|| diag::sockets(diag::states::LISTEN, None)).await
+}
+
+fn cookies(listening: &[diag::Socket], at: SocketAddr) -> BTreeSet<u64> {
+    listening.iter().filter(|socket| serves(socket.local, at)).map(|socket| socket.cookie).collect()
+}
+
+async fn tick(registry: &Registry, tables: &Arc<Tables>) -> std::io::Result<()> {
+    let words = words(registry, tables);
+    let listening = listening().await?;
+    for service in registry.services().values() {
+        for worker in &service.workers {
+            // A word that has changed since belongs to an owner that came after the look: not ours to judge by it.
+            let Some(word) = words.get(&worker.index) else { continue };
+            judge(service, worker, tables, *word, cookies(&listening, worker.at));
+        }
+    }
+    Ok(())
+}
+
+/// The words of the workers that are ours to watch.
+fn words(registry: &Registry, tables: &Tables) -> BTreeMap<u32, WorkerWord> {
+    let services = registry.services();
+    let workers = services.values().flat_map(|service| &service.workers);
+    workers
+        .filter(|worker| worker.control().is_watched())
+        .map(|worker| (worker.index, tables.word(worker.index)))
+        .collect()
+}
+
+fn judge(service: &Arc<Service>, worker: &Arc<Worker>, tables: &Arc<Tables>, word: WorkerWord, found: BTreeSet<u64>) {
+    let (phase, known, since) = {
+        let control = worker.control();
+        if !control.is_watched() {
+            return;
+        }
+        (control.phase, control.listeners.clone(), control.since)
+    };
+    let same = !found.is_empty() && !found.is_disjoint(&known);
+    match phase {
+        Phase::Failed => {}
+        Phase::Up if same => worker.control().listeners = found,
+        _ if found.is_empty() => {
+            if phase != Phase::Down && tables.swap(worker.index, word, State::Down, 0).is_ok() {
+                worker.enter(Phase::Down, "nothing listens: its process has ended");
+            }
+        }
+        Phase::Warming if same => {}
+        Phase::Listening if same && since.elapsed() < AGAIN => {}
+        _ => {
+            // New listeners: a process that has started by itself. Cold first, whatever it was.
+            if let Ok(cold) = tables.swap(worker.index, word, State::Cold, 0) {
+                worker.control().listeners.clone_from(&found);
+                worker.enter(Phase::Listening, "has started by itself");
+                tokio::spawn(warm_up(Arc::clone(service), Arc::clone(worker), Arc::clone(tables), cold, found));
+            }
+        }
+    }
+}
+
+/// Warms a worker that has started by itself, and puts it into rotation if it is still the same process and nobody has
+/// laid hands on it.
+async fn warm_up(
+    service: Arc<Service>,
+    worker: Arc<Worker>,
+    tables: Arc<Tables>,
+    cold: WorkerWord,
+    listeners: BTreeSet<u64>,
+) {
+    worker.enter(Phase::Warming, "");
+    let result = warm::warm(worker.at, &service.config.warm, service.config.warm.within).await;
+    if !worker.control().is_watched() || tables.word(worker.index) != cold {
+        return;
+    }
+    match result {
+        Ok(_) => {
+            if super::listeners(worker.at).await.is_ok_and(|now| !now.is_disjoint(&listeners))
+                && tables.swap(worker.index, cold, State::Up, 0).is_ok()
+            {
+                worker.enter(Phase::Up, "warm after it had started by itself");
+            }
+        }
+        Err(error) => {
+            worker.enter(Phase::Listening, &format!("stays cold, and is warmed again in 5 s: {error}"));
+        }
+    }
+}
+
+/// Counts the connections that are older than the programs, or, later, those of them that are left: what sock_diag sees
+/// at the worker's end beyond what the programs have counted. The two looks are not of one instant, so the number can be
+/// one or two too low; it steers the choice of a worker and never proves one empty.
+async fn seed(worker: &Worker, tables: &Tables, most: u64) -> std::io::Result<()> {
+    let (at, index) = (worker.at, worker.index);
+    let states = diag::states::ESTABLISHED | diag::states::CLOSE_WAIT;
+    let sockets = blocking(move || diag::sockets(states, Some(at.port()))).await?;
+    let at_worker = sockets.iter().filter(|socket| socket.local.port() == at.port()).count() as u64;
+    tables.set_seed(index, at_worker.saturating_sub(tables.worker_count(index).open).min(most));
+    Ok(())
+}
+
+/// Corrects the seeds of the workers that have any.
+async fn reseed(registry: &Registry, tables: &Tables) -> std::io::Result<()> {
+    for worker in registry.services().values().flat_map(|service| &service.workers) {
+        let known = tables.seed(worker.index);
+        if known > 0 {
+            seed(worker, tables, known).await?;
+        }
+    }
+    Ok(())
+}
