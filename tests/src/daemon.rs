@@ -1,0 +1,240 @@
+//! The `deployer` binary: its daemon and its command line, both in the sandbox.
+
+use std::fs;
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitStatus, Output, Stdio};
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail};
+
+use crate::app::App;
+use crate::process::Process;
+use crate::sandbox::{Place, Sandbox};
+use crate::supervisor::Supervisor;
+
+/// Where the binary under test is.
+#[derive(Clone, Debug)]
+pub struct DeployerBin(PathBuf);
+
+impl DeployerBin {
+    /// `$DEPLOYER_BIN`, or `deployer` beside this executable, or one directory up (tests run in `deps/`).
+    pub fn find() -> Result<Self> {
+        if let Some(path) = std::env::var_os("DEPLOYER_BIN") {
+            let path = PathBuf::from(path);
+            if !path.is_file() {
+                bail!("DEPLOYER_BIN={}: no such file", path.display());
+            }
+            return Ok(Self(path));
+        }
+        let this = std::env::current_exe().context("this executable")?;
+        let found = this.ancestors().skip(1).take(2).map(|dir| dir.join("deployer")).find(|path| path.is_file());
+        found.map(Self).with_context(|| {
+            let this = this.display();
+            format!("no `deployer` near {this}: run `cargo build -p deployer` or set DEPLOYER_BIN")
+        })
+    }
+
+    /// This very file.
+    pub fn at(path: &Path) -> Self {
+        Self(path.to_owned())
+    }
+
+    /// The file.
+    pub fn path(&self) -> &Path {
+        &self.0
+    }
+
+    /// A command that runs the binary in [`Place::Daemon`].
+    pub fn command(&self, sandbox: &Sandbox) -> Command {
+        sandbox.command(Place::Daemon, &self.0)
+    }
+}
+
+/// A running daemon.
+#[derive(Debug)]
+pub struct Daemon<'a> {
+    sandbox: &'a Sandbox,
+    bin: DeployerBin,
+    process: Process,
+}
+
+impl<'a> Daemon<'a> {
+    /// Where the daemon of a sandbox has its socket.
+    pub fn socket_of(sandbox: &Sandbox) -> PathBuf {
+        sandbox.dir().join("deployer.sock")
+    }
+
+    /// Starts `deployer daemon` with this configuration and waits until its socket answers.
+    pub fn start(sandbox: &'a Sandbox, config: &str) -> Result<Self> {
+        Self::start_bin(sandbox, DeployerBin::find()?, config)
+    }
+
+    /// Like [`Self::start`], with another binary: for upgrades, and for the harness's own tests.
+    pub fn start_bin(sandbox: &'a Sandbox, bin: DeployerBin, config: &str) -> Result<Self> {
+        let file = Self::write_config(sandbox, config)?;
+        let mut command = bin.command(sandbox);
+        command.arg("daemon").arg("--config").arg(file);
+        let log = sandbox.dir().join("deployer.log");
+        let mut process = Process::start("deployer daemon", command, &log)?;
+        let socket = Self::socket_of(sandbox);
+        process.wait_ready(Duration::from_secs(20), || UnixStream::connect(&socket).is_ok())?;
+        Ok(Self { sandbox, bin, process })
+    }
+
+    /// Writes the configuration file, for a reload (SIGHUP) too, and returns its path.
+    pub fn write_config(sandbox: &Sandbox, config: &str) -> Result<PathBuf> {
+        let file = sandbox.dir().join("deployer.toml");
+        fs::write(&file, config).context("write deployer.toml")?;
+        Ok(file)
+    }
+
+    /// The daemon's process, for signals, its exit and its log.
+    pub fn process(&mut self) -> &mut Process {
+        &mut self.process
+    }
+
+    /// The daemon's process id.
+    pub fn pid(&self) -> u32 {
+        self.process.pid()
+    }
+
+    /// What the daemon has printed.
+    pub fn log(&self) -> String {
+        self.process.log()
+    }
+
+    /// `deployer --socket SOCKET ARGUMENTS...`, not yet started.
+    pub fn cli_command(&self, arguments: &[&str]) -> Command {
+        let mut command = self.bin.command(self.sandbox);
+        command.arg("--socket").arg(Self::socket_of(self.sandbox)).args(arguments).stdin(Stdio::null());
+        command
+    }
+
+    /// Runs a verb to its end.
+    pub fn cli(&self, arguments: &[&str]) -> Result<Output> {
+        self.cli_command(arguments).output().context("run deployer")
+    }
+
+    /// Starts a verb, with its output in pipes; `wait_with_output()` ends it.
+    pub fn cli_spawn(&self, arguments: &[&str]) -> Result<Child> {
+        let mut command = self.cli_command(arguments);
+        let command = command.stdout(Stdio::piped()).stderr(Stdio::piped());
+        command.spawn().context("start deployer")
+    }
+
+    /// SIGTERM, and waits for the end.
+    pub fn stop(&mut self) -> Result<ExitStatus> {
+        self.process.stop(Duration::from_secs(10))
+    }
+}
+
+/// The configuration of the usual service, `web`; fields hold TOML values where they are strings for TOML.
+#[derive(Clone, Debug)]
+pub struct ServiceConfig {
+    /// More lines of `[daemon]`, `[kernel]` comes after them.
+    pub daemon_extra: String,
+    /// The service address, if it has one.
+    pub address: Option<String>,
+    /// `mode`: `observe`, say.
+    pub mode: Option<String>,
+    /// `drain.policy`.
+    pub policy: &'static str,
+    /// `drain.deadline`.
+    pub deadline: &'static str,
+    /// `drain.on_deadline`.
+    pub on_deadline: &'static str,
+    /// `roll.batch` in TOML: `2` or `"25%"`.
+    pub batch: String,
+    /// `roll.max_failures`.
+    pub max_failures: u32,
+    /// `roll.on_failure`.
+    pub on_failure: &'static str,
+    /// The version that `roll.unswitch` goes back to, if there is one.
+    pub unswitch_to: Option<String>,
+    /// `warm.within`.
+    pub warm_within: &'static str,
+    /// More lines of `[service.web]`.
+    pub extra: String,
+}
+
+impl Default for ServiceConfig {
+    fn default() -> Self {
+        Self {
+            daemon_extra: String::new(),
+            address: None,
+            mode: None,
+            policy: "steer",
+            deadline: "60s",
+            on_deadline: "stop-roll",
+            batch: "2".to_owned(),
+            max_failures: 1,
+            on_failure: "stop",
+            unswitch_to: None,
+            warm_within: "20s",
+            extra: String::new(),
+        }
+    }
+}
+
+impl ServiceConfig {
+    /// The file's text. Programs are attached to the sandbox's cgroup only.
+    pub fn text(&self, sandbox: &Sandbox, app: &App, supervisor: &Supervisor<'_>) -> String {
+        let socket = Daemon::socket_of(sandbox);
+        let root = sandbox.root_cgroup().display();
+        let callers = sandbox.cgroup(Place::Callers);
+        let ports = supervisor.ports();
+        let host = supervisor.address(*ports.start()).ip();
+        let line = |key: &str, value: &Option<String>| match value {
+            Some(value) => format!("{key} = {value:?}\n"),
+            None => String::new(),
+        };
+        let lines = [
+            format!("[daemon]\nsocket = {socket:?}\n{}", self.daemon_extra),
+            format!("[kernel]\ncallers = \"{root}\"\nworkers = \"{root}\"\n"),
+            "[service.web]\n".to_owned(),
+            line("address", &self.address),
+            line("mode", &self.mode),
+            format!("workers = \"{host}:{}-{}\"\n", ports.start(), ports.end()),
+            format!("callers = [{callers:?}]\n"),
+            self.manager_line(supervisor),
+            self.drain_line(),
+            self.roll_line(app),
+            self.warm_lines(),
+            format!("{}\n", self.extra),
+        ];
+        lines.concat()
+    }
+
+    fn manager_line(&self, supervisor: &Supervisor<'_>) -> String {
+        let (socket, program) = (supervisor.socket(), supervisor.program_pattern());
+        format!("manager = {{ supervisord = {socket:?}, program = {program:?} }}\n")
+    }
+
+    fn drain_line(&self) -> String {
+        let (policy, deadline, on_deadline) = (self.policy, self.deadline, self.on_deadline);
+        format!("drain = {{ policy = {policy:?}, deadline = {deadline:?}, on_deadline = {on_deadline:?} }}\n")
+    }
+
+    fn roll_line(&self, app: &App) -> String {
+        let (batch, max_failures, on_failure) = (&self.batch, self.max_failures, self.on_failure);
+        let switch = app.switch_command();
+        let unswitch = self.unswitch_to.as_ref().map(|version| {
+            let command = switch.clone().map(|word| word.replace("{version}", version));
+            format!(", unswitch = {command:?}")
+        });
+        let unswitch = unswitch.unwrap_or_default();
+        format!(
+            "roll = {{ batch = {batch}, max_failures = {max_failures}, on_failure = {on_failure:?}, \
+             switch = {switch:?}{unswitch} }}\n"
+        )
+    }
+
+    fn warm_lines(&self) -> String {
+        let within = self.warm_within;
+        format!(
+            "warm = {{ requests = [\"GET /\", \"GET /pin/1\"], repeat = 3, within = {within:?} }}\n\
+             version = {{ request = \"GET /version\" }}\n"
+        )
+    }
+}

@@ -1,0 +1,114 @@
+//! nginx as users have it: a plain `upstream`, no kept-alive connections to it, all else at its defaults.
+
+use std::fs;
+use std::net::{Ipv4Addr, SocketAddr, TcpStream};
+use std::ops::RangeInclusive;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+
+use crate::process::Process;
+use crate::sandbox::{Place, Sandbox};
+
+/// Where nginx listens, in the sandbox's namespace.
+pub const ADDRESS: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(Ipv4Addr::LOCALHOST), 8080);
+
+/// What nginx's `upstream` block names.
+#[derive(Clone, Debug)]
+pub enum Upstream {
+    /// One `server` line a worker.
+    Workers {
+        /// The workers' ports.
+        ports: RangeInclusive<u16>,
+        /// Added to each line: nothing, `max_fails=0`, `max_fails=1 fail_timeout=0s`, ...
+        params: String,
+    },
+    /// One line: the service address, where the kernel picks the worker.
+    ServiceAddress(SocketAddr),
+}
+
+impl Upstream {
+    /// One `server` line a worker, with these parameters.
+    pub fn workers(ports: RangeInclusive<u16>, params: &str) -> Self {
+        Self::Workers { ports, params: params.to_owned() }
+    }
+
+    fn lines(&self) -> String {
+        match self {
+            Self::Workers { ports, params } => {
+                ports.clone().map(|port| format!("    server 127.0.0.1:{port} {params};\n")).collect()
+            }
+            Self::ServiceAddress(address) => format!("    server {address};\n"),
+        }
+    }
+}
+
+/// A running nginx in [`Place::Callers`].
+#[derive(Debug)]
+pub struct Nginx {
+    process: Process,
+    errors: PathBuf,
+}
+
+impl Nginx {
+    /// Starts nginx and waits until it accepts connections.
+    pub fn start(sandbox: &Sandbox, upstream: &Upstream) -> Result<Self> {
+        let dir = sandbox.dir().join("nginx");
+        fs::create_dir_all(&dir).context("make nginx's directory")?;
+        let (config, errors) = (dir.join("nginx.conf"), dir.join("error.log"));
+        fs::write(&config, config_text(&dir, upstream)).context("write nginx.conf")?;
+        let mut command = sandbox.command(Place::Callers, "/usr/sbin/nginx");
+        command.arg("-p").arg(&dir).arg("-c").arg(&config);
+        command.arg("-e").arg(&errors);
+        let mut process = Process::start("nginx", command, &dir.join("nginx.out"))?;
+        process.wait_ready(Duration::from_secs(10), || {
+            let connected = sandbox.in_netns(|| TcpStream::connect(ADDRESS).is_ok());
+            connected.unwrap_or(false)
+        })?;
+        Ok(Self { process, errors })
+    }
+
+    /// The master's process id.
+    pub fn pid(&self) -> u32 {
+        self.process.pid()
+    }
+
+    /// The lines of the error log at `warn` or worse.
+    pub fn error_lines(&self) -> Result<Vec<String>> {
+        let log = fs::read_to_string(&self.errors).context("nginx's error log")?;
+        let grave = ["[warn]", "[error]", "[crit]", "[alert]", "[emerg]"];
+        Ok(log.lines().filter(|line| grave.iter().any(|word| line.contains(word))).map(str::to_owned).collect())
+    }
+}
+
+/// Debian's nginx 1.22 keeps its files where only one instance may: all paths are moved into `dir`.
+fn config_text(dir: &Path, upstream: &Upstream) -> String {
+    let (dir, lines) = (dir.display(), upstream.lines());
+    format!(
+        r#"daemon off;
+user root;
+worker_processes 1;
+pid {dir}/nginx.pid;
+error_log {dir}/error.log warn;
+events {{ worker_connections 8192; }}
+http {{
+  access_log off;
+  client_body_temp_path {dir}/body;
+  proxy_temp_path {dir}/proxy;
+  fastcgi_temp_path {dir}/fastcgi;
+  uwsgi_temp_path {dir}/uwsgi;
+  scgi_temp_path {dir}/scgi;
+  upstream web {{
+{lines}  }}
+  server {{
+    listen {ADDRESS} backlog=4096;
+    location / {{
+      proxy_pass http://web;
+      proxy_read_timeout 60s;
+    }}
+  }}
+}}
+"#
+    )
+}

@@ -1,0 +1,341 @@
+//! A network namespace, a cgroup and a directory of a test's own, all gone when the test ends, however it ends.
+
+use std::fs::{self, File};
+use std::os::fd::AsFd;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Mutex, PoisonError};
+use std::thread::{self, JoinHandle};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail};
+use rustix::process::Signal;
+use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
+
+use crate::process;
+
+const PREFIX: &str = "deployer-";
+const NETNS_DIR: &str = "/run/netns";
+/// A Unix socket's path holds at most 107 bytes; leave room for the longest file name used below the directory.
+const LONGEST_DIR: usize = 80;
+
+/// The child cgroup in which a process of the sandbox runs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Place {
+    /// The load balancers, whose connections are steered.
+    Callers,
+    /// supervisord and its workers.
+    Workers,
+    /// Health checks and other bystanders.
+    Outside,
+    /// The daemon and its command line.
+    Daemon,
+}
+
+impl Place {
+    /// All of them.
+    pub const ALL: [Self; 4] = [Self::Callers, Self::Workers, Self::Outside, Self::Daemon];
+
+    fn name(self) -> &'static str {
+        match self {
+            Self::Callers => "callers",
+            Self::Workers => "workers",
+            Self::Outside => "outside",
+            Self::Daemon => "daemon",
+        }
+    }
+}
+
+/// The things that one sandbox owns, all found again by its name, so that another process can sweep them up.
+#[derive(Clone, Debug)]
+struct Leftovers {
+    name: String,
+    cgroup: PathBuf,
+    netns: PathBuf,
+    dir: PathBuf,
+}
+
+/// A test's own network namespace, cgroup v2 and directory. Declare it before the parts that run in it.
+#[derive(Debug)]
+pub struct Sandbox {
+    owned: Leftovers,
+    _dir: tempfile::TempDir,
+}
+
+static LIVE: Mutex<Vec<Leftovers>> = Mutex::new(Vec::new());
+static NUMBER: AtomicU32 = AtomicU32::new(0);
+
+impl Sandbox {
+    /// Makes a sandbox; `label` is a short word of letters, digits and `_`. Needs root.
+    pub fn new(label: &str) -> Result<Self> {
+        Self::sweep()?;
+        if label.is_empty() || !label.chars().all(|c| c.is_ascii_alphanumeric() || c == '_') {
+            bail!("sandbox label {label:?}: use letters, digits and _ only");
+        }
+        let number = NUMBER.fetch_add(1, Ordering::Relaxed);
+        let name = format!("{PREFIX}{label}-{}-{number}", std::process::id());
+        let owned = Leftovers::named(&name)?;
+        if owned.dir.as_os_str().len() > LONGEST_DIR {
+            bail!("{} is too long for Unix sockets", owned.dir.display());
+        }
+        let dir =
+            tempfile::Builder::new().prefix(&name).rand_bytes(0).tempdir().context("make the sandbox's directory")?;
+        lock_live().push(owned.clone());
+        // From here on a failure drops the sandbox, which removes what has been made.
+        let sandbox = Self { owned, _dir: dir };
+        sandbox.make_cgroups()?;
+        process::run(Command::new("ip").args(["netns", "add", &name]))?;
+        process::run(Command::new("ip").args(["-n", &name, "link", "set", "lo", "up"]))?;
+        Ok(sandbox)
+    }
+
+    fn make_cgroups(&self) -> Result<()> {
+        let make = |path: &Path| fs::create_dir(path).with_context(|| format!("make cgroup {}", path.display()));
+        make(&self.owned.cgroup)?;
+        Place::ALL.iter().try_for_each(|place| make(&self.cgroup(*place)))
+    }
+
+    /// Removes what sandboxes left behind whose owners (processes) are no longer alive.
+    pub fn sweep() -> Result<()> {
+        let mut names = Vec::new();
+        for parent in [cgroup2_mount()?, PathBuf::from(NETNS_DIR), std::env::temp_dir()] {
+            let entries = fs::read_dir(parent).into_iter().flatten().flatten();
+            names.extend(entries.filter_map(|entry| entry.file_name().into_string().ok()));
+        }
+        names.retain(|name| owner(name).is_some_and(|pid| !alive(pid)));
+        names.sort_unstable();
+        names.dedup();
+        names.iter().try_for_each(|name| Leftovers::named(name)?.remove())
+    }
+
+    /// The sandbox's name, which is also its network namespace's.
+    pub fn name(&self) -> &str {
+        &self.owned.name
+    }
+
+    /// A directory for the sandbox's files.
+    pub fn dir(&self) -> &Path {
+        &self.owned.dir
+    }
+
+    /// The cgroup above all others of the sandbox: where programs are attached.
+    pub fn root_cgroup(&self) -> &Path {
+        &self.owned.cgroup
+    }
+
+    /// The cgroup of a place.
+    pub fn cgroup(&self, place: Place) -> PathBuf {
+        self.owned.cgroup.join(place.name())
+    }
+
+    /// The file that names the network namespace.
+    pub fn netns_path(&self) -> &Path {
+        &self.owned.netns
+    }
+
+    /// The processes in a place.
+    pub fn pids(&self, place: Place) -> Result<Vec<u32>> {
+        pids_in(&self.cgroup(place))
+    }
+
+    /// Kills every process in a place.
+    pub fn kill_place(&self, place: Place) -> Result<()> {
+        let cgroup = self.cgroup(place);
+        kill_cgroup(&cgroup)?;
+        wait_empty(&cgroup)
+    }
+
+    /// CPU time that a place has used so far.
+    pub fn cpu_time(&self, place: Place) -> Result<Duration> {
+        let text = fs::read_to_string(self.cgroup(place).join("cpu.stat")).context("cpu.stat")?;
+        let line = text.lines().find_map(|l| l.strip_prefix("usage_usec "));
+        let micros = line.context("no usage_usec in cpu.stat")?.trim().parse()?;
+        Ok(Duration::from_micros(micros))
+    }
+
+    /// A command that runs `program` in the namespace and in the cgroup of `place`. The started process's id is
+    /// `program`'s own (everything before it only execs).
+    pub fn command(&self, place: Place, program: impl AsRef<std::ffi::OsStr>) -> Command {
+        // Not `ip netns exec`: that mounts a /sys of its own, which hides the cgroups.
+        let mut command = Command::new("nsenter");
+        let mut net = std::ffi::OsString::from("--net=");
+        net.push(self.netns_path());
+        command
+            .arg(net)
+            .args(["sh", "-c", r#"echo 0 > "$0/cgroup.procs" && exec "$@""#])
+            .arg(self.cgroup(place))
+            .arg(program);
+        command
+    }
+
+    /// Runs `work` on a new thread in the namespace (and in the test's own cgroup, so it is never steered) and returns
+    /// its result. A panic in it goes on in the caller.
+    pub fn in_netns<T: Send>(&self, work: impl FnOnce() -> T + Send) -> Result<T> {
+        thread::scope(|scope| {
+            let thread = scope.spawn(|| enter(self.netns_path()).map(|()| work()));
+            thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+        })
+    }
+
+    /// Like [`Self::in_netns`], but does not wait.
+    pub fn spawn_in_netns<T: Send + 'static>(
+        &self,
+        work: impl FnOnce() -> T + Send + 'static,
+    ) -> JoinHandle<Result<T>> {
+        let path = self.netns_path().to_owned();
+        thread::spawn(move || enter(&path).map(|()| work()))
+    }
+}
+
+impl Drop for Sandbox {
+    fn drop(&mut self) {
+        lock_live().retain(|other| other.name != self.owned.name);
+        if let Err(error) = self.owned.remove() {
+            eprintln!("sandbox {}: {error:#}", self.owned.name);
+        }
+    }
+}
+
+/// Removes all sandboxes of this process when it is told to end (SIGINT, SIGTERM, SIGHUP), then exits with 130.
+///
+/// For programs such as the demo; a killed test is swept up by the next [`Sandbox::new`].
+pub fn clean_on_signal() -> Result<()> {
+    use tokio::signal::unix::{SignalKind, signal};
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().context("runtime for signals")?;
+    let guard = runtime.enter();
+    let mut interrupt = signal(SignalKind::interrupt()).context("SIGINT")?;
+    let mut terminate = signal(SignalKind::terminate()).context("SIGTERM")?;
+    let mut hangup = signal(SignalKind::hangup()).context("SIGHUP")?;
+    drop(guard);
+    thread::spawn(move || {
+        runtime.block_on(async {
+            tokio::select! {
+                _ = interrupt.recv() => (),
+                _ = terminate.recv() => (),
+                _ = hangup.recv() => (),
+            }
+        });
+        for owned in lock_live().drain(..) {
+            if let Err(error) = owned.remove() {
+                eprintln!("sandbox {}: {error:#}", owned.name);
+            }
+        }
+        std::process::exit(130);
+    });
+    Ok(())
+}
+
+impl Leftovers {
+    fn named(name: &str) -> Result<Self> {
+        Ok(Self {
+            name: name.to_owned(),
+            cgroup: cgroup2_mount()?.join(name),
+            netns: Path::new(NETNS_DIR).join(name),
+            dir: std::env::temp_dir().join(name),
+        })
+    }
+
+    /// Ends the processes, then removes cgroups, namespace and directory. Goes on after an error; reports the first.
+    fn remove(&self) -> Result<()> {
+        let cgroup = self.remove_cgroup();
+        let netns = if self.netns.exists() {
+            process::run(Command::new("ip").args(["netns", "delete", &self.name])).map(drop)
+        } else {
+            Ok(())
+        };
+        let dir = match fs::remove_dir_all(&self.dir) {
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+                Err(error).with_context(|| format!("remove {}", self.dir.display()))
+            }
+            _ => Ok(()),
+        };
+        cgroup.and(netns).and(dir)
+    }
+
+    fn remove_cgroup(&self) -> Result<()> {
+        if !self.cgroup.exists() {
+            return Ok(());
+        }
+        kill_cgroup(&self.cgroup)?;
+        wait_empty(&self.cgroup)?;
+        remove_cgroups(&self.cgroup)
+    }
+}
+
+/// The owner's process id, if `name` is a sandbox's: `deployer-LABEL-PID-NUMBER`.
+fn owner(name: &str) -> Option<u32> {
+    let (rest, number) = name.strip_prefix(PREFIX)?.rsplit_once('-')?;
+    number.parse::<u32>().ok()?;
+    rest.rsplit_once('-')?.1.parse().ok()
+}
+
+fn alive(pid: u32) -> bool {
+    Path::new("/proc").join(pid.to_string()).exists()
+}
+
+fn lock_live() -> std::sync::MutexGuard<'static, Vec<Leftovers>> {
+    LIVE.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Where cgroup v2 is mounted: `/sys/fs/cgroup` or, beside version 1, somewhere below it.
+pub fn cgroup2_mount() -> Result<PathBuf> {
+    let mounts = fs::read_to_string("/proc/self/mounts").context("/proc/self/mounts")?;
+    let mount = mounts.lines().find_map(|line| {
+        let mut fields = line.split(' ').skip(1);
+        let (point, kind) = (fields.next()?, fields.next()?);
+        (kind == "cgroup2").then(|| PathBuf::from(point))
+    });
+    mount.context("no cgroup v2 is mounted")
+}
+
+fn enter(netns: &Path) -> Result<()> {
+    let file = File::open(netns).with_context(|| format!("open {}", netns.display()))?;
+    move_into_link_name_space(file.as_fd(), Some(LinkNameSpaceType::Network))
+        .with_context(|| format!("enter {}", netns.display()))
+}
+
+fn pids_in(cgroup: &Path) -> Result<Vec<u32>> {
+    let text = fs::read_to_string(cgroup.join("cgroup.procs"))
+        .with_context(|| format!("processes of {}", cgroup.display()))?;
+    Ok(text.lines().filter_map(|line| line.parse().ok()).collect())
+}
+
+fn children(cgroup: &Path) -> Vec<PathBuf> {
+    let entries = fs::read_dir(cgroup).into_iter().flatten().flatten();
+    entries.filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir())).map(|entry| entry.path()).collect()
+}
+
+fn kill_cgroup(cgroup: &Path) -> Result<()> {
+    if fs::write(cgroup.join("cgroup.kill"), "1").is_ok() {
+        return Ok(());
+    }
+    // Before Linux 5.14: one by one. Who forks meanwhile is caught by wait_empty's next look.
+    for pid in pids_in(cgroup)? {
+        process::send(pid, Signal::KILL).ok();
+    }
+    children(cgroup).iter().try_for_each(|child| kill_cgroup(child))
+}
+
+fn wait_empty(cgroup: &Path) -> Result<()> {
+    let deadline = Instant::now() + Duration::from_secs(10);
+    loop {
+        let events = fs::read_to_string(cgroup.join("cgroup.events"))
+            .with_context(|| format!("state of {}", cgroup.display()))?;
+        if events.lines().any(|line| line == "populated 0") {
+            return Ok(());
+        }
+        if Instant::now() >= deadline {
+            bail!("processes in {} do not die", cgroup.display());
+        }
+        thread::sleep(Duration::from_millis(5));
+        kill_cgroup(cgroup)?;
+    }
+}
+
+fn remove_cgroups(cgroup: &Path) -> Result<()> {
+    for child in children(cgroup) {
+        remove_cgroups(&child)?;
+    }
+    fs::remove_dir(cgroup).with_context(|| format!("remove cgroup {}", cgroup.display()))
+}
