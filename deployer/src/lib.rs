@@ -3,6 +3,8 @@
 //! ARCHITECTURE.md in the repository's root tells how it works and why.
 
 pub mod api;
+pub mod check;
+pub mod cli;
 pub mod config;
 pub mod daemon;
 pub mod kernel;

@@ -28,5 +28,6 @@ pub mod load;
 pub mod nginx;
 pub mod process;
 pub mod report;
+pub mod rollout;
 pub mod sandbox;
 pub mod supervisor;

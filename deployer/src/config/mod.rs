@@ -24,6 +24,7 @@ use std::{
 use serde::Serialize;
 
 pub use error::{ConfigError, Problem};
+pub(crate) use raw::duration;
 
 /// The whole configuration file.
 #[derive(Debug, Clone, PartialEq)]

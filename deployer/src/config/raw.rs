@@ -258,7 +258,8 @@ fn join(table: &str, name: &str) -> String {
     if table.is_empty() { name } else { format!("{table}.{name}") }
 }
 
-fn duration(text: &str) -> Option<Duration> {
+/// A whole number and its unit: `250ms`, `10s`, `5m`, `2h`.
+pub(crate) fn duration(text: &str) -> Option<Duration> {
     let digits = text.find(|char: char| !char.is_ascii_digit())?;
     let (number, unit) = text.split_at(digits);
     let milliseconds = match unit {

@@ -11,6 +11,7 @@ use tokio::sync::Notify;
 use super::{Daemon, error::Refusal, lock};
 use crate::{
     api::{Done, DrainRequest, EnableRequest, Phase},
+    kernel::host,
     service::{
         Claim, Owner, Service, Worker,
         drain::{Drain, Held},
@@ -54,7 +55,7 @@ impl Daemon {
         let done = format!("{} is out of rotation {reason}", worker.at);
         worker.enter(Phase::Draining, &reason);
         let (daemon, worker) = (Arc::clone(self), Arc::clone(worker));
-        daemon.tables.publish(worker.index, State::Draining, 0);
+        daemon.tables.publish(worker.index, State::Draining, host::now_ms() + lease.as_millis() as u64);
         tokio::spawn(async move { daemon.hold(claim, &worker, lease, time, &end).await });
         Ok(Done { done })
     }
@@ -90,6 +91,10 @@ impl Daemon {
         };
         if let Some(end) = end {
             end.notify_one();
+            // The task that holds the drain does it, at once.
+            while worker.control().by_hand().is_some() {
+                tokio::time::sleep(Duration::from_millis(1)).await;
+            }
             return Ok(Done { done: format!("{} is back in rotation", worker.at) });
         }
         match phase {

@@ -70,6 +70,7 @@ pub async fn run(path: &Path) -> Result<()> {
         programs: Mutex::new(Some(programs)),
         rolls: Mutex::default(),
     });
+    tokio::spawn(watch::ask_versions(Arc::clone(&registry)));
     let watch = tokio::spawn(watch::run(registry, tables));
     let server = tokio::spawn(server::run(listener, Arc::clone(&daemon)));
     // Outside systemd there is nobody to tell.
@@ -146,6 +147,11 @@ impl Daemon {
         let config = Config::load(path)?;
         if let Some(name) = self.registry.services().keys().find(|name| self.running(name).is_some()) {
             anyhow::bail!("a roll of {name} runs; reload when it has ended");
+        }
+        let services = self.registry.services();
+        let held = services.values().flat_map(|service| &service.workers).find(|w| w.control().by_hand().is_some());
+        if let Some(worker) = held {
+            anyhow::bail!("{} of {} is drained by hand; enable it, then reload", worker.at, worker.service);
         }
         let mut current = lock(&self.config);
         if config.kernel.callers != current.kernel.callers || config.kernel.workers != current.kernel.workers {

@@ -30,6 +30,8 @@ const POLL: Duration = Duration::from_millis(2);
 const LOOK: Duration = Duration::from_millis(50);
 /// What a lease must still be worth when STOPPING is entered.
 const ROOM: Duration = Duration::from_millis(500);
+/// Between two words on what holds it.
+const TELL: Duration = Duration::from_secs(1);
 /// Sockets named when asked what holds a drain.
 const NAMED: usize = 4;
 
@@ -73,6 +75,8 @@ pub struct Drain<'a> {
     word: WorkerWord,
     deadline: Instant,
     on_held: &'a (dyn Fn(&Held) + Sync),
+    told: Instant,
+    last: Held,
 }
 
 impl<'a> Drain<'a> {
@@ -84,7 +88,8 @@ impl<'a> Drain<'a> {
         deadline: Instant,
         on_held: &'a (dyn Fn(&Held) + Sync),
     ) -> Self {
-        Self { tables, worker, lease, word: tables.word(worker.index), deadline, on_held }
+        let word = tables.word(worker.index);
+        Self { tables, worker, lease, word, deadline, on_held, told: Instant::now(), last: Held::default() }
     }
 
     /// Publishes the drain: from now on new connections go elsewhere, while the lease lasts.
@@ -135,42 +140,48 @@ impl<'a> Drain<'a> {
     /// Grace, tickets, sockets; `Ok(false)`: the lease was lost meanwhile.
     async fn look(&mut self, leased: bool) -> Result<bool, DrainError> {
         blocking(host::grace_period).await?;
-        let (mut empty, mut next, mut told) = (0, Instant::now(), Instant::now());
+        let (mut empty, mut next) = (0, Instant::now());
+        self.told = Instant::now();
         loop {
             if leased && !self.keep() {
                 return Ok(false);
             }
             let count = self.tables.worker_count(self.worker.index);
             let open = count.open + self.tables.seed(self.worker.index);
-            let mut held = Held { open, tickets: count.tickets, by: Vec::new() };
+            let mut sockets = Vec::new();
             if count.tickets == 0 && (open == 0 || Instant::now() >= next) {
                 next = Instant::now() + LOOK;
-                let at = self.worker.at;
-                let sockets = blocking(move || diag::holders(at)).await?;
+                sockets = self.sockets().await?;
                 empty = if sockets.is_empty() { empty + 1 } else { 0 };
                 if empty == 2 {
                     return Ok(true);
                 }
-                if told.elapsed() >= Duration::from_secs(1) && !sockets.is_empty() {
-                    told = Instant::now();
-                    held = name(&sockets, count.tickets, at.port());
-                    (self.on_held)(&held);
-                } else {
-                    held.open = connections(&sockets, at.port());
-                }
+            }
+            if count.tickets > 0 || !sockets.is_empty() {
+                self.tell(&sockets, count.tickets);
             }
             if Instant::now() >= self.deadline {
-                return Err(DrainError::Deadline(self.held_now(held).await));
+                return Err(DrainError::Deadline(name(&self.sockets().await?, count.tickets, self.worker.at.port())));
             }
             tokio::time::sleep(POLL).await;
         }
     }
 
-    async fn held_now(&self, fallback: Held) -> Held {
+    async fn sockets(&self) -> io::Result<Vec<Socket>> {
         let at = self.worker.at;
-        match blocking(move || diag::holders(at)).await {
-            Ok(sockets) => name(&sockets, fallback.tickets, at.port()),
-            Err(_) => fallback,
+        blocking(move || diag::holders(at)).await
+    }
+
+    /// Says what holds it: from the second second on, once a second, and only what is new.
+    fn tell(&mut self, sockets: &[Socket], tickets: u64) {
+        if self.told.elapsed() < TELL {
+            return;
+        }
+        self.told = Instant::now();
+        let held = name(sockets, tickets, self.worker.at.port());
+        if held != self.last {
+            self.last = held;
+            (self.on_held)(&self.last);
         }
     }
 

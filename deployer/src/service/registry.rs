@@ -4,7 +4,7 @@
 //! slot before a service's word names it, and what is given up is reused only after a grace period.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     net::SocketAddr,
     path::PathBuf,
     sync::{Arc, Mutex, PoisonError, RwLock},
@@ -37,6 +37,8 @@ pub struct Registry {
 struct Places {
     workers: Vec<bool>,
     services: Vec<bool>,
+    /// By service index: bypassed by an operator, which outlives a reload.
+    bypassed: BTreeSet<u32>,
     /// By service index: caller rules as last published.
     rules: BTreeMap<u32, Vec<CallerRule>>,
 }
@@ -121,20 +123,25 @@ impl Registry {
 
     /// Writes the service's unused slot, names it in the service's word, and waits until nobody reads the other.
     fn publish(&self, places: &Places, service: &Service) -> Result<()> {
-        let old = self.tables.service_word(service.index);
         let first = (2 * service.index) as u16;
-        let index = if old.slot() == u32::from(first) && old.0 != 0 { first + 1 } else { first };
+        let index = if self.tables.service_word(service.index).slot() == u32::from(first) { first + 1 } else { first };
         let rules = places.rules.get(&service.index).map_or(&[][..], Vec::as_slice);
         self.tables.write_slot(u32::from(index), &slot(service, rules)?)?;
-        self.tables.publish_service(service.index, ServiceWord::new(mode(service, old), policy(service), index));
+        self.tables.publish_service(service.index, ServiceWord::new(places.mode(service), policy(service), index));
         host::grace_period().context("waiting for an RCU grace period (membarrier)")
     }
 
-    /// Bypasses one service, or no longer.
+    /// Bypasses one service, or no longer: one write.
     pub fn bypass(&self, service: &Service, on: bool) {
+        let mut places = self.places.lock().unwrap_or_else(PoisonError::into_inner);
+        if on {
+            places.bypassed.insert(service.index);
+        } else {
+            places.bypassed.remove(&service.index);
+        }
         let old = self.tables.service_word(service.index);
-        let mode = if on { word::Mode::Bypass } else { configured_mode(service) };
-        self.tables.publish_service(service.index, ServiceWord::new(mode, old.policy(), old.slot() as u16));
+        let word = ServiceWord::new(places.mode(service), old.policy(), old.slot() as u16);
+        self.tables.publish_service(service.index, word);
     }
 
     /// Looks again at what the caller rules stand for; publishes them where that has changed.
@@ -170,6 +177,7 @@ impl Registry {
             if new.is_none() {
                 self.tables.publish_service(old.index, ServiceWord(0));
                 places.services[old.index as usize] = false;
+                places.bypassed.remove(&old.index);
             }
         }
         for worker in &gone {
@@ -207,15 +215,13 @@ fn slot(service: &Service, rules: &[CallerRule]) -> Result<Slot> {
     Ok(slot)
 }
 
-/// An operator's bypass outlives a reload.
-fn mode(service: &Service, old: ServiceWord) -> word::Mode {
-    if old.0 != 0 && old.mode() == word::Mode::Bypass { word::Mode::Bypass } else { configured_mode(service) }
-}
-
-fn configured_mode(service: &Service) -> word::Mode {
-    match service.config.mode {
-        config::Mode::Observe => word::Mode::Observe,
-        config::Mode::Enforce => word::Mode::Enforce,
+impl Places {
+    fn mode(&self, service: &Service) -> word::Mode {
+        match service.config.mode {
+            _ if self.bypassed.contains(&service.index) => word::Mode::Bypass,
+            config::Mode::Observe => word::Mode::Observe,
+            config::Mode::Enforce => word::Mode::Enforce,
+        }
     }
 }
 

@@ -46,6 +46,25 @@ pub async fn run(registry: Arc<Registry>, tables: Arc<Tables>) {
     }
 }
 
+/// Asks every worker that is up what it runs.
+pub async fn ask_versions(registry: Arc<Registry>) {
+    for service in registry.services().values() {
+        for worker in &service.workers {
+            if worker.control().phase == Phase::Up {
+                ask_version(service, worker).await;
+            }
+        }
+    }
+}
+
+async fn ask_version(service: &Service, worker: &Worker) {
+    let Some(ask) = &service.config.version else { return };
+    match warm::version(worker.at, ask, Duration::from_secs(2)).await {
+        Ok(version) => worker.control().version = Some(version),
+        Err(error) => warn!(%error, "the version stays unknown"),
+    }
+}
+
 /// Finds every worker's state when the daemon starts: what listens has been serving, and goes on.
 ///
 /// # Errors
@@ -145,6 +164,7 @@ async fn warm_up(
                 && tables.swap(worker.index, cold, State::Up, 0).is_ok()
             {
                 worker.enter(Phase::Up, "warm after it had started by itself");
+                ask_version(&service, &worker).await;
             }
         }
         Err(error) => {

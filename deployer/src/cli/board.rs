@@ -1,0 +1,149 @@
+//! What the terminal shows of a roll, as pure data: [`super::view`] draws it.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::SocketAddr,
+};
+
+use super::{lines, out::clean, status::word};
+use crate::api::{Event, Phase, What};
+
+/// A roll so far.
+#[derive(Debug, Default)]
+pub(super) struct Board {
+    /// All workers of the roll.
+    pub(super) total: usize,
+    /// `batch 2 of 10`
+    pub(super) heading: String,
+    /// The batch in hand without those that are through.
+    pub(super) rows: BTreeMap<SocketAddr, Row>,
+    /// Workers on the new version.
+    changed: BTreeSet<SocketAddr>,
+    failed: BTreeSet<SocketAddr>,
+    /// The batch takes workers back to the former version.
+    back: bool,
+}
+
+/// A worker that is in hand.
+#[derive(Debug, Default)]
+pub(super) struct Row {
+    /// `None`: its turn has not come.
+    pub(super) phase: Option<Phase>,
+    /// What holds its drain, or why it is in its phase.
+    detail: String,
+    /// When it was taken out of rotation.
+    out_ms: Option<u64>,
+    /// When it was seen to be empty.
+    empty_ms: Option<u64>,
+}
+
+impl Board {
+    /// Takes an event in; returns the line that stays on the screen, if it leaves one.
+    pub(super) fn apply(&mut self, event: &Event) -> Option<String> {
+        match &event.what {
+            What::Begun { batches, .. } => {
+                self.total = batches.iter().map(Vec::len).sum();
+                Some(lines::text(&event.what))
+            }
+            What::Batch { nth, of, workers, back } => {
+                self.back = *back;
+                self.heading = format!("{}batch {nth} of {of}", if *back { "rolling back: " } else { "" });
+                self.rows = workers.iter().map(|worker| (*worker, Row::default())).collect();
+                None
+            }
+            What::Phase { worker, phase, was, reason } => self.phase(event.time_ms, *worker, (*was, *phase), reason),
+            What::Held { worker, open, tickets, by } => {
+                self.rows.entry(*worker).or_default().detail = lines::held(*open, *tickets, by);
+                None
+            }
+            What::Finished { .. } => {
+                self.rows.clear();
+                Some(lines::text(&event.what))
+            }
+            What::Command { .. } | What::StopAsked { .. } => Some(lines::text(&event.what)),
+        }
+    }
+
+    /// Workers that are through.
+    pub(super) fn done(&self) -> usize {
+        self.changed.len()
+    }
+
+    /// Beside the bar.
+    pub(super) fn message(&self) -> String {
+        match self.failed.len() {
+            0 => self.heading.clone(),
+            failed => format!("{}, {failed} failed", self.heading),
+        }
+    }
+
+    fn phase(&mut self, at: u64, worker: SocketAddr, step: (Phase, Phase), reason: &str) -> Option<String> {
+        let (was, now) = step;
+        let mut row = self.rows.remove(&worker).unwrap_or_default();
+        row.enter(at, now, reason);
+        match (was, now) {
+            (_, Phase::Failed) => {
+                self.changed.remove(&worker);
+                self.failed.insert(worker);
+                Some(format!("✗ {worker}  {}", clean(reason)))
+            }
+            // It was never stopped.
+            (Phase::Up | Phase::Draining | Phase::Drained, Phase::Up) => Some(row.unchanged(at, worker, reason)),
+            (_, Phase::Up) => {
+                self.failed.remove(&worker);
+                // A worker that went back no longer counts.
+                if self.back {
+                    self.changed.remove(&worker)
+                } else {
+                    self.changed.insert(worker)
+                };
+                Some(row.through(at, worker, reason))
+            }
+            _ => {
+                self.rows.insert(worker, row);
+                None
+            }
+        }
+    }
+}
+
+impl Row {
+    fn enter(&mut self, at: u64, phase: Phase, reason: &str) {
+        self.phase = Some(phase);
+        self.detail = clean(reason);
+        match phase {
+            Phase::Draining => self.out_ms = Some(at),
+            // A manager that stops without a drain's end being told still ends it.
+            Phase::Drained | Phase::Stopping => self.empty_ms = self.empty_ms.or(Some(at)),
+            _ => {}
+        }
+    }
+
+    /// `draining   2 open: …`
+    pub(super) fn text(&self) -> String {
+        format!("{:<9}  {}", self.phase.map_or("waiting", word), self.detail)
+    }
+
+    /// `✓ 127.0.0.1:8003  v2  drained 0.1 s, up after 2.3 s`, both from when it was taken out of rotation.
+    fn through(&self, at: u64, worker: SocketAddr, version: &str) -> String {
+        let mut line = format!("✓ {worker}");
+        if !version.is_empty() {
+            line.push_str(&format!("  {}", clean(version)));
+        }
+        if let Some(out) = self.out_ms {
+            let drained = self.empty_ms.map(|empty| format!("drained {}, ", seconds(out, empty))).unwrap_or_default();
+            line.push_str(&format!("  {drained}up after {}", seconds(out, at)));
+        }
+        line
+    }
+
+    fn unchanged(&self, at: u64, worker: SocketAddr, reason: &str) -> String {
+        let after = self.out_ms.map(|out| format!(" after {}", seconds(out, at))).unwrap_or_default();
+        let reason = if reason.is_empty() { String::new() } else { format!(": {}", clean(reason)) };
+        format!("- {worker}  unchanged, back in rotation{after}{reason}")
+    }
+}
+
+fn seconds(from: u64, to: u64) -> String {
+    format!("{:.1} s", to.saturating_sub(from) as f64 / 1000.0)
+}

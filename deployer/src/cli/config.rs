@@ -1,0 +1,28 @@
+//! `deployer config check`: reads a configuration as the daemon would, and says what is wrong.
+
+use std::path::Path;
+
+use super::out;
+use crate::{api::Exit, config::Config};
+
+pub(super) fn check(file: &Path) -> Exit {
+    match Config::load(file) {
+        Ok(config) => {
+            let said = out::say(&fine(file, &config));
+            said.unwrap_or_else(|failure| {
+                out::error(&failure.message);
+                failure.exit
+            })
+        }
+        Err(error) => {
+            out::complain(&error.to_string());
+            Exit::Usage
+        }
+    }
+}
+
+pub(super) fn fine(file: &Path, config: &Config) -> String {
+    let workers = config.services.values().map(|service| service.workers.len()).sum();
+    let services = out::counted(config.services.len(), "service");
+    out::clean(&format!("{}: fine: {services}, {}", file.display(), out::counted(workers, "worker")))
+}

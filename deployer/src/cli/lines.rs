@@ -1,0 +1,98 @@
+//! A roll in plain lines: each can be understood without the one before.
+
+use super::{
+    out::{clean, counted, joined},
+    status::word,
+};
+use crate::api::{Event, Exit, RollStarted, What};
+
+/// An event as a line; `begun_ms` is when the roll has begun.
+pub(super) fn line(event: &Event, begun_ms: u64) -> String {
+    match &event.what {
+        What::Finished { .. } => text(&event.what),
+        what => {
+            let milliseconds = event.time_ms.saturating_sub(begun_ms);
+            format!("{:>5.1}s {}", milliseconds as f64 / 1000.0, text(what))
+        }
+    }
+}
+
+/// What happened.
+pub(super) fn text(what: &What) -> String {
+    match what {
+        What::Begun { service, to, by, batches } => {
+            let plan = plan(batches, to.as_deref());
+            format!("{}: rolling {plan}, asked for by {}", clean(service), clean(by))
+        }
+        What::Command { which, argv, error } => {
+            let end = error.as_ref().map_or("done".to_owned(), |error| format!("failed: {}", clean(error)));
+            format!("{}: {}: {end}", clean(which), joined(argv, " "))
+        }
+        What::Batch { nth, of, workers, back } => {
+            let back = if *back { "rolling back: " } else { "" };
+            format!("{back}batch {nth} of {of}: {}", joined(workers, ", "))
+        }
+        What::Phase { worker, phase, was, reason } => {
+            let reason = if reason.is_empty() { String::new() } else { format!(" ({})", clean(reason)) };
+            format!("{worker} {} -> {}{reason}", word(*was), word(*phase))
+        }
+        What::Held { worker, open, tickets, by } => format!("{worker} held by {}", held(*open, *tickets, by)),
+        What::StopAsked { by } => format!("{} asked for a stop after the batch in hand", clean(by)),
+        What::Finished { result, text, changed, failed, seconds } => {
+            let failed = if failed.is_empty() {
+                String::new()
+            } else {
+                format!(", {} failed and out ({})", failed.len(), joined(failed, ", "))
+            };
+            let ended = format!("{} after {seconds:.1} s", ending(*result));
+            let text = if text.is_empty() { String::new() } else { format!(": {}", clean(text)) };
+            format!("{ended}, {} changed{failed}{text}", counted(*changed, "worker"))
+        }
+    }
+}
+
+/// What holds a drain.
+pub(super) fn held(open: u64, tickets: u64, by: &[String]) -> String {
+    let mut held = format!("{open} open");
+    if tickets > 0 {
+        held.push_str(&format!(", {tickets} on the way"));
+    }
+    if !by.is_empty() {
+        let more = if by.len() as u64 == open { "" } else { "; …" };
+        held.push_str(&format!(": {}{more}", joined(by, "; ")));
+    }
+    held
+}
+
+/// What a dry run would do.
+pub(super) fn dry_run(started: &RollStarted) -> String {
+    let mut text = format!("would roll {}\n", plan(&started.batches, started.to.as_deref()));
+    if let Some(switch) = &started.switch {
+        text.push_str(&format!("  switch: {}\n", joined(switch, " ")));
+    }
+    for (index, batch) in started.batches.iter().enumerate() {
+        text.push_str(&format!("  batch {}: {}\n", index + 1, joined(batch, ", ")));
+    }
+    text
+}
+
+/// `40 workers in 10 batches to v2`
+fn plan<T>(batches: &[Vec<T>], to: Option<&str>) -> String {
+    let workers = counted(batches.iter().map(Vec::len).sum(), "worker");
+    let of = if batches.len() == 1 { "1 batch".to_owned() } else { format!("{} batches", batches.len()) };
+    let to = to.map(|to| format!(" to {}", clean(to))).unwrap_or_default();
+    format!("{workers} in {of}{to}")
+}
+
+fn ending(result: Exit) -> &'static str {
+    match result {
+        Exit::Done => "done",
+        Exit::Failed => "failed",
+        Exit::Usage => "refused",
+        Exit::Stopped => "stopped",
+        Exit::Busy => "busy",
+        Exit::RolledBack => "rolled back",
+        Exit::NoDaemon => "lost",
+        Exit::Incomplete => "incomplete",
+    }
+}

@@ -1,0 +1,210 @@
+//! The command line: what can be asked for, and who does it. One file a verb.
+//!
+//! All verbs but `daemon`, `check` and `config` are clients of a running daemon ([`crate::api`]).
+
+mod board;
+mod bypass;
+mod client;
+mod config;
+mod detach;
+mod drain;
+mod lines;
+mod out;
+mod roll;
+mod signals;
+mod status;
+#[cfg(test)]
+mod tests;
+mod view;
+
+use std::{
+    path::{Path, PathBuf},
+    process::ExitCode,
+};
+
+use anyhow::Context as _;
+use clap::{Args, Parser, Subcommand, builder::NonEmptyStringValueParser};
+
+use self::client::{Client, Failure};
+use crate::{api::Exit, config::ConfigError};
+
+const EXIT_CODES: &str = "\
+Exit codes, the same for every verb:
+  0  done
+  1  failed
+  2  usage: the command, or what it names, makes no sense
+  3  stopped, on request or at a drain's deadline; what was done stays
+  4  busy: somebody else is at it
+  5  failed, and what was changed has been rolled back
+  6  no daemon answers
+  7  incomplete: detached, and the daemon goes on";
+
+/// Rolls the workers of an appserver without losing a request.
+#[derive(Debug, Parser)]
+#[command(name = "deployer", version, about, after_help = EXIT_CODES, arg_required_else_help = true)]
+struct Cli {
+    /// The daemon's unix socket
+    #[arg(
+        long,
+        global = true,
+        value_name = "PATH",
+        env = "DEPLOYER_SOCKET",
+        default_value = "/run/deployer/deployer.sock"
+    )]
+    socket: PathBuf,
+
+    #[command(subcommand)]
+    verb: Verb,
+}
+
+// No full stop at the end of what clap shows.
+#[derive(Debug, Subcommand)]
+enum Verb {
+    /// Run the daemon: attach, steer, answer the other verbs
+    #[command(after_help = EXIT_CODES)]
+    Daemon {
+        /// The configuration file
+        #[arg(long, value_name = "FILE")]
+        config: PathBuf,
+    },
+    /// Look at configuration files
+    #[command(subcommand)]
+    Config(ConfigVerb),
+    /// Say whether this machine is fit for the daemon, and what to do where it is not
+    #[command(after_help = EXIT_CODES)]
+    Check {
+        /// Check what this configuration needs, too
+        #[arg(long, value_name = "FILE")]
+        config: Option<PathBuf>,
+        /// Print one JSON object
+        #[arg(long)]
+        json: bool,
+    },
+    /// Restart the workers of a service, batch by batch, without losing a request
+    #[command(after_help = EXIT_CODES)]
+    Roll(roll::Options),
+    /// Show services and workers: phases, versions, connections, where connections went
+    #[command(after_help = EXIT_CODES)]
+    Status {
+        /// Print one JSON object
+        #[arg(long)]
+        json: bool,
+    },
+    /// Take a worker out of rotation
+    #[command(after_help = EXIT_CODES)]
+    Drain {
+        #[command(flatten)]
+        worker: Worker,
+        /// Put it back by itself after this long: 30s, 10m, 2h [default: when it is enabled]
+        #[arg(long = "for", value_name = "TIME", value_parser = drain::time)]
+        for_ms: Option<u64>,
+    },
+    /// Put a worker back into rotation
+    #[command(after_help = EXIT_CODES)]
+    Enable {
+        #[command(flatten)]
+        worker: Worker,
+    },
+    /// Let every connection go where it was dialled; with --off steer again
+    #[command(after_help = EXIT_CODES)]
+    Bypass {
+        /// Only this service [default: all]
+        #[arg(value_parser = NonEmptyStringValueParser::new())]
+        service: Option<String>,
+        /// Go back to steering
+        #[arg(long)]
+        off: bool,
+        /// Also where a service address is in use: connections to it will be refused
+        #[arg(long)]
+        force: bool,
+    },
+    /// Take everything out of the kernel
+    #[command(after_help = EXIT_CODES)]
+    Detach {
+        /// Also where a service address is in use: connections to it will be refused
+        #[arg(long)]
+        force: bool,
+    },
+}
+
+#[derive(Debug, Subcommand)]
+enum ConfigVerb {
+    /// Say by line, key and reason what is wrong with a configuration file
+    #[command(after_help = EXIT_CODES)]
+    Check {
+        /// The configuration file
+        file: PathBuf,
+    },
+}
+
+/// Names a worker.
+#[derive(Debug, Args)]
+struct Worker {
+    /// The service
+    #[arg(value_parser = NonEmptyStringValueParser::new())]
+    service: String,
+    /// The worker's port
+    #[arg(value_parser = clap::value_parser!(u16).range(1..))]
+    port: u16,
+}
+
+/// Does what the command line asks for.
+#[must_use]
+pub fn main() -> ExitCode {
+    match Cli::try_parse() {
+        Ok(cli) => ExitCode::from(run(cli).code()),
+        Err(error) => {
+            // Nobody is left to be told where standard error is closed; clap's own `exit` ignores it as well.
+            let _ = error.print();
+            ExitCode::from(clap_code(&error))
+        }
+    }
+}
+
+/// 0 for `--help` and `--version`, else 2.
+fn clap_code(error: &clap::Error) -> u8 {
+    if error.use_stderr() { Exit::Usage.code() } else { Exit::Done.code() }
+}
+
+fn run(cli: Cli) -> Exit {
+    let Cli { socket, verb } = cli;
+    let client = Client::new(socket);
+    match verb {
+        Verb::Daemon { config } => daemon(&config),
+        Verb::Config(ConfigVerb::Check { file }) => config::check(&file),
+        Verb::Check { config, json } => crate::check::main(config.as_deref(), json),
+        Verb::Roll(options) => block_on(roll::run(&client, &options)),
+        Verb::Status { json } => block_on(status::run(&client, json)),
+        Verb::Drain { worker, for_ms } => block_on(drain::drain(&client, &worker, for_ms)),
+        Verb::Enable { worker } => block_on(drain::enable(&client, &worker)),
+        Verb::Bypass { service, off, force } => block_on(bypass::run(&client, service, !off, force)),
+        Verb::Detach { force } => block_on(detach::run(&client, force)),
+    }
+}
+
+/// Runs a client's verb, which waits for one daemon only: a single thread will do.
+fn block_on(verb: impl Future<Output = Result<Exit, Failure>>) -> Exit {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    let result = match runtime {
+        Ok(runtime) => runtime.block_on(verb),
+        Err(error) => Err(Failure::new(Exit::Failed, format!("cannot start: no event loop: {error}"))),
+    };
+    result.unwrap_or_else(|failure| {
+        out::error(&failure.message);
+        failure.exit
+    })
+}
+
+fn daemon(config: &Path) -> Exit {
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build();
+    let result = runtime
+        .context("cannot start the daemon: no event loop")
+        .and_then(|runtime| runtime.block_on(crate::daemon::run(config)));
+    match result {
+        Ok(()) => Exit::Done,
+        Err(error) => {
+            out::error(&format!("{error:#}"));
+            if error.is::<ConfigError>() { Exit::Usage } else { Exit::Failed }
+        }
+    }
+}

@@ -1,0 +1,177 @@
+//! `deployer roll`: starts a roll and follows it. The daemon does the work, so that a client may go at any time.
+
+use std::{io, ops::ControlFlow, time::Duration};
+
+use clap::{Args, builder::NonEmptyStringValueParser};
+use tokio::{task::JoinSet, time::interval};
+
+use super::{
+    client::{Client, Events, Failure, Received, encoded},
+    lines, out,
+    signals::{Asked, Signals},
+    view::{self, View},
+};
+use crate::{
+    api::{Done, Exit, RollRequest, RollStarted, What},
+    config::Batch,
+};
+
+/// How often times on the screen move.
+const TICK: Duration = Duration::from_millis(200);
+const STOPPING: &str = "stopping after the batch in hand; press Ctrl-C again to detach";
+const GOES_ON: &str = "the roll goes on in the daemon, `deployer status` shows it";
+
+/// What to roll, and how.
+#[derive(Debug, Args)]
+pub(super) struct Options {
+    /// The service
+    #[arg(value_parser = NonEmptyStringValueParser::new())]
+    service: String,
+    /// The version that workers must say they run afterwards [default: the one that is in place]
+    #[arg(long, value_name = "VERSION", value_parser = NonEmptyStringValueParser::new())]
+    to: Option<String>,
+    /// Workers taken out at a time: 4 or 10% [default: as configured]
+    #[arg(long, value_name = "N|N%", value_parser = batch)]
+    batch: Option<String>,
+    /// Print what would be done and do nothing
+    #[arg(long)]
+    dry_run: bool,
+    /// Print every event as one JSON object a line
+    #[arg(long)]
+    json: bool,
+}
+
+/// Refuses what the daemon would refuse; it is the daemon that counts the workers.
+fn batch(text: &str) -> Result<String, String> {
+    text.parse::<Batch>().map(|_| text.to_owned())
+}
+
+pub(super) async fn run(client: &Client, options: &Options) -> Result<Exit, Failure> {
+    let path = format!("/v1/services/{}/roll", encoded(&options.service));
+    let (to, batch, dry_run) = (options.to.clone(), options.batch.clone(), options.dry_run);
+    let request = RollRequest { to, batch, dry_run };
+    if dry_run {
+        return show_plan(&client.post(&path, &request).await?, options.json);
+    }
+    // Caught before the roll begins: from then on, to go is to detach.
+    let mut signals = Signals::catch()
+        .map_err(|error| Failure::new(Exit::Failed, format!("cannot catch signals, nothing was done: {error}")))?;
+    let started: RollStarted = tokio::select! {
+        started = client.post(&path, &request) => started?,
+        _ = signals.next() => {
+            let message = "the daemon has not answered yet; `deployer status` shows whether the roll has begun";
+            return Err(Failure::new(Exit::Incomplete, message));
+        }
+    };
+    let events = client.events(&started.id).await?;
+    let view = view::fitting(options.json);
+    Follow { client: client.clone(), roll: started.id, view, stops: JoinSet::new(), interrupted: false }
+        .follow(events, &mut signals)
+        .await
+}
+
+fn show_plan(plan: &RollStarted, json: bool) -> Result<Exit, Failure> {
+    if !json {
+        return out::say(&lines::dry_run(plan));
+    }
+    let line = serde_json::to_string(plan)
+        .map_err(|error| Failure::new(Exit::Failed, format!("cannot write the plan as JSON: {error}")))?;
+    out::say(&line)
+}
+
+/// A roll that is followed.
+pub(super) struct Follow {
+    pub(super) client: Client,
+    pub(super) roll: String,
+    pub(super) view: Box<dyn View>,
+    /// The request to stop that is on its way.
+    pub(super) stops: JoinSet<Result<Done, Failure>>,
+    /// Ctrl-C was pressed.
+    pub(super) interrupted: bool,
+}
+
+/// What the client of a roll meets.
+pub(super) enum Step {
+    /// `None`: no more will come.
+    Event(Option<Result<Received, Failure>>),
+    Signal(Asked),
+    /// The daemon's answer to the request to stop.
+    StopAnswered(Result<Done, Failure>),
+    Tick,
+}
+
+type End = ControlFlow<Result<Exit, Failure>>;
+
+impl Follow {
+    async fn follow(mut self, mut events: Events, signals: &mut Signals) -> Result<Exit, Failure> {
+        let mut ticks = interval(TICK);
+        loop {
+            let step = tokio::select! {
+                next = events.next() => Step::Event(next),
+                asked = signals.next() => Step::Signal(asked),
+                // A task that panicked has been reported by the panic itself.
+                Some(Ok(answer)) = self.stops.join_next() => Step::StopAnswered(answer),
+                _ = ticks.tick() => Step::Tick,
+            };
+            if let ControlFlow::Break(end) = self.apply(step) {
+                return end;
+            }
+        }
+    }
+
+    pub(super) fn apply(&mut self, step: Step) -> End {
+        match step {
+            Step::Event(Some(Ok(received))) => return self.event(&received),
+            Step::Event(Some(Err(failure))) => return End::Break(Err(failure)),
+            Step::Event(None) => return End::Break(Err(lost())),
+            Step::Signal(Asked::Leave) => return End::Break(Ok(Exit::Incomplete)),
+            Step::Signal(Asked::Interrupt) if self.interrupted => {
+                self.view.note(GOES_ON);
+                return End::Break(Ok(Exit::Incomplete));
+            }
+            Step::Signal(Asked::Interrupt) => self.stop(),
+            Step::StopAnswered(Ok(_)) => {}
+            // Ctrl-C may be pressed again, which detaches: the roll goes on in either case.
+            Step::StopAnswered(Err(failure)) => {
+                self.view.note(&format!("the stop was not taken: {}", out::clean(&failure.message)));
+            }
+            Step::Tick => self.view.tick(),
+        }
+        End::Continue(())
+    }
+
+    fn event(&mut self, received: &Received) -> End {
+        let shown = self.view.event(received);
+        if let What::Finished { result, .. } = received.event.what {
+            return End::Break(Ok(result));
+        }
+        match shown {
+            Ok(()) => End::Continue(()),
+            Err(error) if quiet(&error) => End::Break(Ok(Exit::Incomplete)),
+            Err(error) => {
+                let message = format!("cannot write to standard output: {error}; {GOES_ON}");
+                End::Break(Err(Failure::new(Exit::Incomplete, message)))
+            }
+        }
+    }
+
+    /// Asks for a stop while events go on coming.
+    fn stop(&mut self) {
+        self.interrupted = true;
+        self.view.note(STOPPING);
+        let client = self.client.clone();
+        let path = format!("/v1/rolls/{}/stop", encoded(&self.roll));
+        self.stops.spawn(async move { client.post(&path, &serde_json::json!({})).await });
+    }
+}
+
+/// Whoever read the output is gone (`| head`, a closed terminal): there is nobody to tell.
+fn quiet(error: &io::Error) -> bool {
+    error.kind() == io::ErrorKind::BrokenPipe || error.raw_os_error() == Some(libc::EIO)
+}
+
+fn lost() -> Failure {
+    let message = "the daemon went away in the middle of the roll; when it is back, `deployer status` shows how the \
+                   roll stands (`systemctl status deployer` may tell why it went)";
+    Failure::new(Exit::NoDaemon, message)
+}

@@ -1,0 +1,140 @@
+//! `deployer status`: services and workers, as a table or as JSON.
+
+use super::{
+    client::{Client, Failure},
+    out::{self, clean},
+};
+use crate::api::{Exit, Phase, ServiceStatus, Status, WorkerStatus};
+
+const HEADINGS: [&str; 12] = [
+    "address",
+    "phase",
+    "for",
+    "version",
+    "open",
+    "direct",
+    "away",
+    "steered",
+    "picked",
+    "refused",
+    "fallbacks",
+    "reason",
+];
+/// The columns of numbers.
+const FLUSH_RIGHT: [usize; 8] = [2, 4, 5, 6, 7, 8, 9, 10];
+
+pub(super) async fn run(client: &Client, json: bool) -> Result<Exit, Failure> {
+    let status: Status = client.get("/v1/status").await?;
+    if !json {
+        return out::say(&table(&status));
+    }
+    let line = serde_json::to_string(&status)
+        .map_err(|error| Failure::new(Exit::Failed, format!("cannot write the status as JSON: {error}")))?;
+    out::say(&line)
+}
+
+/// All there is to see.
+pub(super) fn table(status: &Status) -> String {
+    let mut text = String::new();
+    for warning in warnings(status) {
+        text.push_str(&format!("!!! {warning}\n"));
+    }
+    let (version, callers) = (clean(&status.version), clean(&status.callers));
+    text.push_str(&format!("deployer {version}, pid {}, callers in {callers}\n", status.pid));
+    if status.services.is_empty() {
+        text.push_str("no services\n");
+    }
+    for service in &status.services {
+        text.push('\n');
+        text.push_str(&heading(service));
+        text.push_str(&workers(&service.workers));
+    }
+    text
+}
+
+/// What must not be overlooked: that nothing is steered.
+fn warnings(status: &Status) -> Vec<String> {
+    let mut warnings = Vec::new();
+    if !status.attached {
+        warnings.push("NOT ATTACHED: nothing is in the kernel, every connection goes where it was dialled".to_owned());
+    }
+    if status.bypassed {
+        let text = "BYPASSED: every connection goes where it was dialled; back with `deployer bypass --off`";
+        warnings.push(text.to_owned());
+    }
+    for service in status.services.iter().filter(|service| service.mode == "bypass" && !status.bypassed) {
+        let name = clean(&service.name);
+        warnings.push(format!(
+            "{name} IS BYPASSED: its connections go where they were dialled; back with `deployer bypass {name} --off`"
+        ));
+    }
+    warnings
+}
+
+/// One line, and one for what was counted if anything was.
+fn heading(service: &ServiceStatus) -> String {
+    let (mode, policy) = (clean(&service.mode), clean(&service.policy));
+    let mut line = format!("{}: mode {mode}, policy {policy}", clean(&service.name));
+    if let Some(address) = service.address {
+        line.push_str(&format!(", address {address}"));
+    }
+    if let Some(roll) = &service.roll {
+        line.push_str(&format!(", roll {} runs", clean(roll)));
+    }
+    line.push('\n');
+    let counts = [
+        (service.dialled, "to the service address"),
+        (service.exhausted, "REFUSED because no worker could take them"),
+        (service.unsteered, "of callers that are not steered"),
+        (service.would_change, "would have gone elsewhere"),
+    ];
+    let counts = counts.iter().filter(|(count, _)| *count > 0);
+    let counts: Vec<_> = counts.map(|(count, what)| format!("{count} {what}")).collect();
+    if !counts.is_empty() {
+        line.push_str(&format!("  connections: {}\n", counts.join(", ")));
+    }
+    line
+}
+
+fn workers(workers: &[WorkerStatus]) -> String {
+    let mut rows = vec![HEADINGS.map(str::to_owned).to_vec()];
+    rows.extend(workers.iter().map(row));
+    out::columns(&rows, &FLUSH_RIGHT)
+}
+
+fn row(worker: &WorkerStatus) -> Vec<String> {
+    let version = worker.version.as_deref().map_or("-".to_owned(), clean);
+    let taken = worker.fallback_draining.saturating_add(worker.fallback_cold);
+    // A connection that met a cold worker is what all of this is there to avoid.
+    let fallbacks =
+        if worker.fallback_cold > 0 { format!("{taken} ({} cold)", worker.fallback_cold) } else { taken.to_string() };
+    vec![
+        worker.at.to_string(),
+        word(worker.phase).to_owned(),
+        out::short(worker.for_s),
+        version,
+        worker.open.to_string(),
+        worker.direct.to_string(),
+        worker.away.to_string(),
+        worker.steered.to_string(),
+        worker.picked.to_string(),
+        worker.refused.to_string(),
+        fallbacks,
+        clean(&worker.reason),
+    ]
+}
+
+/// A phase as it is shown, and as it stands in JSON.
+pub(super) fn word(phase: Phase) -> &'static str {
+    match phase {
+        Phase::Up => "up",
+        Phase::Draining => "draining",
+        Phase::Drained => "drained",
+        Phase::Stopping => "stopping",
+        Phase::Starting => "starting",
+        Phase::Listening => "listening",
+        Phase::Warming => "warming",
+        Phase::Down => "down",
+        Phase::Failed => "failed",
+    }
+}

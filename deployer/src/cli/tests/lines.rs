@@ -1,0 +1,68 @@
+use super::{super::lines::*, *};
+use crate::api::RollStarted;
+
+fn held_by(open: u64, tickets: u64, by: &[&str]) -> What {
+    let by = by.iter().map(|by| (*by).to_owned()).collect();
+    What::Held { worker: AT.parse().unwrap(), open, tickets, by }
+}
+
+fn command(error: Option<&str>) -> What {
+    let argv = ["ln", "-sfn", "/srv/v2"].map(str::to_owned).to_vec();
+    What::Command { which: "switch".to_owned(), argv, error: error.map(str::to_owned) }
+}
+
+#[test]
+fn each_event_is_a_line() {
+    let batch = |back| What::Batch { nth: 2, of: 10, workers: vec![AT.parse().unwrap()], back };
+    for (what, expected) in [
+        (begun(), "web: rolling 2 workers in 2 batches to v2, asked for by root (pid 4711)"),
+        (command(None), "switch: ln -sfn /srv/v2: done"),
+        (command(Some("exit code 1\nno such file")), "switch: ln -sfn /srv/v2: failed: exit code 1\\nno such file"),
+        (batch(false), "batch 2 of 10: 127.0.0.1:8003"),
+        (batch(true), "rolling back: batch 2 of 10: 127.0.0.1:8003"),
+        (phase(Phase::Up, Phase::Draining, ""), "127.0.0.1:8003 up -> draining"),
+        (phase(Phase::Warming, Phase::Failed, "GET /: 500"), "127.0.0.1:8003 warming -> failed (GET /: 500)"),
+        (held_by(12, 1, &["a", "b"]), "127.0.0.1:8003 held by 12 open, 1 on the way: a; b; …"),
+        (held_by(1, 0, &["a \u{1b}[2J"]), "127.0.0.1:8003 held by 1 open: a \\u{1b}[2J"),
+        (held_by(0, 1, &[]), "127.0.0.1:8003 held by 0 open, 1 on the way"),
+        (What::StopAsked { by: "root".to_owned() }, "root asked for a stop after the batch in hand"),
+    ] {
+        assert_eq!(line(&event(104_200, what), 101_000), format!("  3.2s {expected}"));
+    }
+}
+
+#[test]
+fn the_end_is_a_sentence() {
+    for (what, expected) in [
+        (finished(Exit::Done, "web runs v2", 40, &[]), "done after 12.3 s, 40 workers changed: web runs v2"),
+        (
+            finished(Exit::Failed, "127.0.0.1:8003 answered 500", 1, &[AT]),
+            "failed after 12.3 s, 1 worker changed, 1 failed and out (127.0.0.1:8003): 127.0.0.1:8003 answered 500",
+        ),
+        (finished(Exit::RolledBack, "", 0, &[]), "rolled back after 12.3 s, 0 workers changed"),
+    ] {
+        assert_eq!(line(&event(9, what), 0), expected);
+    }
+}
+
+#[test]
+fn a_clock_that_is_set_back_is_no_panic() {
+    assert!(line(&event(5, phase(Phase::Up, Phase::Draining, "")), 10).starts_with("  0.0s "));
+}
+
+#[test]
+fn a_dry_run_shows_the_plan() {
+    let workers = |ports: [u16; 2]| ports.map(|port| ([127, 0, 0, 1], port).into()).to_vec();
+    let mut plan = RollStarted {
+        id: String::new(),
+        batches: vec![workers([8000, 8001]), workers([8002, 8003])],
+        to: Some("v2".to_owned()),
+        switch: Some(vec!["ln".to_owned(), "-s".to_owned()]),
+    };
+    let expected = "would roll 4 workers in 2 batches to v2\n  switch: ln -s\n  \
+                    batch 1: 127.0.0.1:8000, 127.0.0.1:8001\n  batch 2: 127.0.0.1:8002, 127.0.0.1:8003\n";
+    assert_eq!(dry_run(&plan), expected);
+    (plan.to, plan.switch) = (None, None);
+    plan.batches.truncate(1);
+    assert!(dry_run(&plan).starts_with("would roll 2 workers in 1 batch\n  batch 1:"));
+}

@@ -1,0 +1,92 @@
+use indicatif::{ProgressDrawTarget, ProgressStyle};
+
+use super::{super::board::Board, super::client::Received, super::view::*, *};
+
+fn batch(back: bool) -> What {
+    What::Batch { nth: 1, of: 2, workers: vec![AT.parse().unwrap()], back }
+}
+
+/// A worker's way, a second a step.
+fn way(board: &mut Board, steps: &[Phase], last: &str) -> Option<String> {
+    let mut shown = None;
+    for (at, pair) in (0..).zip(steps.windows(2)) {
+        assert_eq!(shown, None, "only the end leaves a line");
+        let reason = if at + 2 == steps.len() as u64 { last } else { "" };
+        shown = board.apply(&event(1000 * at, phase(pair[0], pair[1], reason)));
+    }
+    shown
+}
+
+const THROUGH: [Phase; 8] = [
+    Phase::Up,
+    Phase::Draining,
+    Phase::Drained,
+    Phase::Stopping,
+    Phase::Starting,
+    Phase::Listening,
+    Phase::Warming,
+    Phase::Up,
+];
+
+fn board() -> Board {
+    let mut board = Board::default();
+    board.apply(&event(0, begun()));
+    assert_eq!(board.apply(&event(0, batch(false))), None);
+    board
+}
+
+#[test]
+fn a_worker_that_is_through_leaves_a_line() {
+    let mut board = board();
+    assert_eq!((board.total, board.done(), board.rows.len()), (2, 0, 1));
+    let line = way(&mut board, &THROUGH, "v2");
+    assert_eq!(line.as_deref(), Some("✓ 127.0.0.1:8003  v2  drained 1.0 s, up after 6.0 s"));
+    assert_eq!((board.done(), board.rows.len()), (1, 0));
+    assert_eq!(board.message(), "batch 1 of 2");
+
+    // Rolled back, it no longer counts.
+    board.apply(&event(0, batch(true)));
+    assert!(way(&mut board, &THROUGH, "v1").is_some());
+    assert_eq!((board.done(), board.message()), (0, "rolling back: batch 1 of 2".to_owned()));
+}
+
+#[test]
+fn a_worker_that_fails_leaves_its_reason() {
+    let mut board = board();
+    let line = way(&mut board, &[Phase::Up, Phase::Draining, Phase::Starting, Phase::Failed], "GET /: \u{7}500");
+    assert_eq!(line.as_deref(), Some("✗ 127.0.0.1:8003  GET /: \\u{7}500"));
+    assert_eq!((board.done(), board.message()), (0, "batch 1 of 2, 1 failed".to_owned()));
+}
+
+#[test]
+fn a_worker_that_was_not_stopped_did_not_change() {
+    let mut board = board();
+    let line = way(&mut board, &[Phase::Up, Phase::Draining, Phase::Up], "deadline");
+    assert_eq!(line.as_deref(), Some("- 127.0.0.1:8003  unchanged, back in rotation after 1.0 s: deadline"));
+    assert_eq!((board.done(), board.rows.len()), (0, 0));
+}
+
+#[test]
+fn a_row_shows_what_holds_a_drain() {
+    let mut board = board();
+    let worker = AT.parse().unwrap();
+    assert_eq!(board.rows[&worker].text(), "waiting    ");
+    board.apply(&event(0, phase(Phase::Up, Phase::Draining, "")));
+    board.apply(&event(0, What::Held { worker, open: 1, tickets: 0, by: vec!["nginx".to_owned()] }));
+    assert_eq!(board.rows[&worker].text(), "draining   1 open: nginx");
+}
+
+#[test]
+fn a_roll_is_drawn() {
+    for template in TEMPLATES {
+        assert!(ProgressStyle::with_template(template).is_ok(), "{template}");
+    }
+    let mut live = Live::new(ProgressDrawTarget::hidden());
+    let steps = THROUGH.windows(2).map(|pair| phase(pair[0], pair[1], ""));
+    let end = finished(Exit::Done, "", 1, &[]);
+    for what in [begun(), batch(false)].into_iter().chain(steps).chain([end]) {
+        live.event(&Received { line: String::new(), event: event(0, what) }).unwrap();
+        live.tick();
+    }
+    live.note("a note");
+}

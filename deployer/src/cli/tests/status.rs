@@ -1,0 +1,102 @@
+use super::{super::status::*, *};
+use crate::api::{ServiceStatus, Status, WorkerStatus};
+
+fn worker(port: u16, phase: Phase, reason: &str) -> WorkerStatus {
+    WorkerStatus {
+        at: ([127, 0, 0, 1], port).into(),
+        phase,
+        reason: reason.to_owned(),
+        for_s: 65.0,
+        version: Some("v1".to_owned()),
+        open: 12,
+        tickets: 0,
+        established: 100,
+        direct: 90,
+        away: 3,
+        steered: 10,
+        picked: 0,
+        refused: 0,
+        fallback_draining: 0,
+        fallback_cold: 0,
+    }
+}
+
+fn status() -> Status {
+    let down = WorkerStatus {
+        version: None,
+        fallback_cold: 1,
+        fallback_draining: 2,
+        for_s: 0.25,
+        ..worker(8001, Phase::Failed, "exit\n1")
+    };
+    let web = ServiceStatus {
+        name: "web".to_owned(),
+        mode: "enforce".to_owned(),
+        policy: "steer".to_owned(),
+        address: Some(([127, 0, 0, 1], 9000).into()),
+        roll: Some("web-1".to_owned()),
+        workers: vec![worker(8000, Phase::Up, ""), down],
+        exhausted: 0,
+        unsteered: 7,
+        dialled: 5,
+        would_change: 0,
+    };
+    let version = "0.1.0".to_owned();
+    let callers = "/sys/fs/cgroup".to_owned();
+    Status { version, pid: 42, attached: true, bypassed: false, callers, services: vec![web] }
+}
+
+#[test]
+fn columns_are_aligned() {
+    let expected = "\
+deployer 0.1.0, pid 42, callers in /sys/fs/cgroup
+
+web: mode enforce, policy steer, address 127.0.0.1:9000, roll web-1 runs
+  connections: 5 to the service address, 7 of callers that are not steered
+  address         phase     for  version  open  direct  away  steered  picked  refused   fallbacks  reason
+  127.0.0.1:8000  up      1m05s  v1         12      90     3       10       0        0           0
+  127.0.0.1:8001  failed   0.2s  -          12      90     3       10       0        0  3 (1 cold)  exit\\n1
+";
+    assert_eq!(table(&status()), expected);
+}
+
+#[test]
+fn what_is_not_steered_stands_on_top() {
+    let mut status = status();
+    status.services[0].mode = "bypass".to_owned();
+    assert!(table(&status).starts_with("!!! web IS BYPASSED: "), "{}", table(&status));
+    status.bypassed = true;
+    assert!(table(&status).starts_with("!!! BYPASSED: "), "{}", table(&status));
+    status.attached = false;
+    assert!(table(&status).starts_with("!!! NOT ATTACHED: "), "{}", table(&status));
+    status.services.clear();
+    assert!(table(&status).ends_with("\nno services\n"), "{}", table(&status));
+}
+
+#[test]
+fn times_are_short() {
+    let times = [
+        (0.04, "0.0s"),
+        (9.94, "9.9s"),
+        (59.9, "59s"),
+        (60.0, "1m00s"),
+        (3600.0, "1h00m"),
+        (90_000.0, "1d01h"),
+        (-1.0, "0.0s"),
+        (f64::NAN, "0.0s"),
+    ];
+    for (seconds, expected) in times {
+        assert_eq!(out::short(seconds), expected);
+    }
+    assert!(out::short(f64::INFINITY).ends_with('h'));
+}
+
+#[test]
+fn phases_are_called_as_in_json() {
+    for phase in [Phase::Up, Phase::Draining, Phase::Drained, Phase::Stopping, Phase::Starting, Phase::Listening] {
+        assert_eq!(serde_json::to_value(phase).unwrap(), word(phase));
+    }
+    for phase in [Phase::Warming, Phase::Down, Phase::Failed] {
+        assert_eq!(serde_json::to_value(phase).unwrap(), word(phase));
+    }
+}

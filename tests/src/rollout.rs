@@ -1,0 +1,226 @@
+//! The main job, whole: nginx, workers under supervisord, steady load, and in the middle of it a deploy.
+
+use std::{collections::BTreeMap, ops::RangeInclusive, process::Stdio, thread::sleep, time::Duration};
+
+use anyhow::{Context, Result};
+use rustix::process::Signal;
+use serde_json::Value;
+
+use crate::{
+    app::App,
+    daemon::{Daemon, ServiceConfig},
+    journal::{Journal, monotonic_ns},
+    load::Load,
+    nginx::{Nginx, Upstream},
+    process::{Process, send},
+    report::Report,
+    sandbox::{Place, Sandbox},
+    supervisor::{Options, Supervisor},
+};
+
+/// A deploy from v1 to v2 under load.
+pub struct Rollout {
+    /// Names the sandbox: letters, digits, underscores.
+    pub label: &'static str,
+    /// The workers' ports.
+    pub ports: RangeInclusive<u16>,
+    /// What nginx names.
+    pub upstream: Upstream,
+    /// What deployer is told.
+    pub config: ServiceConfig,
+    /// Requests a second.
+    pub rate: f64,
+    /// Load before the deploy; the daemon starts, and attaches, in the middle of it.
+    pub before: Duration,
+    /// Load after the deploy.
+    pub after: Duration,
+    /// How the new version comes.
+    pub how: How,
+}
+
+/// How a new version comes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum How {
+    /// `deployer roll`; with `show`, its output goes to the terminal.
+    Roll {
+        /// Whether its output is shown.
+        show: bool,
+    },
+    /// The twin: the workers are killed, and supervisord restarts them.
+    Kill,
+}
+
+/// What came of it.
+pub struct Figures {
+    /// What the callers saw.
+    pub report: Report,
+    /// What the workers wrote down.
+    pub journal: Journal,
+    /// Seconds that the deploy took.
+    pub seconds: f64,
+    /// Exit code of the deploy.
+    pub exit: i32,
+    /// Its output, where it was not shown.
+    pub output: String,
+    /// nginx's error log.
+    pub nginx_errors: Vec<String>,
+    /// What `nft monitor` printed during the deploy.
+    pub nft_events: String,
+    /// `deployer status --json` at the end.
+    pub status: Value,
+    /// The daemon's log.
+    pub log: String,
+}
+
+impl Figures {
+    /// Ids that were begun more than once.
+    pub fn doubled(&self) -> usize {
+        self.journal.doubled().len()
+    }
+
+    /// A counter of the status, over all workers.
+    pub fn sum(&self, counter: &str) -> u64 {
+        let workers = self.status["services"][0]["workers"].as_array();
+        workers.into_iter().flatten().filter_map(|worker| worker[counter].as_u64()).sum()
+    }
+
+    /// Workers by phase.
+    pub fn phases(&self) -> BTreeMap<String, usize> {
+        let workers = self.status["services"][0]["workers"].as_array();
+        let mut phases = BTreeMap::new();
+        for phase in workers.into_iter().flatten().filter_map(|worker| worker["phase"].as_str()) {
+            *phases.entry(phase.to_owned()).or_insert(0) += 1;
+        }
+        phases
+    }
+
+    /// The 99th percentile of a phase of the load, in milliseconds, slow requests aside.
+    pub fn p99_ms(&self, phase: &str) -> f64 {
+        self.report.phase(phase).map_or(0.0, |phase| phase.percentile_ms(0.99))
+    }
+}
+
+impl std::fmt::Display for Figures {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        writeln!(f, "{}", self.report)?;
+        write!(
+            f,
+            "deploy: exit {}, {:.1} s; doubled {}, cut {}; steered {}, picked {}, refused {}, fallbacks {} and {}; \
+             nginx error lines {}; phases {:?}",
+            self.exit,
+            self.seconds,
+            self.doubled(),
+            self.journal.cut().len(),
+            self.sum("steered"),
+            self.sum("picked"),
+            self.sum("refused"),
+            self.sum("fallback_draining"),
+            self.sum("fallback_cold"),
+            self.nginx_errors.len(),
+            self.phases(),
+        )
+    }
+}
+
+impl Rollout {
+    /// `workers` workers from port 8000, nginx naming each, load for a few seconds either side.
+    pub fn new(label: &'static str, workers: u16) -> Self {
+        let ports = 8000..=8000 + workers - 1;
+        Self {
+            label,
+            upstream: Upstream::workers(ports.clone(), ""),
+            ports,
+            config: ServiceConfig { batch: (workers / 4).max(1).to_string(), ..ServiceConfig::default() },
+            rate: 300.0,
+            before: Duration::from_secs(4),
+            after: Duration::from_secs(2),
+            how: How::Roll { show: false },
+        }
+    }
+
+    /// Sets everything up, does it, and takes everything down. `say` hears what is going on.
+    ///
+    /// # Errors
+    /// When a part does not start; a deploy that fails is told in [`Figures::exit`].
+    pub fn run(&self, say: impl Fn(&str)) -> Result<Figures> {
+        let sandbox = Sandbox::new(self.label)?;
+        let app = App::new(&sandbox, &["v1", "v2"])?;
+        say(&format!("starting {} Python workers (v1) under supervisord, and nginx", self.ports.len()));
+        let supervisor = Supervisor::start(&sandbox, &app, Options::ports(self.ports.clone()))?;
+        supervisor.wait_up()?;
+        supervisor.warm()?;
+        let config = self.config.text(&sandbox, &app, &supervisor);
+        // Nobody listens on a service address but the kernel; elsewhere the daemon comes into running traffic.
+        let first = matches!(self.upstream, Upstream::ServiceAddress(_));
+        let early = if first { Some(Daemon::start(&sandbox, &config)?) } else { None };
+        let nginx = Nginx::start(&sandbox, &self.upstream)?;
+        let load = Load { rate: self.rate, ..Load::new("run") }.start(&sandbox)?;
+        say(&format!("load: {} requests a second, GET and POST, one in 200 takes 8 s", self.rate));
+        sleep(self.before / 2);
+        let mut daemon = match early {
+            Some(daemon) => daemon,
+            None => Daemon::start(&sandbox, &config)?,
+        };
+        sleep(self.before / 2);
+        let mut monitor = nft_monitor(&sandbox)?;
+        load.mark("during");
+        let begun = monotonic_ns();
+        say("deploying v2");
+        let (exit, output) = match self.how {
+            How::Roll { show } => roll(&daemon, show)?,
+            How::Kill => kill(&app, &supervisor)?,
+        };
+        let seconds = (monotonic_ns() - begun) as f64 / 1e9;
+        load.mark("after");
+        sleep(self.after);
+        monitor.kill()?;
+        let status = daemon.cli(&["status", "--json"])?;
+        let status = serde_json::from_slice(&status.stdout).unwrap_or_default();
+        say("waiting for the last answers");
+        let report = load.stop()?;
+        daemon.stop()?;
+        Ok(Figures {
+            report,
+            journal: Journal::read(&app.journal_dir())?,
+            seconds,
+            exit,
+            output,
+            nginx_errors: nginx.error_lines()?,
+            nft_events: monitor.log(),
+            status,
+            log: daemon.log(),
+        })
+    }
+}
+
+/// Prints every change of the namespace's firewall rules.
+fn nft_monitor(sandbox: &Sandbox) -> Result<Process> {
+    let mut command = sandbox.command(Place::Outside, "nft");
+    command.arg("monitor");
+    Process::start("nft monitor", command, &sandbox.dir().join("nft.log"))
+}
+
+fn roll(daemon: &Daemon<'_>, show: bool) -> Result<(i32, String)> {
+    let mut command = daemon.cli_command(&["roll", "web", "--to", "v2"]);
+    if show {
+        let status = command.stdout(std::io::stderr()).status().context("run deployer roll")?;
+        return Ok((status.code().unwrap_or(-1), String::new()));
+    }
+    let output = command.stderr(Stdio::piped()).output().context("run deployer roll")?;
+    let text = [output.stdout, output.stderr].concat();
+    Ok((output.status.code().unwrap_or(-1), String::from_utf8_lossy(&text).into_owned()))
+}
+
+/// The old way: switch, kill two at a time, wait until they listen again.
+fn kill(app: &App, supervisor: &Supervisor<'_>) -> Result<(i32, String)> {
+    app.switch("v2")?;
+    let ports: Vec<_> = supervisor.ports().collect();
+    for pair in ports.chunks(2) {
+        for port in pair {
+            let pid = supervisor.pid_of(*port)?.with_context(|| format!("no worker on port {port}"))?;
+            send(pid, Signal::KILL)?;
+        }
+        supervisor.wait_up_ports(pair.iter().copied())?;
+    }
+    Ok((0, String::new()))
+}
