@@ -311,7 +311,7 @@ pub enum What {
         open: u64,
         /// connect() calls on their way.
         tickets: u64,
-        /// A few of the sockets: "127.0.0.1:43210 established, nginx (pid 4711)".
+        /// Who, by process and state, with one address: "nginx (pid 4711): 3 established, 127.0.0.1:43210".
         by: Vec<String>,
     },
     /// A stop after the batch in hand was asked for.

@@ -46,7 +46,7 @@ pub enum How {
         /// Whether its output is shown.
         show: bool,
     },
-    /// The twin: the workers are killed, and supervisord restarts them.
+    /// The twin, without deployer: the workers are killed, and supervisord restarts them.
     Kill,
 }
 
@@ -152,33 +152,31 @@ impl Rollout {
         let config = self.config.text(&sandbox, &app, &supervisor);
         // Nobody listens on a service address but the kernel; elsewhere the daemon comes into running traffic.
         let first = matches!(self.upstream, Upstream::ServiceAddress(_));
-        let early = if first { Some(Daemon::start(&sandbox, &config)?) } else { None };
+        let start = || if self.how == How::Kill { Ok(None) } else { Daemon::start(&sandbox, &config).map(Some) };
+        let early = if first { start()? } else { None };
         let nginx = Nginx::start(&sandbox, &self.upstream)?;
         let load = Load { rate: self.rate, ..Load::new("run") }.start(&sandbox)?;
         say(&format!("load: {} requests a second, GET and POST, one in 200 takes 8 s", self.rate));
         sleep(self.before / 2);
-        let mut daemon = match early {
-            Some(daemon) => daemon,
-            None => Daemon::start(&sandbox, &config)?,
-        };
+        let mut daemon = if early.is_some() { early } else { start()? };
         sleep(self.before / 2);
         let mut monitor = nft_monitor(&sandbox)?;
         load.mark("during");
         let begun = monotonic_ns();
         say("deploying v2");
-        let (exit, output) = match self.how {
-            How::Roll { show } => roll(&daemon, show)?,
-            How::Kill => kill(&app, &supervisor)?,
+        let (exit, output) = match (&daemon, self.how) {
+            (Some(daemon), How::Roll { show }) => roll(daemon, show)?,
+            _ => kill(&app, &supervisor)?,
         };
         let seconds = (monotonic_ns() - begun) as f64 / 1e9;
         load.mark("after");
         sleep(self.after);
         monitor.kill()?;
-        let status = daemon.cli(&["status", "--json"])?;
-        let status = serde_json::from_slice(&status.stdout).unwrap_or_default();
+        let status = daemon.as_ref().map(|daemon| daemon.cli(&["status", "--json"])).transpose()?;
+        let status = status.and_then(|status| serde_json::from_slice(&status.stdout).ok()).unwrap_or_default();
         say("waiting for the last answers");
         let report = load.stop()?;
-        daemon.stop()?;
+        daemon.as_mut().map(Daemon::stop).transpose()?;
         Ok(Figures {
             report,
             journal: Journal::read(&app.journal_dir())?,
@@ -188,7 +186,7 @@ impl Rollout {
             nginx_errors: nginx.error_lines()?,
             nft_events: monitor.log(),
             status,
-            log: daemon.log(),
+            log: daemon.as_ref().map(Daemon::log).unwrap_or_default(),
         })
     }
 }

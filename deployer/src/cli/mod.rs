@@ -13,6 +13,7 @@ mod out;
 mod roll;
 mod signals;
 mod status;
+mod terminal;
 #[cfg(test)]
 mod tests;
 mod view;

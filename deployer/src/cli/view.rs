@@ -9,12 +9,16 @@ use std::{
 
 use indicatif::{MultiProgress, ProgressBar, ProgressDrawTarget, ProgressStyle};
 
-use super::{board::Board, client::Received, lines, out};
+use super::{board::Board, client::Received, lines, out, terminal::Terminal};
 use crate::api::Phase;
 
-const BAR: &str = "{bar:30} {pos}/{len} workers  {elapsed}  {wide_msg}";
-const ROW: &str = "  {prefix}  {elapsed:>4}  {wide_msg}";
-const WAITING: &str = "  {prefix}     -  {wide_msg}";
+// The blanks at the end leave room for `^C`.
+const BAR: &str = "{bar:30} {pos}/{len} workers  {elapsed}  {wide_msg}  ";
+const ROW: &str = "  {prefix}  {elapsed:>4}  {wide_msg}  ";
+const WAITING: &str = "  {prefix}     -  {wide_msg}  ";
+
+/// More often nobody sees.
+const DRAWN_HZ: u8 = 20;
 
 /// Shows a roll. An error means that nobody sees it any more.
 pub(super) trait View {
@@ -36,7 +40,7 @@ pub(super) fn fitting(json: bool) -> Box<dyn View> {
     if json {
         Box::new(Json(stdout))
     } else if stdout.is_terminal() && !dumb {
-        Box::new(Live::new(ProgressDrawTarget::stdout()))
+        Box::new(Live::new(Terminal::new(stdout)))
     } else {
         Box::new(Plain { to: stdout, begun_ms: None })
     }
@@ -76,7 +80,8 @@ pub(super) struct Live {
 }
 
 impl Live {
-    pub(super) fn new(target: ProgressDrawTarget) -> Self {
+    pub(super) fn new(terminal: Terminal<impl Write + Send + 'static>) -> Self {
+        let target = ProgressDrawTarget::term_like_with_hz(Box::new(terminal), DRAWN_HZ);
         let all = MultiProgress::with_draw_target(target);
         let bar = all.add(ProgressBar::new(0).with_style(style(BAR)));
         Self { board: Board::default(), all, bar, rows: BTreeMap::new() }

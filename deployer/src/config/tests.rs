@@ -1,7 +1,5 @@
 //! What a configuration means, and what is said about a wrong one.
 
-#![expect(clippy::unwrap_used, reason = "a test that panics has failed")]
-
 mod any;
 mod bad;
 mod bad_settings;

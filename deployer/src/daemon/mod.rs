@@ -51,12 +51,12 @@ pub async fn run(path: &Path) -> Result<()> {
     let config = Config::load(path)?;
     let attachment = kernel::attachment(config.kernel.callers.as_deref(), config.kernel.workers.as_deref())?;
     // Before anything is attached: a second daemon must not even begin.
-    let listener = server::bind(&config.daemon)?;
+    let socket = server::bind(&config.daemon)?;
     let (programs, tables) = Programs::attach(&attachment)?;
     let tables = Arc::new(tables);
     let root = kernel::cgroup::root().context("looking for the cgroup v2 root")?;
     let registry = Arc::new(Registry::new(Arc::clone(&tables), root));
-    let socket = config.daemon.socket.clone();
+    let path_of_socket = config.daemon.socket.clone();
     // Services are published last, when it is known which workers serve.
     registry.apply(&observing(&config))?;
     watch::adopt(&registry, &tables).await.context("looking for listening workers (sock_diag)")?;
@@ -72,7 +72,7 @@ pub async fn run(path: &Path) -> Result<()> {
     });
     tokio::spawn(watch::ask_versions(Arc::clone(&registry)));
     let watch = tokio::spawn(watch::run(registry, tables));
-    let server = tokio::spawn(server::run(listener, Arc::clone(&daemon)));
+    let server = tokio::spawn(server::run(socket.publish()?, Arc::clone(&daemon)));
     // Outside systemd there is nobody to tell.
     let _ = sd_notify::notify(false, &[sd_notify::NotifyState::Ready]);
     until_stopped(&daemon, path).await?;
@@ -80,7 +80,7 @@ pub async fn run(path: &Path) -> Result<()> {
     daemon.wind_up().await;
     watch.abort();
     server.abort();
-    let _ = std::fs::remove_file(socket);
+    let _ = std::fs::remove_file(path_of_socket);
     info!("stopped; the programs are detached, and every connection goes where it is dialled");
     Ok(())
 }

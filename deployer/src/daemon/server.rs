@@ -4,7 +4,7 @@ use std::{
     fs::{self, Permissions},
     io,
     os::unix::fs::{PermissionsExt, chown},
-    path::Path,
+    path::{Path, PathBuf},
     sync::Arc,
 };
 
@@ -40,8 +40,24 @@ impl Connected<IncomingStream<'_, UnixListener>> for Peer {
     }
 }
 
+/// A socket that is bound, under another name yet: clients find it when the daemon is ready for them.
+pub(super) struct Bound {
+    listener: UnixListener,
+    aside: PathBuf,
+    path: PathBuf,
+}
+
+impl Bound {
+    /// Gives the socket its name.
+    pub(super) fn publish(self) -> Result<UnixListener> {
+        fs::rename(&self.aside, &self.path)
+            .with_context(|| format!("renaming {} to {}", self.aside.display(), self.path.display()))?;
+        Ok(self.listener)
+    }
+}
+
 /// Makes the socket, with mode 0660. One that nobody answers on is left over, and replaced.
-pub(super) fn bind(config: &config::Daemon) -> Result<UnixListener> {
+pub(super) fn bind(config: &config::Daemon) -> Result<Bound> {
     let path = &config.socket;
     if let Some(directory) = path.parent() {
         fs::create_dir_all(directory).with_context(|| format!("making directory {}", directory.display()))?;
@@ -54,15 +70,14 @@ pub(super) fn bind(config: &config::Daemon) -> Result<UnixListener> {
         Err(error) if error.kind() == io::ErrorKind::NotFound => {}
         Err(error) => return Err(error).with_context(|| format!("looking at {}", path.display())),
     }
-    // Bound under a name of its own and renamed when nobody else can open it any more.
+    // Under this name nobody meets it with the wrong mode, or before it is answered.
     let aside = path.with_extension("new");
     let _ = fs::remove_file(&aside);
     let listener = UnixListener::bind(&aside).with_context(|| format!("binding {}", path.display()))?;
     fs::set_permissions(&aside, Permissions::from_mode(0o660))
         .and_then(|()| give_to(&aside, config.group.as_deref()))
-        .and_then(|()| fs::rename(&aside, path))
         .with_context(|| format!("setting up the socket {}", path.display()))?;
-    Ok(listener)
+    Ok(Bound { listener, aside, path: path.clone() })
 }
 
 fn give_to(path: &Path, group: Option<&str>) -> io::Result<()> {

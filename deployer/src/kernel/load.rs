@@ -8,7 +8,7 @@ use std::{
 use anyhow::{Context, Result, anyhow};
 use aya::{
     Ebpf, EbpfLoader,
-    programs::{CgroupAttachMode, CgroupSock, CgroupSockAddr, SockOps},
+    programs::{CgroupAttachMode, CgroupSock, CgroupSockAddr, Program, SockOps},
 };
 
 use super::{btf::Structs, cgroup, host, tables::Tables};
@@ -77,6 +77,24 @@ impl Programs {
     }
 }
 
+/// Loads all programs, so that the verifier sees them, attaches none and drops them.
+///
+/// # Errors
+/// When the kernel lacks something or refuses; says at which program.
+pub fn can_load() -> Result<()> {
+    let mut ebpf = load()?;
+    for (name, program) in ebpf.programs_mut() {
+        match program {
+            Program::CgroupSockAddr(program) => program.load(),
+            Program::CgroupSock(program) => program.load(),
+            Program::SockOps(program) => program.load(),
+            other => return Err(anyhow!("program {name} is of an unexpected type, {:?}", other.prog_type())),
+        }
+        .with_context(|| format!("loading program {name}"))?;
+    }
+    Ok(())
+}
+
 fn load() -> Result<Ebpf> {
     let btf = fs::read(VMLINUX)
         .with_context(|| format!("reading {VMLINUX}: the kernel must be built with CONFIG_DEBUG_INFO_BTF"))?;
@@ -103,7 +121,7 @@ fn open(cgroup: &Path) -> Result<File> {
 
 fn program<'a, P>(ebpf: &'a mut Ebpf, name: &str) -> Result<&'a mut P>
 where
-    &'a mut P: TryFrom<&'a mut aya::programs::Program, Error = aya::programs::ProgramError>,
+    &'a mut P: TryFrom<&'a mut Program, Error = aya::programs::ProgramError>,
 {
     let program = ebpf.program_mut(name).ok_or_else(|| anyhow!("the eBPF object has no program {name}"))?;
     program.try_into().with_context(|| format!("program {name} is of another type"))

@@ -10,5 +10,5 @@ mod mapping;
 pub mod procs;
 pub mod tables;
 
-pub use load::{Attachment, Programs, attachment};
+pub use load::{Attachment, Programs, attachment, can_load};
 pub use tables::Tables;

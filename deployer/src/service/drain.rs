@@ -9,7 +9,7 @@
 //! begins again.
 
 use std::{
-    collections::BTreeSet,
+    collections::{BTreeMap, BTreeSet},
     io,
     sync::Arc,
     time::{Duration, Instant},
@@ -32,7 +32,7 @@ const LOOK: Duration = Duration::from_millis(50);
 const ROOM: Duration = Duration::from_millis(500);
 /// Between two words on what holds it.
 const TELL: Duration = Duration::from_secs(1);
-/// Sockets named when asked what holds a drain.
+/// Groups of sockets named when asked what holds a drain.
 const NAMED: usize = 4;
 
 /// What holds a drain.
@@ -42,7 +42,7 @@ pub struct Held {
     pub open: u64,
     /// connect() calls on their way.
     pub tickets: u64,
-    /// A few of the sockets.
+    /// Who: "nginx (pid 4711): 3 established, 127.0.0.1:43210".
     pub by: Vec<String>,
 }
 
@@ -222,20 +222,21 @@ fn connections(sockets: &[Socket], port: u16) -> u64 {
     sockets.iter().map(pair).collect::<BTreeSet<_>>().len() as u64
 }
 
-/// Names a few of the sockets, by their callers where these are on this host.
+/// Says who holds it: by process and state, callers' ends where these are on this host.
 fn name(sockets: &[Socket], tickets: u64, port: u16) -> Held {
+    let open = connections(sockets, port);
     let is_caller = |socket: &&Socket| socket.peer.port() == port;
-    let mut shown: Vec<_> = sockets.iter().filter(is_caller).take(NAMED).collect();
+    let mut shown: Vec<_> = sockets.iter().filter(is_caller).collect();
     if shown.is_empty() {
-        shown = sockets.iter().take(NAMED).collect();
+        shown = sockets.iter().collect();
     }
     let holders = procs::holding(&shown.iter().map(|socket| socket.inode).filter(|inode| *inode != 0).collect());
-    let by = shown
-        .iter()
-        .map(|socket| {
-            let who = holders.get(&socket.inode).map_or_else(|| "no process".to_owned(), ToString::to_string);
-            format!("{} {}, {who}", socket.local, socket.state_name())
-        })
-        .collect();
-    Held { open: connections(sockets, port), tickets, by }
+    let mut groups: BTreeMap<(String, &str), Vec<&Socket>> = BTreeMap::new();
+    for socket in shown {
+        let who = holders.get(&socket.inode).map_or_else(|| "no process".to_owned(), ToString::to_string);
+        groups.entry((who, socket.state_name())).or_default().push(socket);
+    }
+    let by =
+        groups.iter().take(NAMED).map(|((who, state), of)| format!("{who}: {} {state}, {}", of.len(), of[0].local));
+    Held { open, tickets, by: by.collect() }
 }

@@ -1,6 +1,11 @@
-use indicatif::{ProgressDrawTarget, ProgressStyle};
+use std::{
+    io::Write,
+    sync::{Arc, Mutex},
+};
 
-use super::{super::board::Board, super::client::Received, super::view::*, *};
+use indicatif::ProgressStyle;
+
+use super::{super::board::Board, super::client::Received, super::terminal::Terminal, super::view::*, *};
 
 fn batch(back: bool) -> What {
     What::Batch { nth: 1, of: 2, workers: vec![AT.parse().unwrap()], back }
@@ -76,17 +81,55 @@ fn a_row_shows_what_holds_a_drain() {
     assert_eq!(board.rows[&worker].text(), "draining   1 open: nginx");
 }
 
+/// A terminal that keeps what is drawn until it breaks.
+#[derive(Debug, Clone, Default)]
+struct Drawn {
+    text: Arc<Mutex<Vec<u8>>>,
+    broken: bool,
+}
+
+impl Write for Drawn {
+    fn write(&mut self, drawn: &[u8]) -> io::Result<usize> {
+        if self.broken {
+            return Err(io::ErrorKind::BrokenPipe.into());
+        }
+        self.text.lock().unwrap().write(drawn)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+fn shown(what: What) -> Received {
+    Received { line: String::new(), event: event(0, what) }
+}
+
 #[test]
 fn a_roll_is_drawn() {
     for template in TEMPLATES {
         assert!(ProgressStyle::with_template(template).is_ok(), "{template}");
     }
-    let mut live = Live::new(ProgressDrawTarget::hidden());
+    let drawn = Drawn::default();
+    let mut live = Live::new(Terminal::new(drawn.clone()));
     let steps = THROUGH.windows(2).map(|pair| phase(pair[0], pair[1], ""));
-    let end = finished(Exit::Done, "", 1, &[]);
+    let end = finished(Exit::Done, "web runs v2", 1, &[]);
     for what in [begun(), batch(false)].into_iter().chain(steps).chain([end]) {
-        live.event(&Received { line: String::new(), event: event(0, what) }).unwrap();
+        live.event(&shown(what)).unwrap();
         live.tick();
     }
     live.note("a note");
+    drop(live);
+    let text = String::from_utf8(drawn.text.lock().unwrap().clone()).unwrap();
+    for line in ["web: rolling 2 workers", "1/2 workers", "✓ 127.0.0.1:8003", ": web runs v2", "a note"] {
+        assert!(text.contains(line), "{line} is not in {text:?}");
+    }
+}
+
+#[test]
+fn a_lost_terminal_is_an_error() {
+    let mut live = Live::new(Terminal::new(Drawn { broken: true, ..Drawn::default() }));
+    let error = live.event(&shown(begun())).unwrap_err();
+    assert_eq!(error.kind(), io::ErrorKind::BrokenPipe);
+    live.tick();
 }

@@ -1,0 +1,147 @@
+//! What the kernel must have.
+
+use std::{fs, io, path::Path};
+
+use rustix::thread::{MembarrierQuery, membarrier_query};
+
+use super::Finding;
+use crate::kernel::{can_load, cgroup, diag, host};
+
+/// Sockets, links and the netns cookie are all there from here on.
+const NEEDED: (u32, u32) = (5, 15);
+/// `bpf_set_retval` in connect hooks.
+const REFUSES: (u32, u32) = (6, 1);
+const BTF: &str = "/sys/kernel/btf/vmlinux";
+const NOHZ_FULL: &str = "/sys/devices/system/cpu/nohz_full";
+
+pub(super) fn findings() -> Vec<Finding> {
+    let nohz_full = processors(&fs::read_to_string(NOHZ_FULL).unwrap_or_default());
+    let mut found = vec![
+        release(&rustix::system::uname().release().to_string_lossy(), host::version()),
+        btf(Path::new(BTF)),
+        cgroup2(cgroup::root()),
+        barrier(membarrier_query().contains(MembarrierQuery::GLOBAL), nohz_full.as_deref()),
+    ];
+    found.extend(nohz_full.map(note));
+    found.push(cookie(host::netns_cookie()));
+    found.push(sock_diag(diag::sockets(diag::states::LISTEN, None)));
+    found.push(programs(can_load()));
+    found
+}
+
+fn release(name: &str, version: (u32, u32)) -> Finding {
+    let what = format!("kernel {}.{}", version.0, version.1);
+    if version < NEEDED {
+        return Finding::fail(what, format!("{name} is too old; Linux 5.15 or later is needed"));
+    }
+    if version < REFUSES {
+        let detail = "before 6.1 a connect hook cannot choose the error: `policy = \"refuse\"` works by sending the \
+                      connection to port 0";
+        return Finding::warn(what, detail);
+    }
+    Finding::ok(what, format!("{name}; 5.15 or later is needed"))
+}
+
+fn btf(path: &Path) -> Finding {
+    match fs::metadata(path) {
+        Ok(_) => Finding::ok("BTF", format!("the kernel describes its types in {}", path.display())),
+        Err(error) => Finding::fail("BTF", format!("{}: {error}", path.display()))
+            .fix("do", "run a kernel built with CONFIG_DEBUG_INFO_BTF=y"),
+    }
+}
+
+fn cgroup2(root: io::Result<std::path::PathBuf>) -> Finding {
+    match root {
+        Ok(root) => Finding::ok("cgroup v2", format!("mounted at {}", root.display())),
+        Err(error) => Finding::fail("cgroup v2", error.to_string())
+            .fix("run", "mkdir -p /sys/fs/cgroup/unified && mount -t cgroup2 none /sys/fs/cgroup/unified"),
+    }
+}
+
+/// With `nohz_full` processors the kernel leaves MEMBARRIER_CMD_GLOBAL out of the answer to the query, too.
+fn barrier(there: bool, nohz_full: Option<&str>) -> Finding {
+    let needed_for = "it tells when every connect() that saw the former tables has ended";
+    match (there, nohz_full) {
+        (true, _) => Finding::ok("membarrier", needed_for),
+        (false, Some(processors)) => Finding::fail(
+            "membarrier",
+            format!("the kernel refuses it because processors {processors} run with nohz_full; {needed_for}"),
+        )
+        .fix("do", "boot without nohz_full="),
+        (false, None) => Finding::fail("membarrier", format!("the kernel has none; {needed_for}"))
+            .fix("do", "run a kernel built with CONFIG_MEMBARRIER=y, and allow the call in seccomp filters"),
+    }
+}
+
+/// The kernel writes `(null)` where it was built for nohz_full and booted without.
+fn processors(text: &str) -> Option<String> {
+    let text = text.trim();
+    (!text.is_empty() && text != "(null)").then(|| text.to_owned())
+}
+
+fn note(processors: String) -> Finding {
+    Finding::warn("nohz_full", format!("processors {processors} run without ticks; grace periods take longer there"))
+}
+
+fn cookie(cookie: io::Result<u64>) -> Finding {
+    let what = "network namespace cookie";
+    match cookie {
+        Ok(cookie) => Finding::ok(what, format!("{cookie}; callers in other namespaces are left alone")),
+        Err(error) => Finding::fail(what, format!("SO_NETNS_COOKIE: {error}; Linux 5.14 or later is needed")),
+    }
+}
+
+fn sock_diag(listeners: io::Result<Vec<diag::Socket>>) -> Finding {
+    match listeners {
+        Ok(found) => Finding::ok("sock_diag", format!("{} listening TCP sockets seen", found.len())),
+        Err(error) => Finding::fail("sock_diag", format!("{error}; without it no worker is known to be empty"))
+            .fix("run", "modprobe -a inet_diag tcp_diag"),
+    }
+}
+
+fn programs(loaded: anyhow::Result<()>) -> Finding {
+    match loaded {
+        Ok(()) => Finding::ok("eBPF programs", "the kernel accepts all of them (loaded, not attached, dropped)"),
+        Err(error) => Finding::fail("eBPF programs", format!("{error:#}")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{super::Level, *};
+
+    #[test]
+    fn old_kernels_fail_or_warn() {
+        for (version, level) in [
+            ((4, 19), Level::Fail),
+            ((5, 14), Level::Fail),
+            ((0, 0), Level::Fail),
+            ((5, 15), Level::Warn),
+            ((6, 0), Level::Warn),
+            ((6, 1), Level::Ok),
+            ((10, 0), Level::Ok),
+        ] {
+            assert_eq!(release("x", version).level, level, "{version:?}");
+        }
+    }
+
+    #[test]
+    fn nohz_full_is_named_as_the_cause() {
+        assert_eq!(processors("\n"), None);
+        assert_eq!(processors("(null)\n"), None);
+        assert_eq!(processors("2-7\n").as_deref(), Some("2-7"));
+        let finding = barrier(false, Some("2-7"));
+        assert_eq!(finding.level, Level::Fail);
+        assert!(finding.to_string().contains("2-7"), "{finding}");
+    }
+
+    #[test]
+    fn what_is_missing_fails() {
+        assert_eq!(btf(Path::new("/nonexistent")).level, Level::Fail);
+        let none = || io::Error::other("none");
+        assert_eq!(cgroup2(Err(none())).level, Level::Fail);
+        assert_eq!(cookie(Err(none())).level, Level::Fail);
+        assert_eq!(sock_diag(Err(none())).level, Level::Fail);
+        assert_eq!(programs(Err(anyhow::anyhow!("no").context("loading"))).detail, "loading: no");
+    }
+}
