@@ -11,7 +11,7 @@ use aya_ebpf::{
 };
 use deployer_common::{
     decide::{Rank, Tables, Verdict, decide},
-    endpoint::Endpoint,
+    endpoint::{Endpoint, MAPPED},
     layout::{
         BYPASS_MARK, Frontend, MAX_MEMBERS, MAX_SERVICES, MAX_WORKERS, NO_WORKER, ServiceCount, Slot, SockNote,
         Switchboard, WorkerCount,
@@ -28,6 +28,9 @@ const IPPROTO_TCP: u32 = 6;
 const ECONNREFUSED: i32 = 111;
 const ALLOW: i32 = 1;
 const DENY: i32 = 0;
+/// ::ffff:127.0.0.1 and ::1, network byte order.
+const LOOPBACK4: [u32; 4] = [0, 0, MAPPED, 0x7f00_0001_u32.to_be()];
+const LOOPBACK6: [u32; 4] = [0, 0, 0, 1_u32.to_be()];
 
 /// Whether the kernel has bpf_set_retval in these hooks (6.1); set before loading.
 #[unsafe(no_mangle)]
@@ -147,11 +150,11 @@ fn apply(ctx: &SockAddrContext, dialled: &Endpoint, frontend: Frontend, verdict:
         return pass(ctx, frontend);
     }
     let Some(target) = WORKER_ADDRS.get(verdict.worker) else { return Action::Refuse };
-    let (addr, port) = (target.addr, target.port);
+    let (addr, port) = (reached(dialled, frontend, target.addr), target.port);
     note(
         ctx,
         SockNote {
-            dialled: dialled.addr,
+            dialled: shown(dialled.addr),
             target: addr,
             dialled_port: dialled.port,
             target_port: port,
@@ -160,6 +163,27 @@ fn apply(ctx: &SockAddrContext, dialled: &Endpoint, frontend: Frontend, verdict:
         },
     );
     Action::To { addr, port }
+}
+
+/// Where a sibling is reached by whoever dialled a worker at ::1: at ::1, too. A socket that speaks IPv6 only, or is bound
+/// to ::1, cannot go to 127.0.0.1 (ENETUNREACH); and siblings that do not listen at ::1 are not dialled there.
+#[inline(always)]
+fn reached(dialled: &Endpoint, frontend: Frontend, addr: [u32; 4]) -> [u32; 4] {
+    let is_ipv6 = frontend.worker != NO_WORKER && !Endpoint::is_v4(&dialled.addr);
+    match addr {
+        LOOPBACK4 if is_ipv6 => LOOPBACK6,
+        addr => addr,
+    }
+}
+
+/// A dialled address as getpeername() shows it without us: for a wildcard address Linux takes loopback.
+#[inline(always)]
+fn shown(dialled: [u32; 4]) -> [u32; 4] {
+    match dialled {
+        [0, 0, 0, 0] => LOOPBACK6,
+        [0, 0, MAPPED, 0] => LOOPBACK4,
+        dialled => dialled,
+    }
 }
 
 /// Writes the socket's note and opens its ticket; a ticket of an earlier connect() that came to nothing is handed back.

@@ -162,10 +162,10 @@ fn callers_behind_a_full_accept_queue_are_waited_for() -> Result<()> {
     deployer_tests::process::send(pid, rustix::process::Signal::STOP)?;
     let mut callers = sandbox.command(Place::Callers, "/usr/bin/python3");
     let callers = callers.args(["-c", FIFTY_CALLERS]).stdout(Stdio::piped()).spawn()?;
-    sleep(Duration::from_secs(1));
+    sleep(Duration::from_secs(2));
     let roll = daemon.cli_spawn(&["roll", "web", "--to", "v2", "--json"])?;
     let begun = Instant::now();
-    sleep(Duration::from_secs(2));
+    sleep(Duration::from_secs(4));
     deployer_tests::process::send(pid, rustix::process::Signal::CONT)?;
     let roll = roll.wait_with_output()?;
     let answers = String::from_utf8_lossy(&callers.wait_with_output()?.stdout).into_owned();
@@ -182,9 +182,11 @@ fn callers_behind_a_full_accept_queue_are_waited_for() -> Result<()> {
 
 /// Fifty at once to 8000: status, version and cold mark of each answer, counted.
 const FIFTY_CALLERS: &str = "
-import collections, socket, threading
+import collections, socket, threading, time
 seen = collections.Counter()
 def call(n):
+    # Apart from each other: retransmissions in step would all meet the same two free places.
+    time.sleep(n * 0.03)
     s = socket.create_connection(('127.0.0.1', 8000), timeout=60)
     s.sendall(b'GET /pin/1 HTTP/1.0\\r\\nX-Request-Id: syn-%d\\r\\n\\r\\n' % n)
     answer = b''

@@ -94,6 +94,7 @@ fn service<'a>(
     let (mode, address) = mode_and_address(&mut table, default);
     if let Some(workers) = &workers {
         claims.workers(workers);
+        ports::one_family(workers);
     }
     if let Some(Some((address, value))) = &address {
         claims.service(*address, value.clone());

@@ -6,6 +6,8 @@ use std::{
     path::{Component, Path, PathBuf},
 };
 
+use deployer_common::layout::MAX_CALLERS;
+
 use super::{
     Caller,
     raw::{Value, quoted},
@@ -102,6 +104,12 @@ pub(super) fn socket(value: &Value<'_>) -> Option<PathBuf> {
 /// `callers` of a service.
 pub(super) fn callers(value: &Value<'_>, mounts: &Mounts) -> Option<Vec<Caller>> {
     let items = value.list("a list of paths, [\"/usr/sbin/nginx\"]")?;
+    if items.len() > MAX_CALLERS {
+        return value.refuse(format!(
+            "has {} entries; the most is {MAX_CALLERS}: write a cgroup that holds several of them",
+            items.len()
+        ));
+    }
     let callers: Vec<_> = items.iter().map(|item| caller(item, mounts)).collect();
     callers.into_iter().collect()
 }

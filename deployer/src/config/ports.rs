@@ -68,6 +68,16 @@ pub(super) fn same_family(value: &Value<'_>, address: SocketAddr, workers: &[(So
     }
 }
 
+/// A caller that dialled one worker may be steered to any other, and an IPv4 socket cannot go to an IPv6 address.
+pub(super) fn one_family(workers: &[(SocketAddr, Value<'_>)]) {
+    let Some((first, _)) = workers.first() else { return };
+    if let Some((stranger, value)) = workers.iter().find(|(worker, _)| worker.is_ipv4() != first.is_ipv4()) {
+        value.refuse::<()>(format!(
+            "{stranger} is of another address family than {first}; write all workers of a service as IPv4 or all as IPv6"
+        ));
+    }
+}
+
 /// `IP:PORT` or `IP:FIRST-LAST`; an error goes on after the quoted text.
 fn range(text: &str) -> Result<(IpAddr, RangeInclusive<u16>), String> {
     if let Ok(ip) = host(text) {

@@ -18,7 +18,6 @@ use crate::{
     config,
     kernel::Tables,
     service::Service,
-    warm,
 };
 
 /// Output of a command that is kept for its error message, in characters.
@@ -50,7 +49,7 @@ impl Roll {
             by: self.record.by.clone(),
             batches: self.plan.batches.iter().map(|batch| self.addresses(batch)).collect(),
         });
-        let before = self.version_before().await;
+        let before = self.version_before();
         let mut machine = Machine::new(self.plan.clone());
         let end = loop {
             if self.record.stop_asked() {
@@ -80,11 +79,12 @@ impl Roll {
         workers.iter().filter_map(|nth| self.service.workers.get(*nth)).map(|worker| worker.at).collect()
     }
 
-    /// What the first worker that is up says it runs: what a roll back must restore.
-    async fn version_before(&self) -> Option<String> {
-        let ask = self.service.config.version.as_ref()?;
-        let up = self.service.workers.iter().find(|worker| worker.control().phase == Phase::Up)?;
-        warm::version(up.at, ask, Duration::from_secs(5)).await.ok()
+    /// What the workers that are up last said they run: what a roll back must restore.
+    fn version_before(&self) -> Option<String> {
+        self.service.workers.iter().find_map(|worker| {
+            let control = worker.control();
+            if control.phase == Phase::Up { control.version.clone() } else { None }
+        })
     }
 
     async fn batch(&self, workers: &[usize], to: Option<&str>) -> Vec<(usize, Outcome)> {

@@ -161,3 +161,16 @@ fn service_address() {
     let text = format!("daemon.mode = \"observe\"\n{}", with("address = \"127.0.0.1:9000\""));
     refused(&text, &[(5, key, observed)]);
 }
+
+#[test]
+fn workers_of_two_families() {
+    let text = workers("[\"127.0.0.1:8000\", \"[::1]:8001\"]");
+    refused(&text, &[(2, "service.web.workers[1]", "[::1]:8001 is of another address family than 127.0.0.1:8000")]);
+}
+
+#[test]
+fn more_callers_than_the_kernel_has_room_for() {
+    let list: Vec<_> = (0..9).map(|nth| format!("\"/usr/bin/caller{nth}\"")).collect();
+    let text = with(&format!("callers = [{}]", list.join(", ")));
+    refused(&text, &[(4, "service.web.callers", "has 9 entries; the most is 8")]);
+}
