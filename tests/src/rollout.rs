@@ -172,10 +172,10 @@ impl Rollout {
         load.mark("after");
         sleep(self.after);
         monitor.kill()?;
-        let status = daemon.as_ref().map(|daemon| daemon.cli(&["status", "--json"])).transpose()?;
-        let status = status.and_then(|status| serde_json::from_slice(&status.stdout).ok()).unwrap_or_default();
         say("waiting for the last answers");
         let report = load.stop()?;
+        let status = daemon.as_ref().map(|daemon| daemon.cli(&["status", "--json"])).transpose()?;
+        let status = status.and_then(|status| serde_json::from_slice(&status.stdout).ok()).unwrap_or_default();
         daemon.as_mut().map(Daemon::stop).transpose()?;
         Ok(Figures {
             report,
