@@ -74,9 +74,9 @@ pub async fn run(path: &Path) -> Result<()> {
     let watch = tokio::spawn(watch::run(registry, tables));
     let server = tokio::spawn(server::run(socket.publish()?, Arc::clone(&daemon)));
     // Outside systemd there is nobody to tell.
-    let _ = sd_notify::notify(false, &[sd_notify::NotifyState::Ready]);
+    let _ = sd_notify::notify(&[sd_notify::NotifyState::Ready]);
     until_stopped(&daemon, path).await?;
-    let _ = sd_notify::notify(false, &[sd_notify::NotifyState::Stopping]);
+    let _ = sd_notify::notify(&[sd_notify::NotifyState::Stopping]);
     daemon.wind_up().await;
     watch.abort();
     server.abort();
@@ -133,14 +133,14 @@ impl Daemon {
 
     /// Reads the configuration again. What is wrong leaves everything as it was.
     async fn reload(self: &Arc<Self>, path: &Path) {
-        let _ = sd_notify::notify(false, &[sd_notify::NotifyState::Reloading]);
+        let _ = sd_notify::notify(&[sd_notify::NotifyState::Reloading]);
         let (daemon, path) = (Arc::clone(self), PathBuf::from(path));
         match tokio::task::spawn_blocking(move || daemon.reload_now(&path)).await {
             Ok(Ok(())) => info!("configuration read again"),
             Ok(Err(error)) => error!(error = format!("{error:#}"), "configuration not read again; the former stays"),
             Err(error) => error!(%error, "reload has panicked"),
         }
-        let _ = sd_notify::notify(false, &[sd_notify::NotifyState::Ready]);
+        let _ = sd_notify::notify(&[sd_notify::NotifyState::Ready]);
     }
 
     fn reload_now(&self, path: &Path) -> Result<()> {
