@@ -20,6 +20,7 @@ import time
 IP_FREEBIND = 15
 IP_LOCAL_PORT_RANGE = 51
 TCP_FASTOPEN_CONNECT = 30
+IPPROTO_MPTCP = 262
 LIMIT = 5.0
 KEPT = []
 
@@ -66,7 +67,7 @@ def prepared(job):
     """A socket as the job wants it, and the address to dial."""
     kind = socket.SOCK_DGRAM if job.get("udp") else socket.SOCK_STREAM
     family, _, _, _, address = socket.getaddrinfo(job["to"], job["port"], type=kind)[0]
-    sock = socket.socket(family, kind)
+    sock = socket.socket(family, kind, IPPROTO_MPTCP if job.get("mptcp") else 0)
     sock.settimeout(LIMIT)
     if job.get("v6only"):
         sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
@@ -180,6 +181,7 @@ def main(mode, *words):
                 seen += {"elsewhere": elsewhere, "retried": retried, "silent": silent}[job["odd"]](job)
             else:
                 seen.append(once(job))
+            time.sleep(job.get("pause_ms", 0) / 1000)
     print(json.dumps(seen), flush=True)
     if mode == "hold":
         sys.stdin.read()

@@ -31,6 +31,8 @@ pub struct Dial<'a> {
     pub port: u16,
     /// How often, one after the other.
     pub times: u32,
+    /// With so many milliseconds between two.
+    pub pause_ms: u32,
     /// By a non-blocking socket.
     pub nonblocking: bool,
     /// UDP instead.
@@ -41,6 +43,8 @@ pub struct Dial<'a> {
     pub source: Option<&'a str>,
     /// Which is not one of this host: connect() fails after the hook.
     pub freebind: bool,
+    /// Multipath TCP.
+    pub mptcp: bool,
     /// With TCP_FASTOPEN_CONNECT.
     pub fastopen: bool,
     /// The connection stays open ([`Caller::hold`]).
@@ -120,10 +124,17 @@ impl<'a> Caller<'a> {
         Self { netns: other.netns_path().to_owned(), ..self }
     }
 
-    /// By a copy of Python of its own: another executable.
+    /// In another cgroup.
+    pub fn in_cgroup(self, cgroup: &Path) -> Self {
+        Self { cgroup: cgroup.to_owned(), ..self }
+    }
+
+    /// By a copy of Python of its own: another executable. A process that runs the former copy goes on running it.
     pub fn copied(self, name: &str) -> Result<Self> {
         let python = self.sandbox.dir().join(name);
-        fs::copy(PYTHON, &python).context("copy Python")?;
+        let aside = python.with_extension("new");
+        fs::copy(PYTHON, &aside).context("copy Python")?;
+        fs::rename(&aside, &python).context("put the copy in place")?;
         Ok(Self { python, ..self })
     }
 
@@ -149,12 +160,14 @@ impl<'a> Caller<'a> {
 
     /// Does these, in order, in one process.
     pub fn dial(&self, dials: &[Dial<'_>]) -> Result<Vec<Seen>> {
+        self.start(dials)?.finish()
+    }
+
+    /// Like [`Self::dial`], but does not wait.
+    pub fn start(&self, dials: &[Dial<'_>]) -> Result<Running> {
         let mut command = self.command("dial")?;
-        let output = command.arg(serde_json::to_string(dials)?).output().context("run dial.py")?;
-        if !output.status.success() {
-            bail!("dial.py: {}: {}", output.status, String::from_utf8_lossy(&output.stderr));
-        }
-        serde_json::from_slice(&output.stdout).context("what dial.py saw")
+        command.arg(serde_json::to_string(dials)?).stdout(Stdio::piped()).stderr(Stdio::piped());
+        Ok(Running(command.spawn().context("start dial.py")?))
     }
 
     /// Does one, in a process of its own.
@@ -174,6 +187,21 @@ impl<'a> Caller<'a> {
         read.context("what dial.py saw")?;
         held.seen = serde_json::from_str(&line).context("what dial.py saw")?;
         Ok(held)
+    }
+}
+
+/// A process that dials.
+#[derive(Debug)]
+pub struct Running(Child);
+
+impl Running {
+    /// Waits for its end, and says what it saw.
+    pub fn finish(self) -> Result<Vec<Seen>> {
+        let output = self.0.wait_with_output().context("wait for dial.py")?;
+        if !output.status.success() {
+            bail!("dial.py: {}: {}", output.status, String::from_utf8_lossy(&output.stderr));
+        }
+        serde_json::from_slice(&output.stdout).context("what dial.py saw")
     }
 }
 
@@ -218,12 +246,13 @@ impl Server {
 
     /// Starts it where `place` is, in the network namespace of `netns`, answering `say`.
     pub fn start_saying(netns: &Sandbox, place: &Caller<'_>, host: &str, port: u16, say: u16) -> Result<Self> {
+        let reached = if host == "::" { "127.0.0.1" } else { host };
         let mut command = place.command("serve")?;
         command.args([host, &port.to_string(), &say.to_string()]);
         let log = place.sandbox.dir().join(format!("server-{say}.log"));
         let mut process = Process::start("dial.py", command, &log)?;
         process.wait_ready(Duration::from_secs(10), || {
-            let connected = netns.in_netns(|| TcpStream::connect(("127.0.0.1", port)).is_ok());
+            let connected = netns.in_netns(|| TcpStream::connect((reached, port)).is_ok());
             connected.unwrap_or(false)
         })?;
         Ok(Self { port, process })

@@ -23,6 +23,10 @@ pub struct Setup {
     pub name: &'static str,
     /// Where the servers listen: `127.0.0.1`, or `::` for both families.
     pub host: &'static str,
+    /// The workers' address in the configuration.
+    pub at: &'static str,
+    /// Whether the programs are attached to the cgroups of callers and workers, instead of to one above both.
+    pub apart: bool,
     /// Ports of the workers.
     pub ports: RangeInclusive<u16>,
     /// `kernel.lease`.
@@ -35,7 +39,16 @@ pub struct Setup {
 
 impl Default for Setup {
     fn default() -> Self {
-        Self { name: "web", host: "127.0.0.1", ports: 8000..=8003, lease: "10s", callers: None, extra: "" }
+        Self {
+            name: "web",
+            host: "127.0.0.1",
+            at: "127.0.0.1",
+            apart: false,
+            ports: 8000..=8003,
+            lease: "10s",
+            callers: None,
+            extra: "",
+        }
     }
 }
 
@@ -47,14 +60,16 @@ impl Setup {
 
     /// The configuration. Nothing is rolled, so the manager need not be there.
     fn text(&self, sandbox: &Sandbox) -> String {
-        let root = sandbox.root_cgroup();
+        let cgroup = |place| if self.apart { sandbox.cgroup(place) } else { sandbox.root_cgroup().to_owned() };
         let callers = self.callers.clone().unwrap_or_else(|| vec![sandbox.cgroup(Place::Callers)]);
-        let Self { name, ports, lease, extra, .. } = self;
+        let Self { name, at, ports, lease, extra, .. } = self;
         format!(
-            "[daemon]\nsocket = {:?}\n[kernel]\ncallers = {root:?}\nworkers = {root:?}\nlease = {lease:?}\n\
-             [service.{name}]\nworkers = \"127.0.0.1:{}-{}\"\ncallers = {callers:?}\n\
+            "[daemon]\nsocket = {:?}\n[kernel]\ncallers = {:?}\nworkers = {:?}\nlease = {lease:?}\n\
+             [service.{name}]\nworkers = \"{at}:{}-{}\"\ncallers = {callers:?}\n\
              manager = {{ supervisord = \"/nonexistent.sock\", program = \"web:web_{{port}}\" }}\n{extra}\n",
             self.socket(sandbox),
+            cgroup(Place::Callers),
+            cgroup(Place::Workers),
             ports.start(),
             ports.end(),
         )

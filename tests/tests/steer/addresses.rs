@@ -6,12 +6,8 @@ use deployer_tests::rig::Setup;
 use deployer_tests::sandbox::{Place, Sandbox};
 
 /// What is dialled, and what getpeername() then shows.
-const SPELLINGS: [(&str, &str); 4] = [
-    ("127.0.0.1", "127.0.0.1"),
-    ("localhost", "127.0.0.1"),
-    ("::1", "::1"),
-    ("::ffff:127.0.0.1", "::ffff:127.0.0.1"),
-];
+const SPELLINGS: [(&str, &str); 4] =
+    [("127.0.0.1", "127.0.0.1"), ("localhost", "127.0.0.1"), ("::1", "::1"), ("::ffff:127.0.0.1", "::ffff:127.0.0.1")];
 
 /// Both families at once.
 const DUAL: &str = "::";
@@ -86,5 +82,24 @@ fn wildcard_addresses() -> Result<()> {
         rig.drain(8000).or_else(|error| if drained { Ok(()) } else { Err(error) })?;
     }
     ensure!(peers[..2] == peers[2..], "getpeername() differs while drained: {peers:?}");
+    Ok(())
+}
+
+/// Workers at ::1 are dialled there, and only there.
+#[test]
+fn workers_at_an_ipv6_address() -> Result<()> {
+    let sandbox = Sandbox::new("six")?;
+    let address = "address = \"[::1]:9000\"";
+    let rig = Setup { host: "::1", at: "[::1]", extra: address, ..Setup::default() }.start(&sandbox)?;
+    let caller = Caller::at(&sandbox, Place::Callers);
+    rig.drain(8000)?;
+    let seen = caller.dial(&[Dial::to("::1", 8000).times(20), Dial::to("::1", 9000).times(20)])?;
+    eprintln!("[::1]:8000 {:?}, [::1]:9000 {:?}", answers(&seen[..20]), answers(&seen[20..]));
+    ensure!(answers(&seen).keys().eq(&[8001, 8002, 8003]), "{seen:?}");
+    ensure!(seen[..20].iter().all(|one| one.peer.as_deref() == Some("::1 8000")), "{seen:?}");
+    let other = caller.once(Dial::to("127.0.0.1", 8000))?;
+    let service = rig.service()?;
+    ensure!(other.iter().all(Seen::is_refused), "nobody listens there: {other:?}");
+    ensure!((service.sum(|w| w.established), service.sum(|w| w.tickets)) == (40, 0), "{service:?}");
     Ok(())
 }

@@ -99,3 +99,49 @@ fn a_connect_on_its_way_holds_a_ticket() -> Result<()> {
     ensure!(during == 1, "{during}");
     Ok(())
 }
+
+/// Who restarts a drained worker and enables it too early has refused nobody: siblings serve until it listens.
+#[test]
+fn a_worker_that_dies_while_it_is_drained() -> Result<()> {
+    let sandbox = Sandbox::new("dies")?;
+    let mut rig = Setup { ports: 8000..=8001, ..Setup::default() }.start(&sandbox)?;
+    let caller = Caller::at(&sandbox, Place::Callers);
+    rig.drain(8000)?;
+    let index = rig.servers.iter().position(|server| server.port == 8000).expect("started above");
+    rig.servers.remove(index).stop()?;
+    let steady = caller.start(&[Dial { pause_ms: 2, ..Dial::to(HOST, 8000).times(250) }])?;
+    std::thread::sleep(std::time::Duration::from_millis(150));
+    let _ = rig.verb(&["enable", "web", "8000"])?;
+    let seen = steady.finish()?;
+    eprintln!("enabled while nothing listens: {:?}", answers(&seen));
+    ensure!(answers(&seen) == [(8001, 250)].into(), "{:?}", answers(&seen));
+    rig.start_worker(8000)?;
+    rig.wait_phase(8000, "up")?;
+    ensure!(answers(&caller.once(Dial::to(HOST, 8000).times(10))?) == [(8000, 10)].into());
+    Ok(())
+}
+
+/// Callers in a hurry, while workers are drained and enabled again and again: nobody is lost.
+#[test]
+fn drained_and_enabled_in_a_hurry() -> Result<()> {
+    let sandbox = Sandbox::new("hurry")?;
+    let rig = Setup { extra: "address = \"127.0.0.1:9000\"", ..Setup::default() }.start(&sandbox)?;
+    let caller = Caller::at(&sandbox, Place::Callers);
+    let dials = [8000, 9000].map(|port| Dial { pause_ms: 1, ..Dial::to(HOST, port).times(700) });
+    let running = dials.map(|dial| caller.start(&[dial]));
+    let mut drains = 0;
+    for port in (8000..=8003).cycle().take(60) {
+        rig.drain(port)?;
+        rig.enable(port)?;
+        drains += 1;
+    }
+    let mut seen = Vec::new();
+    for one in running {
+        seen.extend(one?.finish()?);
+    }
+    let service = rig.service()?;
+    eprintln!("{drains} drains: {:?}, away {}", answers(&seen), service.sum(|w| w.away));
+    ensure!(!answers(&seen).contains_key(&0) && seen.len() == 1400, "{:?}", answers(&seen));
+    ensure!(service.sum(|w| w.away) > 0 && service.sum(|w| w.tickets) == 0 && service.exhausted == 0, "{service:?}");
+    Ok(())
+}

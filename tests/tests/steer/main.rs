@@ -1,6 +1,7 @@
 //! What the kernel does with connections, as their callers notice it. Run with `--test-threads=1`.
 
 mod addresses;
+mod callers;
 mod counts;
 mod drained;
 mod leases;

@@ -1,6 +1,6 @@
 //! Trust on day one: observe, bypass, detach.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use deployer_tests::app::App;
@@ -86,8 +86,7 @@ fn detach_with_a_service_address() -> Result<()> {
 fn under_load() -> Result<()> {
     let sandbox = Sandbox::new("load")?;
     let app = App::new(&sandbox, &["v1"])?;
-    let supervisor =
-        Supervisor::start(&sandbox, &app, Options { import_seconds: 0.1, ..Options::ports(8000..=8003) })?;
+    let supervisor = Supervisor::start(&sandbox, &app, Options { import_seconds: 0.1, ..Options::ports(8000..=8003) })?;
     supervisor.wait_up()?;
     supervisor.warm()?;
     let nginx = Nginx::start(&sandbox, &Upstream::workers(8000..=8003, ""))?;
@@ -97,7 +96,9 @@ fn under_load() -> Result<()> {
     let mut away = Vec::new();
     for words in [&["drain", "web", "8000"][..], &["bypass"], &["bypass", "--off"], &["detach"]] {
         load.mark(&words.join(" "));
+        let begun = Instant::now();
         let output = daemon.cli(words)?;
+        eprintln!("{words:?} took {:.0?}", begun.elapsed());
         ensure!(output.status.success(), "{words:?}: {output:?}");
         std::thread::sleep(Duration::from_millis(1500));
         away.push(counter(&daemon, "away")?);
@@ -108,7 +109,7 @@ fn under_load() -> Result<()> {
     ensure!(report.requests > 1000 && report.failed == 0, "{report}");
     ensure!(nginx.error_lines()?.is_empty(), "{:?}", nginx.error_lines());
     // A quarter of 200 a second. What was on its way at a switch may still be counted on its other side.
-    ensure!(away[0] > 40 && steered[0] <= 2 && steered[1] > 40 && steered[2] <= 2, "{away:?}");
+    ensure!(away[0] > 40 && steered[0] < 15 && steered[1] > 40 && steered[2] < 15, "{away:?}");
     Ok(())
 }
 

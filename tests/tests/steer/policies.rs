@@ -112,3 +112,23 @@ fn order_of_fallbacks() -> Result<()> {
     ensure!(gone.iter().all(Seen::is_refused), "{gone:?}");
     Ok(())
 }
+
+/// A worker that was drained and has died is no fallback: a cold one that lives comes before it.
+#[test]
+fn the_dead_are_no_fallback() -> Result<()> {
+    let sandbox = Sandbox::new("dead")?;
+    let extra = "warm = { requests = [\"GET /\"], within = \"2s\" }";
+    let mut rig = Setup { ports: 8000..=8001, extra, ..Setup::default() }.start(&sandbox)?;
+    let caller = Caller::at(&sandbox, Place::Callers);
+    rig.stop_worker(8000)?;
+    rig.start_worker(8000)?;
+    wait("8000 cold", || Ok(["listening", "warming"].contains(&rig.worker(8000)?.phase.as_str())))?;
+    rig.drain(8001)?;
+    let index = rig.servers.iter().position(|server| server.port == 8001).expect("started above");
+    rig.servers.remove(index).stop()?;
+    std::thread::sleep(std::time::Duration::from_millis(500));
+    let seen = caller.dial(&[Dial::to(HOST, 8000).times(10), Dial::to(HOST, 8001).times(10)])?;
+    eprintln!("8000 cold, 8001 drained and dead: {:?}", answers(&seen));
+    ensure!(answers(&seen) == [(8000, 20)].into(), "{seen:?}");
+    Ok(())
+}
