@@ -22,12 +22,14 @@
 
 pub mod app;
 pub mod daemon;
+pub mod dial;
 pub mod http;
 pub mod journal;
 pub mod load;
 pub mod nginx;
 pub mod process;
 pub mod report;
+pub mod rig;
 pub mod rollout;
 pub mod sandbox;
 pub mod supervisor;

@@ -1,0 +1,262 @@
+//! A service of small servers ([`crate::dial`]) under a daemon: enough to see what the kernel does with connections.
+
+use std::collections::BTreeMap;
+use std::io::{Read, Write};
+use std::ops::RangeInclusive;
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail};
+use serde::Deserialize;
+
+use crate::daemon::DeployerBin;
+use crate::dial::Server;
+use crate::http::{Request, Response};
+use crate::process::Process;
+use crate::sandbox::{Place, Sandbox};
+
+/// What a daemon is told about its one service.
+#[derive(Clone, Debug)]
+pub struct Setup {
+    /// Its name; also that of the daemon's socket and log.
+    pub name: &'static str,
+    /// Where the servers listen: `127.0.0.1`, or `::` for both families.
+    pub host: &'static str,
+    /// The workers' address in the configuration.
+    pub at: &'static str,
+    /// Whether the programs are attached to the cgroups of callers and workers, instead of to one above both.
+    pub apart: bool,
+    /// Ports of the workers.
+    pub ports: RangeInclusive<u16>,
+    /// `kernel.lease`.
+    pub lease: &'static str,
+    /// Who is steered; `None`: the sandbox's callers.
+    pub callers: Option<Vec<PathBuf>>,
+    /// More lines of the service.
+    pub extra: &'static str,
+}
+
+impl Default for Setup {
+    fn default() -> Self {
+        Self {
+            name: "web",
+            host: "127.0.0.1",
+            at: "127.0.0.1",
+            apart: false,
+            ports: 8000..=8003,
+            lease: "10s",
+            callers: None,
+            extra: "",
+        }
+    }
+}
+
+impl Setup {
+    /// The daemon's socket.
+    fn socket(&self, sandbox: &Sandbox) -> PathBuf {
+        sandbox.dir().join(format!("{}.sock", self.name))
+    }
+
+    /// The configuration. Nothing is rolled, so the manager need not be there.
+    fn text(&self, sandbox: &Sandbox) -> String {
+        let cgroup = |place| if self.apart { sandbox.cgroup(place) } else { sandbox.root_cgroup().to_owned() };
+        let callers = self.callers.clone().unwrap_or_else(|| vec![sandbox.cgroup(Place::Callers)]);
+        let Self { name, at, ports, lease, extra, .. } = self;
+        format!(
+            "[daemon]\nsocket = {:?}\n[kernel]\ncallers = {:?}\nworkers = {:?}\nlease = {lease:?}\n\
+             [service.{name}]\nworkers = \"{at}:{}-{}\"\ncallers = {callers:?}\n\
+             manager = {{ supervisord = \"/nonexistent.sock\", program = \"web:web_{{port}}\" }}\n{extra}\n",
+            self.socket(sandbox),
+            cgroup(Place::Callers),
+            cgroup(Place::Workers),
+            ports.start(),
+            ports.end(),
+        )
+    }
+
+    /// Starts the servers, then the daemon, and waits until it steers.
+    pub fn start(self, sandbox: &Sandbox) -> Result<Rig<'_>> {
+        let servers = Server::start_all(sandbox, self.host, self.ports.clone())?;
+        self.attach(sandbox, servers)
+    }
+
+    /// Starts the daemon of servers that run already.
+    pub fn attach(self, sandbox: &Sandbox, servers: Vec<Server>) -> Result<Rig<'_>> {
+        let daemon = self.daemon(sandbox)?;
+        Ok(Rig { sandbox, setup: self, daemon, servers })
+    }
+
+    fn daemon(&self, sandbox: &Sandbox) -> Result<Process> {
+        let file = sandbox.dir().join(format!("{}.toml", self.name));
+        std::fs::write(&file, self.text(sandbox)).context("write the configuration")?;
+        let mut command = DeployerBin::find()?.command(sandbox);
+        command.arg("daemon").arg("--config").arg(file);
+        let log = sandbox.dir().join(format!("{}.log", self.name));
+        let mut process = Process::start("deployer daemon", command, &log)?;
+        let socket = self.socket(sandbox);
+        process.wait_ready(Duration::from_secs(20), || status(&socket).is_ok())?;
+        Ok(process)
+    }
+}
+
+/// A service that runs. Declare the sandbox before it.
+#[derive(Debug)]
+pub struct Rig<'a> {
+    sandbox: &'a Sandbox,
+    setup: Setup,
+    /// The daemon.
+    pub daemon: Process,
+    /// The workers, in the order of their ports.
+    pub servers: Vec<Server>,
+}
+
+impl Rig<'_> {
+    /// The daemon's status.
+    pub fn status(&self) -> Result<Status> {
+        status(&self.setup.socket(self.sandbox))
+    }
+
+    /// The service's status.
+    pub fn service(&self) -> Result<Service> {
+        self.status()?.services.into_iter().next().context("no service")
+    }
+
+    /// A worker's status.
+    pub fn worker(&self, port: u16) -> Result<Worker> {
+        self.service()?.workers.remove(&port).with_context(|| format!("no worker {port}"))
+    }
+
+    /// `deployer VERB ...`: its exit code, and all that it printed.
+    pub fn verb(&self, words: &[&str]) -> Result<(i32, String)> {
+        let mut command = DeployerBin::find()?.command(self.sandbox);
+        command.arg("--socket").arg(self.setup.socket(self.sandbox)).args(words);
+        let output = command.output().context("run deployer")?;
+        let text = [output.stdout, output.stderr].concat();
+        let exit = output.status.code().context("deployer was killed")?;
+        Ok((exit, String::from_utf8_lossy(&text).into_owned()))
+    }
+
+    /// A verb that must work; what it printed.
+    pub fn must(&self, words: &[&str]) -> Result<String> {
+        match self.verb(words)? {
+            (0, text) => Ok(text),
+            (exit, text) => bail!("deployer {}: exit {exit}: {text}", words.join(" ")),
+        }
+    }
+
+    /// `deployer drain`, which must work.
+    pub fn drain(&self, port: u16) -> Result<()> {
+        self.must(&["drain", self.setup.name, &port.to_string()]).map(drop)
+    }
+
+    /// `deployer enable`, which must work.
+    pub fn enable(&self, port: u16) -> Result<()> {
+        self.must(&["enable", self.setup.name, &port.to_string()]).map(drop)
+    }
+
+    /// Waits until a worker is in a phase.
+    pub fn wait_phase(&self, port: u16, phase: &str) -> Result<()> {
+        self.wait_worker(port, phase, |worker| worker.phase == phase)
+    }
+
+    /// Waits until something holds for a worker.
+    pub fn wait_worker(&self, port: u16, what: &str, holds: impl Fn(&Worker) -> bool) -> Result<()> {
+        wait(&format!("worker {port}: {what}"), || Ok(holds(&self.worker(port)?))).map(drop)
+    }
+
+    /// Kills a worker and waits until the daemon has noticed.
+    pub fn stop_worker(&mut self, port: u16) -> Result<()> {
+        let index = self.servers.iter().position(|server| server.port == port).context("no such server")?;
+        self.servers.remove(index).stop()?;
+        self.wait_phase(port, "down")
+    }
+
+    /// Starts a worker, and does not wait for the daemon.
+    pub fn start_worker(&mut self, port: u16) -> Result<()> {
+        self.servers.push(Server::start(self.sandbox, self.setup.host, port)?);
+        Ok(())
+    }
+}
+
+/// Tries until it holds, 10 s at most; says how long that took.
+pub fn wait(what: &str, mut holds: impl FnMut() -> Result<bool>) -> Result<Duration> {
+    let begun = Instant::now();
+    while !holds()? {
+        if begun.elapsed() > Duration::from_secs(10) {
+            bail!("waited 10 s in vain for {what}");
+        }
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    Ok(begun.elapsed())
+}
+
+/// The status, asked as the command line does, without starting a process: it is asked often.
+fn status(socket: &Path) -> Result<Status> {
+    let mut stream = UnixStream::connect(socket).context("connect to the daemon")?;
+    stream.set_read_timeout(Some(Duration::from_secs(10)))?;
+    stream.write_all(&Request::get("/v1/status").encode()).context("send to the daemon")?;
+    let mut answer = Vec::new();
+    stream.read_to_end(&mut answer).context("the daemon's answer")?;
+    let answer = Response::parse(&answer)?;
+    serde_json::from_str(&answer.body).with_context(|| format!("status {}", answer.body))
+}
+
+/// What `deployer status --json` says, as far as it is looked at here.
+#[derive(Clone, Debug, Deserialize)]
+pub struct Status {
+    /// Whether programs are attached.
+    pub attached: bool,
+    /// Whether all services are bypassed.
+    pub bypassed: bool,
+    services: Vec<Service>,
+}
+
+/// A service.
+#[derive(Clone, Debug, Deserialize)]
+pub struct Service {
+    /// `enforce`, `observe`, `bypass`.
+    pub mode: String,
+    /// By port.
+    #[serde(deserialize_with = "by_port")]
+    pub workers: BTreeMap<u16, Worker>,
+    /// Refused, since nobody was left.
+    pub exhausted: u64,
+    /// Of callers that are not steered.
+    pub unsteered: u64,
+    /// To the service address.
+    pub dialled: u64,
+    /// Observed only.
+    pub would_change: u64,
+}
+
+impl Service {
+    /// A counter over all workers.
+    pub fn sum(&self, counter: impl Fn(&Worker) -> u64) -> u64 {
+        self.workers.values().map(counter).sum()
+    }
+}
+
+/// A worker.
+#[derive(Clone, Debug, Deserialize, PartialEq, Eq)]
+#[expect(missing_docs, reason = "named and explained in the daemon's api.rs")]
+pub struct Worker {
+    pub at: std::net::SocketAddr,
+    pub phase: String,
+    pub reason: String,
+    pub open: u64,
+    pub tickets: u64,
+    pub established: u64,
+    pub direct: u64,
+    pub away: u64,
+    pub steered: u64,
+    pub picked: u64,
+    pub refused: u64,
+    pub fallback_draining: u64,
+    pub fallback_cold: u64,
+}
+
+fn by_port<'de, D: serde::Deserializer<'de>>(input: D) -> Result<BTreeMap<u16, Worker>, D::Error> {
+    let workers = Vec::<Worker>::deserialize(input)?;
+    Ok(workers.into_iter().map(|worker| (worker.at.port(), worker)).collect())
+}

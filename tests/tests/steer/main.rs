@@ -1,0 +1,10 @@
+//! What the kernel does with connections, as their callers notice it. Run with `--test-threads=1`.
+
+mod addresses;
+mod callers;
+mod counts;
+mod drained;
+mod leases;
+mod modes;
+mod policies;
+mod strangers;
