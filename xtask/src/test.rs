@@ -19,7 +19,7 @@ use crate::{fitness, setup};
 const UNIT: &str = "unit";
 
 /// The end-to-end suites: integration tests of the package deployer-tests.
-const END_TO_END: &[&str] = &["harness", "roll"];
+const END_TO_END: &[&str] = &["harness", "steer", "roll", "faults", "cli"];
 
 /// The checks of the unit suite, as cargo commands; each counts as one test.
 const CHECKS: &[(&str, &str)] = &[

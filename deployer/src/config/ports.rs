@@ -187,8 +187,8 @@ impl<'a> Claims<'a> {
         let mut first: BTreeMap<SocketAddr, &Claim<'a>> = BTreeMap::new();
         let mut overlaps: BTreeMap<(usize, usize), (&Claim<'a>, &Claim<'a>, usize)> = BTreeMap::new();
         for claim in &self.0 {
-            let Some(earlier) = first.get(&claim.addr) else {
-                first.insert(claim.addr, claim);
+            let Some(earlier) = first.get(&one_spelling(claim.addr)) else {
+                first.insert(one_spelling(claim.addr), claim);
                 continue;
             };
             let pair = (claim.value.at(), earlier.value.at());
@@ -197,6 +197,14 @@ impl<'a> Claims<'a> {
         for (claim, earlier, count) in overlaps.into_values() {
             claim.refuse(earlier, count);
         }
+    }
+}
+
+/// `localhost` is both 127.0.0.1 and ::1, and leads to one worker only.
+fn one_spelling(addr: SocketAddr) -> SocketAddr {
+    match addr.ip() {
+        IpAddr::V6(Ipv6Addr::LOCALHOST) => SocketAddr::new(Ipv4Addr::LOCALHOST.into(), addr.port()),
+        _ => addr,
     }
 }
 

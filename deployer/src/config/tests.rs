@@ -47,7 +47,7 @@ repeat = 3
 within = "30s"
 
 [service.api]
-workers = "[::1]:8000-8003"
+workers = "[::1]:8100-8103"
 manager.supervisord = "/run/supervisor.sock"
 manager.program = "api_{port}"
 roll.batch = 4
@@ -143,7 +143,7 @@ fn minimal() {
 
 #[test]
 fn full() {
-    let mut api = plain("api", &["[::1]:8000", "[::1]:8001", "[::1]:8002", "[::1]:8003"], "api_{port}");
+    let mut api = plain("api", &["[::1]:8100", "[::1]:8101", "[::1]:8102", "[::1]:8103"], "api_{port}");
     api.mode = Mode::Observe;
     api.roll.batch = Batch::Count(4);
     api.version =

@@ -66,19 +66,33 @@ impl Daemon {
         let until = Instant::now() + time;
         let mut drain = Drain::new(&self.tables, worker, lease, until, &silent);
         drain.publish();
-        let tick = (lease / 4).min(Duration::from_millis(250));
+        let tick = (lease / 4).min(Duration::from_millis(100));
+        let mut lives = true;
         while Instant::now() < until {
             tokio::select! {
                 () = end.notified() => break,
                 () = tokio::time::sleep(tick.min(until.saturating_duration_since(Instant::now()))) => {}
             }
-            if !drain.keep() {
+            if !lives {
+                continue;
+            }
+            lives = same_process(worker).await;
+            if !lives {
+                // The dead are nobody's fallback, and no lease brings them back. What listens later is not warm.
+                self.tables.publish(worker.index, State::Down, 0);
+                worker.enter(Phase::Draining, "by hand; its process has ended meanwhile");
+            } else if !drain.keep() {
                 drain.publish();
             }
         }
-        // Whether it still listens is for the watch to say, which has the worker from here on.
-        let serving = worker.control().listeners.clone();
-        put_up(&self.tables, worker, serving, "back in rotation");
+        if lives && same_process(worker).await {
+            let serving = worker.control().listeners.clone();
+            put_up(&self.tables, worker, serving, "back in rotation");
+        } else {
+            // The watch has it from here on, and warms it if it listens again.
+            self.tables.publish(worker.index, State::Down, 0);
+            worker.enter(Phase::Down, "its process has ended while it was drained");
+        }
         drop(claim);
     }
 
@@ -95,7 +109,13 @@ impl Daemon {
             while worker.control().by_hand().is_some() {
                 tokio::time::sleep(Duration::from_millis(1)).await;
             }
-            return Ok(Done { done: format!("{} is back in rotation", worker.at) });
+            return match worker.control().phase {
+                Phase::Up => Ok(Done { done: format!("{} is back in rotation", worker.at) }),
+                _ => Err(Refusal::failed(format!(
+                    "{} is no longer drained, but its process has ended meanwhile; it is back when it listens and is warm",
+                    worker.at
+                ))),
+            };
         }
         match phase {
             Phase::Up => Ok(Done { done: format!("{} was up already", worker.at) }),
@@ -125,6 +145,12 @@ impl Daemon {
             }
         }
     }
+}
+
+/// Whether the process still listens that was serving when the drain began. Where the kernel does not say, it is taken
+/// to: the watch looks again at once.
+async fn same_process(worker: &Worker) -> bool {
+    listeners(worker.at).await.map_or(true, |now| !now.is_disjoint(&worker.control().listeners))
 }
 
 fn worker(service: &Service, port: u16) -> Result<&Arc<Worker>, Refusal> {

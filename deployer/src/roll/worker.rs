@@ -47,7 +47,7 @@ impl Restart {
         };
         let before = self.worker.control().phase;
         if let Err(why) = self.empty(before).await {
-            self.put_back(before, serving, &why);
+            self.put_back(before, serving, &why).await;
             return Outcome::Kept(format!("{}: {why}", self.worker.at));
         }
         self.enter(Phase::Stopping, "");
@@ -98,10 +98,14 @@ impl Restart {
         Ok(())
     }
 
-    /// Back to what it was: serving, or left to the watch to be warmed.
-    fn put_back(&self, before: Phase, serving: BTreeSet<u64>, why: &str) {
+    /// Back to what it was: serving, if it is still the same process, or left to the watch to be warmed.
+    async fn put_back(&self, before: Phase, serving: BTreeSet<u64>, why: &str) {
         let was = self.worker.control().phase;
-        if matches!(before, Phase::Up | Phase::Draining) {
+        let now = listeners(self.worker.at).await.unwrap_or_else(|_| serving.clone());
+        if now.is_disjoint(&serving) {
+            self.tables.publish(self.worker.index, State::Down, 0);
+            self.enter(Phase::Down, "its process has ended while it was drained");
+        } else if matches!(before, Phase::Up | Phase::Draining) {
             put_up(&self.tables, &self.worker, serving, why);
             self.tell(Phase::Up, was, why);
         } else {

@@ -174,3 +174,9 @@ fn more_callers_than_the_kernel_has_room_for() {
     let text = with(&format!("callers = [{}]", list.join(", ")));
     refused(&text, &[(4, "service.web.callers", "has 9 entries; the most is 8")]);
 }
+
+#[test]
+fn one_port_of_localhost_for_two() {
+    let text = with("[service.api]\nworkers = \"[::1]:8000\"\nmanager = { supervisord = \"/s\", program = \"api\" }");
+    refused(&text, &[(5, "service.api.workers", "[::1]:8000 is already a worker's in")]);
+}
