@@ -20,6 +20,7 @@
 //! # Ok(()) }
 //! ```
 
+pub mod api;
 pub mod app;
 pub mod daemon;
 pub mod http;
@@ -30,4 +31,5 @@ pub mod process;
 pub mod report;
 pub mod rollout;
 pub mod sandbox;
+pub mod stage;
 pub mod supervisor;
