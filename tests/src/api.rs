@@ -1,9 +1,11 @@
 //! The daemon's API as any program may meet it: HTTP and JSON over a unix socket, with no type of the daemon's own.
 
 use std::collections::BTreeMap;
+use std::fmt;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
+use std::process::Child;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
@@ -110,12 +112,6 @@ impl Api {
         Ok(workers.map(|(port, worker)| (port, worker["phase"].as_str().unwrap_or("?").to_owned())).collect())
     }
 
-    /// Begins a roll of `web`; `request` is the body.
-    pub fn roll(&self, request: &str) -> Result<Roll> {
-        let started = self.ask("POST", "/v1/services/web/roll", request)?;
-        self.follow(started["id"].as_str().context("a roll without id")?)
-    }
-
     /// Reads a roll's events from the first.
     pub fn follow(&self, id: &str) -> Result<Roll> {
         let mut stream = self.connect()?;
@@ -127,7 +123,7 @@ impl Api {
             line.clear();
             ensure!(lines.read_line(&mut line)? > 0, "the events end in their head");
         }
-        Ok(Roll { id: id.to_owned(), lines, seen: Vec::new() })
+        Ok(Roll { lines: Box::new(lines), seen: Vec::new(), client: None })
     }
 }
 
@@ -144,16 +140,43 @@ fn port(address: &Value) -> Result<u16> {
 }
 
 /// A roll, as its events tell it.
-#[derive(Debug)]
 pub struct Roll {
-    /// Its name.
-    pub id: String,
-    lines: BufReader<UnixStream>,
+    lines: Box<dyn BufRead>,
     /// The events read so far.
     pub seen: Vec<Value>,
+    /// Who reads them for us: `deployer roll --json`.
+    client: Option<Child>,
+}
+
+impl fmt::Debug for Roll {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Roll").field("seen", &self.seen).finish_non_exhaustive()
+    }
 }
 
 impl Roll {
+    /// A roll that `deployer roll --json` has begun, its standard output in a pipe.
+    pub fn by(mut client: Child) -> Result<Self> {
+        let output = client.stdout.take().context("its output")?;
+        Ok(Self { lines: Box::new(BufReader::new(output)), seen: Vec::new(), client: Some(client) })
+    }
+
+    /// Its name.
+    pub fn id(&self) -> Result<String> {
+        let first = self.seen.first().context("no event read yet")?;
+        Ok(first["roll"].as_str().context("no name")?.to_owned())
+    }
+
+    /// The process id of its client.
+    pub fn client(&self) -> Result<u32> {
+        Ok(self.client.as_ref().context("no client")?.id())
+    }
+
+    /// Hears no more: the reading end of the client's output is closed.
+    pub fn deaf(self) -> Result<Child> {
+        self.client.context("no client")
+    }
+
     /// The next event; `None` after the last.
     pub fn event(&mut self) -> Result<Option<Value>> {
         let mut line = String::new();
@@ -184,13 +207,35 @@ impl Roll {
         self.until(is).with_context(|| format!("waiting for {worker} to be {phase}"))
     }
 
-    /// Reads to the end.
+    /// Reads to the end; the client's exit code must be the one that the result stands for.
     pub fn end(mut self) -> Result<Ending> {
+        let (code, printed) = self.left()?;
+        let ending = Ending::read(self.seen.last().context("a roll without events")?)?;
+        let wanted = EXITS.iter().find(|(name, _)| *name == ending.result).map(|(_, code)| *code);
+        ensure!(code.is_none() || code == wanted, "exit code {code:?} after {ending:?}; printed {printed:?}");
+        Ok(ending)
+    }
+
+    /// Reads what comes; returns its client's exit code, and what that has printed as errors.
+    pub fn left(&mut self) -> Result<(Option<i32>, String)> {
         while self.event()?.is_some() {}
-        let last = self.seen.last().context("a roll without events")?;
-        Ending::read(last)
+        let Some(client) = self.client.take() else { return Ok((None, String::new())) };
+        let output = client.wait_with_output().context("wait for deployer roll")?;
+        Ok((output.status.code(), String::from_utf8_lossy(&output.stderr).into_owned()))
     }
 }
+
+/// Exit codes by their names in the API.
+const EXITS: [(&str, i32); 8] = [
+    ("done", 0),
+    ("failed", 1),
+    ("usage", 2),
+    ("stopped", 3),
+    ("busy", 4),
+    ("rolled-back", 5),
+    ("no-daemon", 6),
+    ("incomplete", 7),
+];
 
 /// How a roll has ended.
 #[derive(Clone, Debug)]

@@ -1,16 +1,18 @@
 //! The usual scene of the suites about faults: four quick workers, nginx in front of them, a light load.
 
-use std::process::{Child, Stdio};
+use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
+use rustix::process::Signal;
 
-use crate::api::Api;
+use crate::api::{Api, Roll};
 use crate::app::App;
 use crate::daemon::{Daemon, ServiceConfig};
 use crate::journal::Journal;
 use crate::load::{Load, LoadHandle};
 use crate::nginx::{Nginx, Upstream};
+use crate::process::send;
 use crate::report::Report;
 use crate::sandbox::{Place, Sandbox};
 use crate::supervisor::{Options, Supervisor};
@@ -41,12 +43,17 @@ impl<'a> Stage<'a> {
 
     /// Workers that take this long to import, warm, with load on them.
     pub fn with_import(sandbox: &'a Sandbox, import_seconds: f32) -> Result<Self> {
+        Self::with(sandbox, import_seconds, "")
+    }
+
+    /// The same, with parameters on nginx's `server` lines.
+    pub fn with(sandbox: &'a Sandbox, import_seconds: f32, params: &str) -> Result<Self> {
         let app = App::new(sandbox, &["v1", "v2"])?;
         let options = Options { import_seconds, cold_seconds: 0.05, ..Options::ports(PORTS) };
         let supervisor = Supervisor::start(sandbox, &app, options)?;
         supervisor.wait_up()?;
         supervisor.warm()?;
-        let nginx = Nginx::start(sandbox, &Upstream::workers(PORTS, ""))?;
+        let nginx = Nginx::start(sandbox, &Upstream::workers(PORTS, params))?;
         let load = Load { rate: 150.0, slow_one_in: 0, ..Load::new("load") }.start(sandbox)?;
         Ok(Self { sandbox, app, supervisor, nginx, load })
     }
@@ -66,6 +73,23 @@ impl<'a> Stage<'a> {
     /// The daemon's API.
     pub fn api(&self) -> Api {
         Api::of(self.sandbox)
+    }
+
+    /// Begins `deployer roll web --json` with more arguments.
+    pub fn roll(&self, daemon: &Daemon<'_>, arguments: &[&str]) -> Result<Roll> {
+        let mut command = default_signals(&daemon.cli_command(&["roll", "web", "--json"]));
+        command.args(arguments).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        Roll::by(command.spawn().context("start deployer roll")?)
+    }
+
+    /// Has a daemon read this configuration (SIGHUP), and waits until it has; returns what it says of it.
+    pub fn reload(&self, daemon: &Daemon<'_>, text: &str) -> Result<String> {
+        Daemon::write_config(self.sandbox, text)?;
+        let before = daemon.log().len();
+        let said = || daemon.log()[before..].to_owned();
+        send(daemon.pid(), Signal::HUP)?;
+        self.wait(Duration::from_secs(5), || Ok(said().contains("configuration "))).with_context(|| daemon.log())?;
+        Ok(said())
     }
 
     /// Waits until every worker is up.
@@ -96,17 +120,24 @@ impl<'a> Stage<'a> {
         Ok(())
     }
 
-    /// Waits until every worker has got a request: they all serve.
+    /// Has a steered caller dial every worker: each must answer itself.
     pub fn all_serve(&self) -> Result<()> {
-        let begun = self.journal()?.entries.len();
-        self.wait(Duration::from_secs(5), || {
-            let journal = self.journal()?;
-            let entries = &journal.entries;
-            ensure!(entries.len() >= begun, "the journal has shrunk");
-            let since = crate::journal::monotonic_ns() - 500_000_000;
-            Ok(PORTS.clone().all(|port| entries.iter().any(|entry| entry.port == port && entry.begin_ns > since)))
-        })
-        .context("waiting for every worker to get requests")
+        for port in PORTS {
+            self.serves(port)?;
+        }
+        Ok(())
+    }
+
+    /// Has a steered caller dial a worker, which must answer itself.
+    pub fn serves(&self, port: u16) -> Result<()> {
+        let slow = self.slow(port, 0)?;
+        let id = slow.id.clone();
+        let status = slow.status()?;
+        ensure!(status == 200, "{port} answered {status}");
+        let journal = self.journal()?;
+        let by: Vec<_> = journal.entries.iter().filter(|entry| entry.id == id).map(|entry| entry.port).collect();
+        ensure!(by == [port], "{port} was dialled, and answered by {by:?}");
+        Ok(())
     }
 
     /// What the workers have written down.
@@ -124,7 +155,7 @@ impl<'a> Stage<'a> {
         let child = command.stdin(Stdio::null()).stdout(Stdio::piped()).spawn().context("start curl")?;
         self.wait(Duration::from_secs(5), || Ok(self.journal()?.entries.iter().any(|entry| entry.id == id)))
             .context("waiting for the slow request to begin")?;
-        Ok(Slow(child))
+        Ok(Slow { id, child })
     }
 
     /// Looks every 20 ms whether it is so.
@@ -132,7 +163,7 @@ impl<'a> Stage<'a> {
         let deadline = Instant::now() + limit;
         while !is()? {
             if Instant::now() >= deadline {
-                bail!("not so after {limit:?}; workers: {:?}", self.api().workers());
+                bail!("not so after {limit:?}; workers: {:?}", self.api().phases());
             }
             std::thread::sleep(Duration::from_millis(20));
         }
@@ -149,6 +180,8 @@ impl<'a> Stage<'a> {
     pub fn unharmed(self, what: &str) -> Result<Report> {
         let (errors, journal) = (self.nginx.error_lines()?, self.app.journal_dir());
         let report = self.load.stop()?;
+        // A worker writes an answer's end down just after it has sent it.
+        std::thread::sleep(Duration::from_millis(100));
         let journal = Journal::read(&journal)?;
         let doubled = journal.doubled().len();
         eprintln!("{what}: {} doubled, {} lines in nginx's log; {report}", doubled, errors.len());
@@ -162,13 +195,23 @@ impl<'a> Stage<'a> {
 
 /// A slow request under way.
 #[derive(Debug)]
-pub struct Slow(Child);
+pub struct Slow {
+    id: String,
+    child: Child,
+}
 
 impl Slow {
     /// Its status; 0: no answer.
     pub fn status(self) -> Result<u16> {
-        let output = self.0.wait_with_output().context("wait for curl")?;
+        let output = self.child.wait_with_output().context("wait for curl")?;
         let text = String::from_utf8_lossy(&output.stdout).into_owned();
         text.parse().with_context(|| format!("curl says {text:?}"))
     }
+}
+
+/// The same command, with SIGINT and SIGHUP as a shell in the foreground leaves them, however these tests were started.
+pub fn default_signals(command: &Command) -> Command {
+    let mut signals = Command::new("env");
+    signals.arg("--default-signal=INT,HUP").arg(command.get_program()).args(command.get_args());
+    signals
 }

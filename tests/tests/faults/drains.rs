@@ -8,7 +8,7 @@ use deployer_tests::daemon::ServiceConfig;
 use deployer_tests::sandbox::Sandbox;
 use deployer_tests::stage::Stage;
 
-const TO_V2: &str = r#"{"to":"v2"}"#;
+const TO_V2: &[&str] = &["--to", "v2"];
 
 fn one_by_one() -> ServiceConfig {
     ServiceConfig { batch: "1".to_owned(), ..ServiceConfig::default() }
@@ -18,9 +18,9 @@ fn one_by_one() -> ServiceConfig {
 fn the_deadline_stops_the_roll() -> Result<()> {
     let sandbox = Sandbox::new("deadline")?;
     let stage = Stage::new(&sandbox)?;
-    let _daemon = stage.daemon(&ServiceConfig { deadline: "2s", ..one_by_one() })?;
+    let daemon = stage.daemon(&ServiceConfig { deadline: "2s", ..one_by_one() })?;
     let slow = stage.slow(8001, 8)?;
-    let roll = stage.api().roll(TO_V2)?;
+    let roll = stage.roll(&daemon, TO_V2)?;
     let end = roll.end()?;
     eprintln!("{end:?}");
     end.must("stopped", &["127.0.0.1:8001", "not empty after 2 s", "1 connections", "curl (pid", "1 of 4 workers"])?;
@@ -36,9 +36,9 @@ fn the_deadline_stops_the_roll() -> Result<()> {
 fn the_deadline_kills() -> Result<()> {
     let sandbox = Sandbox::new("kill")?;
     let stage = Stage::new(&sandbox)?;
-    let _daemon = stage.daemon(&ServiceConfig { deadline: "2s", on_deadline: "kill", ..one_by_one() })?;
+    let daemon = stage.daemon(&ServiceConfig { deadline: "2s", on_deadline: "kill", ..one_by_one() })?;
     let slow = stage.slow(8001, 8)?;
-    let mut roll = stage.api().roll(TO_V2)?;
+    let mut roll = stage.roll(&daemon, TO_V2)?;
     roll.until_phase(8001, "draining")?;
     let begun = Instant::now();
     let drained = roll.until_phase(8001, "drained")?;
@@ -58,9 +58,9 @@ fn the_deadline_kills() -> Result<()> {
 fn a_request_of_8_s_is_waited_for() -> Result<()> {
     let sandbox = Sandbox::new("wait")?;
     let stage = Stage::new(&sandbox)?;
-    let _daemon = stage.daemon(&ServiceConfig { batch: "2".to_owned(), ..ServiceConfig::default() })?;
+    let daemon = stage.daemon(&ServiceConfig { batch: "2".to_owned(), ..ServiceConfig::default() })?;
     let slow = stage.slow(8001, 8)?;
-    let mut roll = stage.api().roll(TO_V2)?;
+    let mut roll = stage.roll(&daemon, TO_V2)?;
     let held = roll.until(|event| event["event"] == "held")?;
     eprintln!("{held}");
     ensure!(held["worker"] == "127.0.0.1:8001" && held["open"] == 1, "{held}");

@@ -7,7 +7,7 @@ use deployer_tests::daemon::ServiceConfig;
 use deployer_tests::sandbox::Sandbox;
 use deployer_tests::stage::{PORTS, Stage};
 
-const TO_V2: &str = r#"{"to":"v2"}"#;
+const TO_V2: &[&str] = &["--to", "v2"];
 
 fn one_by_one() -> ServiceConfig {
     ServiceConfig { batch: "1".to_owned(), warm_within: "4s", ..ServiceConfig::default() }
@@ -17,16 +17,16 @@ fn one_by_one() -> ServiceConfig {
 fn two_failures_are_the_limit() -> Result<()> {
     let sandbox = Sandbox::new("limit")?;
     let stage = Stage::new(&sandbox)?;
-    let _daemon = stage.daemon(&ServiceConfig { max_failures: 2, ..one_by_one() })?;
+    let daemon = stage.daemon(&ServiceConfig { max_failures: 2, ..one_by_one() })?;
     stage.app.set_fault("v2", 8001, Some(Fault::Status500))?;
-    let end = stage.api().roll(TO_V2)?.end()?;
+    let end = stage.roll(&daemon, TO_V2)?.end()?;
     eprintln!("one of two: {end:?}");
     end.must("failed", &["127.0.0.1:8001", "all others are restarted"])?;
     ensure!(end.failed == [8001] && end.changed == 3, "{end:?}");
     stage.only_failed(&[8001])?;
     stage.is_out(8001)?;
     stage.app.set_fault("v2", 8002, Some(Fault::OldVersion))?;
-    let end = stage.api().roll(TO_V2)?.end()?;
+    let end = stage.roll(&daemon, TO_V2)?.end()?;
     eprintln!("two of two: {end:?}");
     end.must("failed", &["127.0.0.1:8001", "127.0.0.1:8002", "1 of 4 workers are changed, 2 failed"])?;
     ensure!(end.failed == [8001, 8002] && end.changed == 1, "{end:?}");
@@ -41,9 +41,9 @@ fn a_failure_is_rolled_back() -> Result<()> {
     let sandbox = Sandbox::new("back")?;
     let stage = Stage::new(&sandbox)?;
     let unswitch_to = Some("v1".to_owned());
-    let _daemon = stage.daemon(&ServiceConfig { on_failure: "rollback", unswitch_to, ..one_by_one() })?;
+    let daemon = stage.daemon(&ServiceConfig { on_failure: "rollback", unswitch_to, ..one_by_one() })?;
     stage.app.set_fault("v2", 8001, Some(Fault::Status500))?;
-    let end = stage.api().roll(TO_V2)?.end()?;
+    let end = stage.roll(&daemon, TO_V2)?.end()?;
     eprintln!("{end:?}");
     end.must("rolled-back", &["127.0.0.1:8001", "500", "has been rolled back"])?;
     ensure!(end.failed.is_empty() && end.changed == 0, "{end:?}");
@@ -55,7 +55,7 @@ fn a_failure_is_rolled_back() -> Result<()> {
     stage.all_serve()?;
     // Worse: what was there before does not come up any more either.
     stage.app.set_fault("v1", 8001, Some(Fault::Status500))?;
-    let end = stage.api().roll(TO_V2)?.end()?;
+    let end = stage.roll(&daemon, TO_V2)?.end()?;
     eprintln!("{end:?}");
     end.must("failed", &["127.0.0.1:8001", "rolling back"])?;
     stage.only_failed(&[8001])?;
@@ -79,8 +79,8 @@ fn a_switch_that_fails_touches_nobody() -> Result<()> {
         let text = stage.config(&one_by_one());
         let (head, tail) = text.split_once("switch = [").expect("a switch");
         let (_, tail) = tail.split_once("]").expect("its end");
-        super::reload(&stage, &daemon, &format!("{head}switch = {command}{tail}"))?;
-        let end = stage.api().roll(TO_V2)?.end()?;
+        stage.reload(&daemon, &format!("{head}switch = {command}{tail}"))?;
+        let end = stage.roll(&daemon, TO_V2)?.end()?;
         eprintln!("{end:?}");
         end.must("failed", &["the switch command failed", "no worker was touched"])?;
         end.must("failed", why)?;
