@@ -108,8 +108,11 @@ fn no_daemon() -> Result<()> {
     // Something else listens there.
     let stranger = std::os::unix::net::UnixListener::bind(&nowhere)?;
     let thread = std::thread::spawn(move || {
-        use std::io::Write;
-        stranger.accept().and_then(|(mut stream, _)| stream.write_all(b"220 mail ESMTP\r\n"))
+        use std::io::{Read, Write};
+        let (mut stream, _) = stranger.accept()?;
+        // One that hung up in the middle of a call would be a daemon that went away.
+        let _ = stream.read(&mut [0; 4096])?;
+        stream.write_all(b"220 mail ESMTP\r\n\r\n")
     });
     let output = bin.command(&sandbox).arg("--socket").arg(&nowhere).arg("status").output()?;
     must(&output, "status", 1, &["not a daemon of this version of deployer"])?;

@@ -3,11 +3,12 @@
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
+use rustix::process::Signal;
 
-use deployer_tests::daemon::{Daemon, ServiceConfig};
+use deployer_tests::daemon::{Daemon, DeployerBin, ServiceConfig};
+use deployer_tests::process::Process;
 use deployer_tests::sandbox::Sandbox;
 use deployer_tests::stage::Stage;
-use rustix::process::Signal;
 
 const TO_V2: &[&str] = &["--to", "v2"];
 
@@ -61,18 +62,28 @@ fn a_killed_daemon_leaves_nobody_out() -> Result<()> {
     Ok(())
 }
 
+/// `systemctl reload` right after a start, say.
 #[test]
 fn a_reload_asked_for_too_early() -> Result<()> {
     let sandbox = Sandbox::new("early")?;
     let stage = Stage::new(&sandbox)?;
-    // As soon as its socket is there, which is before anything is attached.
-    let mut daemon = Daemon::start(&sandbox, &stage.config(&ServiceConfig::default()))?;
-    daemon.process().signal(Signal::HUP)?;
-    let ended = daemon.process().wait_for(Duration::from_millis(1500))?;
+    let file = Daemon::write_config(&sandbox, &stage.config(&ServiceConfig::default()))?;
+    let mut command = DeployerBin::find()?.command(&sandbox);
+    command.arg("daemon").arg("--config").arg(file);
+    let mut daemon = Process::start("deployer daemon", command, &sandbox.dir().join("deployer.log"))?;
+    let comm = format!("/proc/{}/comm", daemon.pid());
+    daemon.wait_ready(Duration::from_secs(5), || {
+        std::fs::read_to_string(&comm).is_ok_and(|it| it.trim() == "deployer")
+    })?;
+    std::thread::sleep(Duration::from_millis(40));
+    let attached = daemon.log().contains("attached");
+    daemon.signal(Signal::HUP)?;
+    let ended = daemon.wait_for(Duration::from_millis(1500))?;
+    eprintln!("attached when it was asked: {attached}; ended: {ended:?}");
     ensure!(ended.is_none(), "{ended:?}: {}", daemon.log());
     stage.all_up()?;
     ensure!(daemon.log().contains("configuration read again"), "{}", daemon.log());
-    ensure!(daemon.stop()?.success(), "{}", daemon.log());
+    ensure!(daemon.stop(Duration::from_secs(10))?.success(), "{}", daemon.log());
     stage.unharmed("a reload asked for too early")?;
     Ok(())
 }
