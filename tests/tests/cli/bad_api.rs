@@ -136,7 +136,7 @@ fn connections_that_make_no_sense() -> Result<()> {
         api.connect()?
             .write_all(b"POST /v1/services/web/roll HTTP/1.1\r\nHost: x\r\nContent-Length: 11\r\n\r\n{\"to\"")?;
     }
-    // Two hundred that say nothing, and one roll's events that nobody reads.
+    // Two hundred that say nothing, while a roll goes on.
     let idle = (0..200).map(|_| api.connect()).collect::<Result<Vec<_>>>()?;
     let roll = stage.roll(&daemon, &["--to", "v2"])?;
     roll.end()?.must("done", &["4 workers"])?;
