@@ -20,6 +20,7 @@
 //! # Ok(()) }
 //! ```
 
+pub mod api;
 pub mod app;
 pub mod daemon;
 pub mod dial;
@@ -32,4 +33,5 @@ pub mod report;
 pub mod rig;
 pub mod rollout;
 pub mod sandbox;
+pub mod stage;
 pub mod supervisor;

@@ -1,0 +1,160 @@
+//! The daemon told to end, to read its configuration again, or killed, in the middle of things.
+
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use rustix::process::Signal;
+
+use deployer_tests::daemon::{Daemon, DeployerBin, ServiceConfig};
+use deployer_tests::process::Process;
+use deployer_tests::sandbox::Sandbox;
+use deployer_tests::stage::Stage;
+
+const TO_V2: &[&str] = &["--to", "v2"];
+
+#[test]
+fn sigterm_ends_the_batch_first() -> Result<()> {
+    let sandbox = Sandbox::new("term")?;
+    let stage = Stage::new(&sandbox)?;
+    let mut daemon = stage.daemon(&ServiceConfig::default())?;
+    let mut roll = stage.roll(&daemon, TO_V2)?;
+    roll.until_phase(8000, "stopping")?;
+    daemon.process().signal(Signal::TERM)?;
+    let status = daemon.process().wait_for(Duration::from_secs(20))?.context("the daemon goes on")?;
+    ensure!(status.code() == Some(0), "{status}: {}", daemon.log());
+    stage.load.mark("without");
+    let end = roll.end()?;
+    eprintln!("{end:?}");
+    end.must("stopped", &["stopped on request", "2 of 4 workers are changed"])?;
+    stage.all_serve()?;
+    ensure!(!Daemon::socket_of(&sandbox).exists(), "the socket is left");
+    // The next daemon finds all of it as it is, and finishes what was begun.
+    let daemon = stage.daemon(&ServiceConfig::default())?;
+    stage.roll(&daemon, TO_V2)?.end()?.must("done", &["4 workers"])?;
+    stage.unharmed("SIGTERM in mid-roll")?;
+    Ok(())
+}
+
+#[test]
+fn a_killed_daemon_leaves_nobody_out() -> Result<()> {
+    let sandbox = Sandbox::new("killed")?;
+    let stage = Stage::new(&sandbox)?;
+    let mut daemon = stage.daemon(&ServiceConfig::default())?;
+    let slow = stage.slow(8001, 2)?;
+    let mut roll = stage.roll(&daemon, TO_V2)?;
+    roll.until_phase(8001, "draining")?;
+    daemon.process().kill()?;
+    let (code, printed) = roll.left()?;
+    eprintln!("its client: {code:?} {printed}");
+    ensure!(code == Some(6) && printed.contains("the daemon went away"), "{code:?} {printed}");
+    ensure!(slow.status()? == 200);
+    // 8000 may have been on its way down and up.
+    stage.supervisor.wait_up_ports([8001, 8002, 8003])?;
+    (8001..=8003).try_for_each(|port| stage.serves(port))?;
+    let daemon = Daemon::start(&sandbox, &stage.config(&ServiceConfig::default()))?;
+    let phases = stage.api().phases()?;
+    eprintln!("found by the next daemon: {phases:?}");
+    ensure!([8001, 8002, 8003].iter().all(|port| phases[port] == "up"), "{phases:?}");
+    stage.roll(&daemon, TO_V2)?.end()?.must("done", &["4 workers"])?;
+    let (report, journal) = (stage.load.stop()?, deployer_tests::journal::Journal::read(&stage.app.journal_dir())?);
+    eprintln!("a killed daemon: {} doubled; {report}", journal.doubled().len());
+    ensure!(report.failed == 0 && journal.doubled().is_empty(), "{report}");
+    Ok(())
+}
+
+/// `systemctl reload` right after a start, say.
+#[test]
+fn a_reload_asked_for_too_early() -> Result<()> {
+    let sandbox = Sandbox::new("early")?;
+    let stage = Stage::new(&sandbox)?;
+    let file = Daemon::write_config(&sandbox, &stage.config(&ServiceConfig::default()))?;
+    let mut command = DeployerBin::find()?.command(&sandbox);
+    command.arg("daemon").arg("--config").arg(file);
+    let mut daemon = Process::start("deployer daemon", command, &sandbox.dir().join("deployer.log"))?;
+    let comm = format!("/proc/{}/comm", daemon.pid());
+    daemon.wait_ready(Duration::from_secs(5), || {
+        std::fs::read_to_string(&comm).is_ok_and(|it| it.trim() == "deployer")
+    })?;
+    std::thread::sleep(Duration::from_millis(40));
+    let attached = daemon.log().contains("attached");
+    daemon.signal(Signal::HUP)?;
+    let ended = daemon.wait_for(Duration::from_millis(1500))?;
+    eprintln!("attached when it was asked: {attached}; ended: {ended:?}");
+    ensure!(ended.is_none(), "{ended:?}: {}", daemon.log());
+    stage.all_up()?;
+    ensure!(daemon.log().contains("configuration read again"), "{}", daemon.log());
+    ensure!(daemon.stop(Duration::from_secs(10))?.success(), "{}", daemon.log());
+    stage.unharmed("a reload asked for too early")?;
+    Ok(())
+}
+
+#[test]
+fn reloads() -> Result<()> {
+    let sandbox = Sandbox::new("reload")?;
+    let stage = Stage::new(&sandbox)?;
+    let config = ServiceConfig { batch: "1".to_owned(), ..ServiceConfig::default() };
+    let (four, mut daemon) = (stage.config(&config), Daemon::start(&sandbox, &three(&stage, &config))?);
+    ensure!(stage.api().phases()?.len() == 3);
+    // One worker more: warmed first, then up.
+    let said = stage.reload(&daemon, &four)?;
+    ensure!(said.contains("configuration read again"), "{said}");
+    stage.all_up()?;
+    stage.serves(8003)?;
+    changed_deadline(&stage, &daemon, &config)?;
+    bad_file(&stage, &daemon, &four)?;
+    // One worker fewer: nobody's business any more.
+    stage.reload(&daemon, &three(&stage, &config))?;
+    ensure!(!stage.api().phases()?.contains_key(&8003));
+    stage.serves(8003)?;
+    let end = stage.roll(&daemon, TO_V2)?.end()?;
+    end.must("done", &["3 workers"])?;
+    stage.serves(8003)?;
+    ensure!(daemon.stop()?.success());
+    let report = stage.unharmed("reloads")?;
+    ensure!(report.by_version.len() == 2, "8003 stays on v1: {report}");
+    Ok(())
+}
+
+fn three(stage: &Stage<'_>, config: &ServiceConfig) -> String {
+    stage.config(config).replace("8000-8003", "8000-8002")
+}
+
+fn changed_deadline(stage: &Stage<'_>, daemon: &Daemon<'_>, config: &ServiceConfig) -> Result<()> {
+    let sooner = stage.config(&ServiceConfig { deadline: "1s", ..config.clone() });
+    stage.reload(daemon, &sooner)?;
+    let slow = stage.slow(8001, 4)?;
+    let mut roll = stage.roll(daemon, TO_V2)?;
+    roll.until_phase(8001, "draining")?;
+    let said = stage.reload(daemon, &sooner)?;
+    ensure!(said.contains("a roll of web runs"), "{said}");
+    let end = roll.end()?;
+    eprintln!("{end:?}");
+    end.must("stopped", &["not empty after 1 s"])?;
+    ensure!(slow.status()? == 200);
+    Ok(())
+}
+
+fn bad_file(stage: &Stage<'_>, daemon: &Daemon<'_>, text: &str) -> Result<()> {
+    let workers = |status: serde_json::Value| status["services"][0]["workers"].as_array().map(Vec::len);
+    for bad in [text.replace("policy", "polizy"), text.replace("deadline = \"", "deadline = \"-"), "[".to_owned()] {
+        let said = stage.reload(daemon, &bad)?;
+        eprintln!("{}", said.trim());
+        ensure!(said.contains("not read again; the former stays") && said.contains("deployer.toml:"), "{said}");
+    }
+    std::fs::remove_file(sandbox_file(stage))?;
+    send_hup(stage, daemon)?;
+    ensure!(workers(stage.api().status()?) == Some(4));
+    stage.only_failed(&[])?;
+    stage.all_serve()
+}
+
+fn sandbox_file(stage: &Stage<'_>) -> std::path::PathBuf {
+    stage.sandbox.dir().join("deployer.toml")
+}
+
+/// A reload of a file that is not there.
+fn send_hup(stage: &Stage<'_>, daemon: &Daemon<'_>) -> Result<()> {
+    let before = daemon.log().len();
+    deployer_tests::process::send(daemon.pid(), Signal::HUP)?;
+    stage.wait(Duration::from_secs(5), || Ok(daemon.log()[before..].contains("cannot be read")))
+}
