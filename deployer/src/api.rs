@@ -166,6 +166,22 @@ pub enum Phase {
     Failed,
 }
 
+impl std::fmt::Display for Phase {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::Up => "up",
+            Self::Draining => "draining",
+            Self::Drained => "drained",
+            Self::Stopping => "stopping",
+            Self::Starting => "starting",
+            Self::Listening => "listening",
+            Self::Warming => "warming",
+            Self::Down => "down",
+            Self::Failed => "failed",
+        })
+    }
+}
+
 /// Everything there is to know.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Status {

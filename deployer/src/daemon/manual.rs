@@ -36,9 +36,15 @@ impl Daemon {
         if let Some(roll) = self.running(&service.config.name) {
             return Err(Refusal::busy(format!("roll {} of {} runs", roll.id, service.config.name)));
         }
-        let phase = worker.control().phase;
+        let (phase, held, reason) = {
+            let control = worker.control();
+            (control.phase, control.by_hand().is_some(), control.reason.clone())
+        };
+        if held {
+            return Err(Refusal::busy(format!("{} is drained already, {reason}", worker.at)));
+        }
         if phase != Phase::Up {
-            return Err(Refusal::failed(format!("{} is {phase:?}, not up: there is nothing to drain", worker.at)));
+            return Err(Refusal::failed(format!("{} is {phase}, not up: there is nothing to drain", worker.at)));
         }
         let end = Arc::new(Notify::new());
         let claim = worker.claim(Owner::Hand(Arc::clone(&end))).map_err(Refusal::busy)?;
@@ -120,7 +126,7 @@ impl Daemon {
         match phase {
             Phase::Up => Ok(Done { done: format!("{} was up already", worker.at) }),
             Phase::Failed => self.revive(service, worker).await,
-            phase => Err(Refusal::busy(format!("{} is {phase:?}; it will be up when it is warm", worker.at))),
+            phase => Err(Refusal::busy(format!("{} is {phase}; it will be up when it is warm", worker.at))),
         }
     }
 

@@ -12,7 +12,7 @@ use std::{
 };
 
 use anyhow::{Context, Result};
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::signal::unix::{Signal, SignalKind, signal};
 use tracing::{error, info, warn};
 
 use crate::{
@@ -48,6 +48,8 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 /// When the configuration is wrong, the kernel refuses, or the socket cannot be made.
 pub async fn run(path: &Path) -> Result<()> {
     log_to_stderr();
+    // First of all: until they are caught, a reload asked for ends the process.
+    let mut signals = Signals::catch()?;
     let config = Config::load(path)?;
     let attachment = kernel::attachment(config.kernel.callers.as_deref(), config.kernel.workers.as_deref())?;
     // Before anything is attached: a second daemon must not even begin.
@@ -75,7 +77,7 @@ pub async fn run(path: &Path) -> Result<()> {
     let server = tokio::spawn(server::run(socket.publish()?, Arc::clone(&daemon)));
     // Outside systemd there is nobody to tell.
     let _ = sd_notify::notify(&[sd_notify::NotifyState::Ready]);
-    until_stopped(&daemon, path).await?;
+    signals.until_stopped(&daemon, path).await;
     let _ = sd_notify::notify(&[sd_notify::NotifyState::Stopping]);
     daemon.wind_up().await;
     watch.abort();
@@ -94,15 +96,29 @@ fn observing(config: &Config) -> Config {
     config
 }
 
-async fn until_stopped(daemon: &Arc<Daemon>, path: &Path) -> Result<()> {
-    let mut terminate = signal(SignalKind::terminate()).context("listening for SIGTERM")?;
-    let mut interrupt = signal(SignalKind::interrupt()).context("listening for SIGINT")?;
-    let mut hangup = signal(SignalKind::hangup()).context("listening for SIGHUP")?;
-    loop {
-        tokio::select! {
-            _ = terminate.recv() => return Ok(()),
-            _ = interrupt.recv() => return Ok(()),
-            _ = hangup.recv() => daemon.reload(path).await,
+/// What an operator or init system asks of the daemon. What is asked before it is ready is done when it is.
+struct Signals {
+    terminate: Signal,
+    interrupt: Signal,
+    hangup: Signal,
+}
+
+impl Signals {
+    fn catch() -> Result<Self> {
+        Ok(Self {
+            terminate: signal(SignalKind::terminate()).context("listening for SIGTERM")?,
+            interrupt: signal(SignalKind::interrupt()).context("listening for SIGINT")?,
+            hangup: signal(SignalKind::hangup()).context("listening for SIGHUP")?,
+        })
+    }
+
+    async fn until_stopped(&mut self, daemon: &Arc<Daemon>, path: &Path) {
+        loop {
+            tokio::select! {
+                _ = self.terminate.recv() => return,
+                _ = self.interrupt.recv() => return,
+                _ = self.hangup.recv() => daemon.reload(path).await,
+            }
         }
     }
 }

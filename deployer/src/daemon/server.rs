@@ -22,7 +22,10 @@ use serde::de::DeserializeOwned;
 use tokio::net::UnixListener;
 
 use super::{Daemon, error::Refusal};
-use crate::{api::Done, config};
+use crate::{
+    api::{Done, ErrorBody, Exit},
+    config,
+};
 
 /// Requests are a line or two.
 const MOST: usize = 64 * 1024;
@@ -105,6 +108,7 @@ pub(super) async fn run(listener: UnixListener, daemon: Arc<Daemon>) {
         .fallback(nothing_here)
         .method_not_allowed_fallback(nothing_here)
         .layer(DefaultBodyLimit::max(MOST))
+        .layer(axum::middleware::map_response(in_json))
         .with_state(daemon);
     if let Err(error) = axum::serve(listener, router.into_make_service_with_connect_info::<Peer>()).await {
         tracing::error!(%error, "the API has ended");
@@ -124,6 +128,19 @@ fn parse<T: DeserializeOwned>(body: &Bytes) -> Result<T, Refusal> {
 
 async fn nothing_here(request: Request) -> Refusal {
     Refusal::usage(format!("the API has no {} {}", request.method(), request.uri().path()))
+}
+
+/// What the framework refuses by itself (a body too large, a name that is no text) is an error like any other.
+async fn in_json(response: Response) -> Response {
+    let status = response.status();
+    let kind = response.headers().get(CONTENT_TYPE);
+    if status.is_success() || kind.is_some_and(|kind| kind.as_bytes().starts_with(b"application/json")) {
+        return response;
+    }
+    let said = axum::body::to_bytes(response.into_body(), MOST).await.unwrap_or_default();
+    let error = format!("the request is not understood: {}", String::from_utf8_lossy(&said));
+    let exit = if status.is_client_error() { Exit::Usage } else { Exit::Failed };
+    (status, Json(ErrorBody { error, exit })).into_response()
 }
 
 async fn status(State(daemon): Shared) -> Response {

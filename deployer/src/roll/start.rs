@@ -75,7 +75,7 @@ fn judge(service: &Service, at: SocketAddr, status: &ProcessStatus, pids: usize,
     }
     let within = service.config.warm.within.as_secs_f32();
     let elsewhere = status.pid.map(elsewhere).unwrap_or_default();
-    Err(format!("{at}: nothing listened within {within} s of the start; {name} is {:?}{said}{elsewhere}", status.phase))
+    Err(format!("{at}: nothing listened within {within} s of the start; {name} is {}{said}{elsewhere}", status.phase))
 }
 
 /// What else a process listens on: a worker on the wrong port is worth naming.

@@ -52,6 +52,10 @@ impl Restart {
         }
         self.enter(Phase::Stopping, "");
         if let Err(error) = self.service.manager.stop(self.worker.at).await {
+            // A worker that is being stopped, or may be stopped yet, must not be given any requests.
+            if error.may_come_yet() {
+                return self.fail(format!("{}: {error}; it may yet be stopped, so it stays out", self.worker.at));
+            }
             return self.not_stopped(serving, &error.to_string()).await;
         }
         match self.bring_up().await {

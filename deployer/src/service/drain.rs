@@ -48,9 +48,10 @@ pub struct Held {
 
 impl std::fmt::Display for Held {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "{} connections", self.open)?;
+        let plural = |count| if count == 1 { "" } else { "s" };
+        write!(f, "{} connection{}", self.open, plural(self.open))?;
         if self.tickets > 0 {
-            write!(f, " and {} connect() calls", self.tickets)?;
+            write!(f, " and {} connect() call{}", self.tickets, plural(self.tickets))?;
         }
         if self.by.is_empty() { Ok(()) } else { write!(f, " ({})", self.by.join("; ")) }
     }

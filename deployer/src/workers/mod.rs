@@ -55,6 +55,20 @@ pub enum ManagerError {
         /// The cause.
         source: std::io::Error,
     },
+    /// The manager was asked and has not answered: it may have done it, or may do it yet.
+    #[error("{manager} cannot be reached at {at} to {tried}: {source}. {hint}")]
+    Unanswered {
+        /// "supervisord"
+        manager: &'static str,
+        /// Its socket.
+        at: String,
+        /// "stop web:web_8003"
+        tried: String,
+        /// What to do.
+        hint: &'static str,
+        /// The cause.
+        source: std::io::Error,
+    },
     /// The manager answered, and said no.
     #[error("{manager} refused to {tried}: {said}. {hint}")]
     Refused {
@@ -80,7 +94,7 @@ pub enum ManagerError {
         why: String,
     },
     /// It did not happen in time.
-    #[error("{manager} did not {tried} within {} s: the process is {phase:?} ({detail})", within.as_secs_f32())]
+    #[error("{manager} did not {tried} within {} s: the process is {phase} ({detail})", within.as_secs_f32())]
     Late {
         /// "supervisord"
         manager: &'static str,
@@ -93,6 +107,36 @@ pub enum ManagerError {
         /// The manager's words.
         detail: String,
     },
+}
+
+impl std::fmt::Display for ProcessPhase {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::Stopped => "stopped",
+            Self::Starting => "starting",
+            Self::Running => "running",
+            Self::Stopping => "stopping",
+            Self::Failed => "failed",
+        })
+    }
+}
+
+impl ManagerError {
+    /// Whether what was asked for may have been begun, or may be done yet.
+    #[must_use]
+    pub fn may_come_yet(&self) -> bool {
+        matches!(self, Self::Unanswered { .. } | Self::Late { .. })
+    }
+
+    /// For a question that changes nothing, no answer is all there is to know.
+    fn harmless(self) -> Self {
+        match self {
+            Self::Unanswered { manager, at, tried, hint, source } => {
+                Self::Unreachable { manager, at, tried, hint, source }
+            }
+            other => other,
+        }
+    }
 }
 
 /// What starts and stops workers. A worker is named by its address.

@@ -61,6 +61,9 @@ impl Supervisord {
             Err(LinkError::Unreachable { source, hint }) => {
                 return Err(ManagerError::Unreachable { manager: MANAGER, at: self.link.at(), tried, hint, source });
             }
+            Err(LinkError::Unanswered { source, hint }) => {
+                return Err(ManagerError::Unanswered { manager: MANAGER, at: self.link.at(), tried, hint, source });
+            }
             Err(LinkError::Refused { said, hint }) => {
                 return Err(ManagerError::Refused { manager: MANAGER, tried, said, hint });
             }
@@ -71,14 +74,15 @@ impl Supervisord {
 
     /// One look at a process.
     async fn info(&self, name: &str, tried: &str) -> Result<Info, ManagerError> {
-        match self.call(tried, "supervisor.getProcessInfo", &[Argument::Text(name)]).await? {
+        let answer = self.call(tried, "supervisor.getProcessInfo", &[Argument::Text(name)]).await;
+        match answer.map_err(ManagerError::harmless)? {
             Answer::Value(value) => Info::read(&value).map_err(|why| self.garbled(tried, why)),
             Answer::Fault { code, text } => Err(self.refusal(name, tried, code, text).await),
         }
     }
 
     async fn all(&self, tried: &str) -> Result<Vec<Info>, ManagerError> {
-        match self.call(tried, "supervisor.getAllProcessInfo", &[]).await? {
+        match self.call(tried, "supervisor.getAllProcessInfo", &[]).await.map_err(ManagerError::harmless)? {
             Answer::Value(Value::List(all)) => {
                 all.iter().map(Info::read).collect::<Result<_, _>>().map_err(|why| self.garbled(tried, why))
             }

@@ -40,7 +40,7 @@ fn one_roll_at_a_time() -> Result<()> {
 fn by_hand(stage: &Stage<'_>, daemon: &Daemon<'_>) -> Result<()> {
     verb(daemon, &["drain", "web", "8003"], 0, &["127.0.0.1:8003 is out of rotation"])?;
     stage.is_out(8003)?;
-    verb(daemon, &["drain", "web", "8003"], 1, &["127.0.0.1:8003"])?;
+    verb(daemon, &["drain", "web", "8003"], 4, &["127.0.0.1:8003"])?;
     verb(daemon, &["roll", "web"], 4, &["127.0.0.1:8003 is drained by hand", "deployer enable web 8003"])?;
     verb(daemon, &["enable", "web", "8003"], 0, &["back in rotation"])?;
     verb(daemon, &["enable", "web", "8003"], 0, &["up already"])?;

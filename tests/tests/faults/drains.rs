@@ -23,7 +23,7 @@ fn the_deadline_stops_the_roll() -> Result<()> {
     let roll = stage.roll(&daemon, TO_V2)?;
     let end = roll.end()?;
     eprintln!("{end:?}");
-    end.must("stopped", &["127.0.0.1:8001", "not empty after 2 s", "1 connections", "curl (pid", "1 of 4 workers"])?;
+    end.must("stopped", &["127.0.0.1:8001", "not empty after 2 s", "1 connection ", "curl (pid", "1 of 4 workers"])?;
     ensure!(end.failed.is_empty() && end.changed == 1 && end.seconds < 6.0, "{end:?}");
     stage.only_failed(&[])?;
     stage.all_serve()?;

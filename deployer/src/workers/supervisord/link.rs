@@ -30,8 +30,10 @@ pub(super) struct Link {
 /// Why there is no answer.
 #[derive(Debug)]
 pub(super) enum LinkError {
-    /// No connection, or nothing came over it in time.
+    /// No connection.
     Unreachable { source: Error, hint: &'static str },
+    /// The connection broke off, or nothing came over it in time: what was asked for may still be done.
+    Unanswered { source: Error, hint: &'static str },
     /// An HTTP status that says no.
     Refused { said: String, hint: &'static str },
     /// Something came that is no HTTP answer with a text in it.
@@ -54,7 +56,7 @@ impl Link {
     pub(super) async fn post(&self, xml: String) -> Result<String, LinkError> {
         timeout(self.within, self.exchange(xml)).await.unwrap_or_else(|_| {
             let source = Error::new(ErrorKind::TimedOut, format!("no answer within {} s", self.within.as_secs_f32()));
-            Err(LinkError::Unreachable { hint: hint(&source), source })
+            Err(LinkError::Unanswered { hint: hint(&source), source })
         })
     }
 
@@ -114,6 +116,7 @@ fn hint(error: &Error) -> &'static str {
         ErrorKind::TimedOut | ErrorKind::WouldBlock => {
             "It is there but hangs: look at its log and at its process (stopped? a slow disk under its logs?)"
         }
+        ErrorKind::ConnectionReset => "Has supervisord ended? Look at its log",
         _ => "Look at supervisord's log",
     }
 }
@@ -130,11 +133,11 @@ fn status_error(status: StatusCode) -> LinkError {
 }
 
 fn broken(error: hyper::Error) -> LinkError {
-    LinkError::Garbled(if error.is_incomplete_message() || error.is_canceled() {
-        "the connection was closed before an answer".to_owned()
-    } else {
-        format!("it is not HTTP: {error}")
-    })
+    if error.is_parse() {
+        return LinkError::Garbled(format!("it is not HTTP: {error}"));
+    }
+    let source = Error::new(ErrorKind::ConnectionReset, "the connection was closed before an answer");
+    LinkError::Unanswered { hint: hint(&source), source }
 }
 
 #[cfg(test)]
@@ -181,7 +184,8 @@ mod tests {
     async fn answers() {
         assert_eq!(told("HTTP/1.1 200 OK\r\ncontent-length: 4\r\n\r\n<a/>", b"").await.unwrap(), "<a/>");
         garbled(told("SSH-2.0-OpenSSH_9\r\n\r\n", b"").await, "not HTTP");
-        garbled(told("", b"").await, "closed before an answer");
+        let closed = told("", b"").await;
+        assert!(matches!(closed, Err(LinkError::Unanswered { source, .. }) if source.to_string().contains("closed")));
         garbled(told("HTTP/1.1 200 OK\r\ncontent-length: 40\r\n\r\n<a/>", b"").await, "in the middle");
         garbled(told("HTTP/1.1 200 OK\r\n\r\n\u{e9}", &[0xff; 65_536]).await, "4 MiB");
         garbled(told("HTTP/1.1 500 Oops\r\ncontent-length: 0\r\n\r\n", b"").await, "500");
@@ -195,7 +199,7 @@ mod tests {
         let mut link = Link::new(folder.path().join("s"), None);
         link.within = Duration::from_millis(80);
         let listener = UnixListener::bind(&link.socket).unwrap();
-        let Err(LinkError::Unreachable { source, hint }) = link.post(String::new()).await else { panic!() };
+        let Err(LinkError::Unanswered { source, hint }) = link.post(String::new()).await else { panic!() };
         assert_eq!(source.kind(), ErrorKind::TimedOut);
         assert!(hint.contains("hangs"));
         drop(listener);
