@@ -95,7 +95,8 @@ impl<'a> Stage<'a> {
     /// Waits until every worker is up.
     pub fn all_up(&self) -> Result<()> {
         self.wait(Duration::from_secs(10), || {
-            let phases = self.api().phases()?;
+            // A daemon that is only just starting has no socket yet.
+            let Ok(phases) = self.api().phases() else { return Ok(false) };
             Ok(phases.values().all(|phase| phase == "up"))
         })
         .context("waiting for all workers to be up")
