@@ -276,14 +276,15 @@ impl Config {
 }
 
 impl Batch {
-    /// The number of workers out of `total`, 1 to `total`.
+    /// The number of workers out of `total`: at least 1, and one fewer than all where there are several, since somebody
+    /// must serve.
     #[must_use]
     pub fn of(self, total: usize) -> usize {
         let count = match self {
             Self::Count(count) => count,
             Self::Percent(percent) => total * usize::from(percent) / 100,
         };
-        count.clamp(1, total.max(1))
+        count.clamp(1, total.saturating_sub(1).max(1))
     }
 }
 

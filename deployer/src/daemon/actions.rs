@@ -1,13 +1,13 @@
 //! What clients ask for: rolls, bypass, detach.
 
-use std::sync::Arc;
+use std::sync::{Arc, atomic::Ordering};
 
 use deployer_common::word;
 
 use super::{Daemon, error::Refusal, lock};
 use crate::{
     api::{BypassRequest, DetachRequest, Done, RollRequest, RollStarted},
-    config::{Batch, Mode, OnFailure},
+    config::{Batch, Mode, OnDeadline, OnFailure},
     roll::{Record, machine::Plan, record::unix_ms, run::Roll},
     service::Service,
 };
@@ -47,6 +47,12 @@ impl Daemon {
             .check(&workers)
             .await
             .map_err(|error| Refusal::failed(format!("{error}; no worker was touched")))?;
+        let _gate = lock(&self.gate);
+        if !Arc::ptr_eq(&service, &self.service(&service.config.name)?) {
+            return Err(Refusal::busy("the configuration was read again just now; try again"));
+        }
+        self.must_steer(&service)?;
+        no_hands(&service)?;
         let record = self.begin(&service.config.name, by)?;
         started.id.clone_from(&record.id);
         let lease = lock(&self.config).kernel.lease;
@@ -59,6 +65,9 @@ impl Daemon {
     fn begin(&self, service: &str, by: String) -> Result<Arc<Record>, Refusal> {
         let record = {
             let mut rolls = self.rolls();
+            if self.closing.load(Ordering::SeqCst) {
+                return Err(Refusal::busy("the daemon has been asked to stop, and begins nothing any more"));
+            }
             if let Some(roll) = rolls.iter().find(|roll| roll.service == service && roll.result().is_none()) {
                 return Err(Refusal::busy(format!(
                     "roll {} of {service} runs already, begun by {}; deployer status shows it",
@@ -98,6 +107,7 @@ impl Daemon {
 
     /// Bypasses, or goes back to steering: one write each.
     pub(super) fn bypass(&self, request: &BypassRequest, by: &str) -> Result<Done, Refusal> {
+        let _gate = lock(&self.gate);
         let named = match &request.service {
             Some(name) => vec![self.service(name)?],
             None => self.registry.services().into_values().collect(),
@@ -123,6 +133,7 @@ impl Daemon {
 
     /// Takes everything out of the kernel.
     pub(super) fn detach(&self, request: &DetachRequest, by: &str) -> Result<Done, Refusal> {
+        let _gate = lock(&self.gate);
         for service in self.registry.services().values() {
             self.may_let_go(service, request.force, "detach")?;
         }
@@ -183,6 +194,12 @@ fn plan(service: &Service, request: &RollRequest) -> Result<Plan, Refusal> {
     }
     let switch = config.switch.is_some() && request.to.is_some();
     let total = service.workers.len();
+    if total == 1 && service.config.drain.on_deadline == OnDeadline::StopRoll {
+        return Err(Refusal::failed(format!(
+            "{name} has one worker, and nobody would serve while it restarts; add a worker, or accept that by \
+             on_deadline = \"kill\""
+        )));
+    }
     Ok(Plan {
         batches: Plan::batches(total, batch.of(total)),
         max_failures: config.max_failures,

@@ -1,6 +1,7 @@
 //! Drains and enables by an operator's hand.
 
 use std::{
+    collections::BTreeSet,
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -25,14 +26,11 @@ const FOR_GOOD: Duration = Duration::from_secs(365 * 24 * 3600);
 
 impl Daemon {
     /// Takes a worker out of rotation until the time is over or it is enabled.
-    pub(super) fn drain(
-        self: &Arc<Self>,
-        service: &Arc<Service>,
-        request: &DrainRequest,
-        by: &str,
-    ) -> Result<Done, Refusal> {
-        self.must_steer(service)?;
-        let worker = worker(service, request.port)?;
+    pub(super) fn drain(self: &Arc<Self>, name: &str, request: &DrainRequest, by: &str) -> Result<Done, Refusal> {
+        let _gate = lock(&self.gate);
+        let service = self.service(name)?;
+        self.must_steer(&service)?;
+        let worker = worker(&service, request.port)?;
         if let Some(roll) = self.running(&service.config.name) {
             return Err(Refusal::busy(format!("roll {} of {} runs", roll.id, service.config.name)));
         }
@@ -103,8 +101,9 @@ impl Daemon {
     }
 
     /// Puts a worker back: ends an operator's drain, or warms one that had failed.
-    pub(super) async fn enable(&self, service: &Service, request: &EnableRequest) -> Result<Done, Refusal> {
-        let worker = worker(service, request.port)?;
+    pub(super) async fn enable(self: &Arc<Self>, name: &str, request: &EnableRequest) -> Result<Done, Refusal> {
+        let service = self.service(name)?;
+        let worker = worker(&service, request.port)?;
         let (phase, end) = {
             let control = worker.control();
             (control.phase, control.by_hand())
@@ -125,31 +124,51 @@ impl Daemon {
         }
         match phase {
             Phase::Up => Ok(Done { done: format!("{} was up already", worker.at) }),
-            Phase::Failed => self.revive(service, worker).await,
+            Phase::Failed => {
+                let (daemon, service, worker) = (Arc::clone(self), Arc::clone(&service), Arc::clone(worker));
+                // A task of its own: it must come to its end even if the client does not wait for it.
+                let revived = tokio::spawn(async move { daemon.revive(&service, &worker).await });
+                revived.await.unwrap_or_else(|error| Err(Refusal::failed(error.to_string())))
+            }
             phase => Err(Refusal::busy(format!("{} is {phase}; it will be up when it is warm", worker.at))),
         }
     }
 
     async fn revive(&self, service: &Service, worker: &Arc<Worker>) -> Result<Done, Refusal> {
-        let _claim = worker.claim(Owner::Roll("enable".to_owned())).map_err(Refusal::busy)?;
+        let _claim = {
+            let _gate = lock(&self.gate);
+            let still = self.service(&service.config.name)?;
+            if !still.workers.iter().any(|now| Arc::ptr_eq(now, worker)) {
+                return Err(Refusal::busy("the configuration was read again just now; try again"));
+            }
+            worker.claim(Owner::Roll("enable".to_owned())).map_err(Refusal::busy)?
+        };
         let why = worker.control().reason.clone();
         worker.enter(Phase::Warming, "enabled by hand");
-        let result = warm::warm(worker.at, &service.config.warm, service.config.warm.within).await;
-        let serving = listeners(worker.at).await.unwrap_or_default();
+        let result = self.warm_again(service, worker).await;
         match result {
-            Ok(_) if !serving.is_empty() => {
+            Ok(serving) => {
                 put_up(&self.tables, worker, serving, "enabled by hand");
                 Ok(Done { done: format!("{} is warm, and back in rotation", worker.at) })
-            }
-            Ok(_) => {
-                worker.enter(Phase::Failed, &why);
-                Err(Refusal::failed(format!("{} does not listen any more; it stays out", worker.at)))
             }
             Err(error) => {
                 worker.enter(Phase::Failed, &why);
                 Err(Refusal::failed(format!("{error}; it stays out")))
             }
         }
+    }
+
+    /// Warms a worker; its listeners, if they are still those of the process that was warmed.
+    async fn warm_again(&self, service: &Service, worker: &Worker) -> Result<BTreeSet<u64>, String> {
+        let told = |error: std::io::Error| format!("{}: sock_diag: {error}", worker.at);
+        let before = listeners(worker.at).await.map_err(told)?;
+        let warmed = warm::warm(worker.at, &service.config.warm, service.config.warm.within).await;
+        warmed.map_err(|error| error.to_string())?;
+        let now = listeners(worker.at).await.map_err(told)?;
+        if now.is_disjoint(&before) {
+            return Err(format!("{}: its process has ended, or begun, while it was being warmed", worker.at));
+        }
+        Ok(now)
     }
 }
 

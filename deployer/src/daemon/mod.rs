@@ -8,7 +8,10 @@ mod status;
 
 use std::{
     path::{Path, PathBuf},
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
 };
 
 use anyhow::{Context, Result};
@@ -19,7 +22,10 @@ use crate::{
     config::{self, Config},
     kernel::{self, Attachment, Programs, Tables},
     roll::Record,
-    service::{registry::Registry, watch},
+    service::{
+        registry::{Registry, Services},
+        watch,
+    },
 };
 
 /// Rolls that are remembered.
@@ -35,6 +41,11 @@ pub(crate) struct Daemon {
     programs: Mutex<Option<Programs>>,
     /// The youngest last.
     rolls: Mutex<Vec<Arc<Record>>>,
+    /// Held while something is looked at and then changed (a roll begun, a worker claimed, the configuration read again,
+    /// steering ended), so that none of these comes between the look and the change of another. Never over an await.
+    gate: Mutex<()>,
+    /// The daemon was asked to stop, and begins nothing any more.
+    closing: AtomicBool,
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -60,8 +71,8 @@ pub async fn run(path: &Path) -> Result<()> {
     let registry = Arc::new(Registry::new(Arc::clone(&tables), root));
     let path_of_socket = config.daemon.socket.clone();
     // Services are published last, when it is known which workers serve.
-    registry.apply(&observing(&config))?;
-    watch::adopt(&registry, &tables).await.context("looking for listening workers (sock_diag)")?;
+    registry.apply(&observing(&config, &Services::new()))?;
+    watch::adopt(&registry, &tables, &Services::new()).await.context("looking for listening workers (sock_diag)")?;
     registry.apply(&config)?;
     info!(callers = %attachment.callers.display(), services = config.services.len(), "attached");
     let daemon = Arc::new(Daemon {
@@ -71,6 +82,8 @@ pub async fn run(path: &Path) -> Result<()> {
         config: Mutex::new(config),
         programs: Mutex::new(Some(programs)),
         rolls: Mutex::default(),
+        gate: Mutex::default(),
+        closing: AtomicBool::new(false),
     });
     tokio::spawn(watch::ask_versions(Arc::clone(&registry)));
     let watch = tokio::spawn(watch::run(registry, tables));
@@ -87,10 +100,11 @@ pub async fn run(path: &Path) -> Result<()> {
     Ok(())
 }
 
-/// The same configuration, deciding nothing yet: workers are entered as down until the sockets have been looked at.
-fn observing(config: &Config) -> Config {
+/// The same configuration, in which services that are not `known` decide nothing yet: their workers are entered as down
+/// until the sockets have been looked at.
+fn observing(config: &Config, known: &Services) -> Config {
     let mut config = config.clone();
-    for service in config.services.values_mut() {
+    for (_, service) in config.services.iter_mut().filter(|(name, _)| !known.contains_key(*name)) {
         service.mode = config::Mode::Observe;
     }
     config
@@ -161,13 +175,18 @@ impl Daemon {
 
     fn reload_now(&self, path: &Path) -> Result<()> {
         let config = Config::load(path)?;
+        let _gate = lock(&self.gate);
         if let Some(name) = self.registry.services().keys().find(|name| self.running(name).is_some()) {
             anyhow::bail!("a roll of {name} runs; reload when it has ended");
         }
         let services = self.registry.services();
-        let held = services.values().flat_map(|service| &service.workers).find(|w| w.control().by_hand().is_some());
+        let held = services.values().flat_map(|service| &service.workers).find(|worker| !worker.control().is_watched());
         if let Some(worker) = held {
-            anyhow::bail!("{} of {} is drained by hand; enable it, then reload", worker.at, worker.service);
+            anyhow::bail!(
+                "{} of {} is drained or enabled by hand just now; end that, then reload",
+                worker.at,
+                worker.service
+            );
         }
         let mut current = lock(&self.config);
         if config.kernel.callers != current.kernel.callers || config.kernel.workers != current.kernel.workers {
@@ -176,6 +195,9 @@ impl Daemon {
         if config.daemon.socket != current.daemon.socket {
             warn!("[daemon] socket takes effect at the next start of the daemon");
         }
+        self.registry.apply(&observing(&config, &services))?;
+        let adopted = watch::adopt(&self.registry, &self.tables, &services);
+        tokio::runtime::Handle::current().block_on(adopted).context("looking for listening workers (sock_diag)")?;
         self.registry.apply(&config)?;
         *current = config;
         Ok(())
@@ -183,7 +205,11 @@ impl Daemon {
 
     /// Before the programs go: rolls stop after the batch in hand, so that no worker is left out.
     async fn wind_up(&self) {
-        let running: Vec<_> = self.rolls().iter().filter(|roll| roll.result().is_none()).cloned().collect();
+        let running: Vec<_> = {
+            let rolls = self.rolls();
+            self.closing.store(true, Ordering::SeqCst);
+            rolls.iter().filter(|roll| roll.result().is_none()).cloned().collect()
+        };
         for roll in &running {
             warn!(roll = roll.id, "the daemon was asked to stop; the roll ends after the batch in hand");
             roll.ask_stop("the daemon, which was asked to stop");

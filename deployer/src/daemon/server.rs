@@ -153,11 +153,11 @@ async fn roll(State(daemon): Shared, Name(name): Name<String>, who: Who, body: B
 }
 
 async fn drain(State(daemon): Shared, Name(name): Name<String>, who: Who, body: Bytes) -> Answer<Done> {
-    daemon.drain(&daemon.service(&name)?, &parse(&body)?, &who.0.0).map(Json)
+    daemon.drain(&name, &parse(&body)?, &who.0.0).map(Json)
 }
 
 async fn enable(State(daemon): Shared, Name(name): Name<String>, body: Bytes) -> Answer<Done> {
-    daemon.enable(&*daemon.service(&name)?, &parse(&body)?).await.map(Json)
+    daemon.enable(&name, &parse(&body)?).await.map(Json)
 }
 
 async fn bypass(State(daemon): Shared, who: Who, body: Bytes) -> Answer<Done> {

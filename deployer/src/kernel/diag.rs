@@ -87,14 +87,28 @@ pub fn sockets(states: u32, port: Option<u16>) -> io::Result<Vec<Socket>> {
 
 /// The sockets that hold a drain of `worker`: every one, at either end, in which a request may be on its way or being
 /// served. The callers' ends count too: behind a full accept queue they wait in SYN_SENT, and nothing shows at the
-/// worker's end.
+/// worker's end. With `wildcard` the worker listens on every address, so every socket at its port is its own, also those
+/// of callers on other hosts.
 ///
 /// # Errors
 /// As [`sockets`].
-pub fn holders(worker: SocketAddr) -> io::Result<Vec<Socket>> {
+pub fn holders(worker: SocketAddr, wildcard: bool) -> io::Result<Vec<Socket>> {
     let mut found = sockets(states::ALIVE, Some(worker.port()))?;
-    found.retain(|socket| is_end(socket.local, socket.peer, worker) || is_end(socket.peer, socket.local, worker));
+    found.retain(|socket| {
+        wildcard && socket.local.port() == worker.port()
+            || is_end(socket.local, socket.peer, worker)
+            || is_end(socket.peer, socket.local, worker)
+    });
     Ok(found)
+}
+
+/// Whether anything listens on a port at a wildcard address.
+///
+/// # Errors
+/// As [`sockets`].
+pub fn listens_on_all(port: u16) -> io::Result<bool> {
+    let found = sockets(states::LISTEN, Some(port))?;
+    Ok(found.iter().any(|socket| socket.local.port() == port && socket.local.ip().is_unspecified()))
 }
 
 /// Whether `end` of a connection is the worker's: its port, at its own address, at any loopback address (a worker on a
@@ -223,14 +237,14 @@ mod tests {
                 port,
             );
             let caller = TcpStream::connect(worker)?;
-            assert_eq!(holders(worker)?.len(), 2, "in the accept queue of {at}");
+            assert_eq!(holders(worker, false)?.len(), 2, "in the accept queue of {at}");
             let (accepted, _) = listener.accept()?;
-            let found = holders(worker)?;
+            let found = holders(worker, false)?;
             assert_eq!(found.len(), 2, "{at}: {found:?}");
             assert!(found.iter().all(|socket| socket.state_name() == "established"));
             drop(caller);
             drop(accepted);
-            assert_eq!(holders(worker)?, vec![], "after the close, {at}");
+            assert_eq!(holders(worker, false)?, vec![], "after the close, {at}");
             let listening = sockets(states::LISTEN, None)?;
             assert!(listening.iter().any(|socket| socket.local.port() == port));
         }

@@ -208,12 +208,18 @@ impl Tables {
         Ok(())
     }
 
-    /// Removes an address, in all its spellings, from frontends and listeners. What is missing is no error.
-    pub fn remove_address(&self, at: SocketAddr) {
+    /// Removes an address from frontends and listeners, in all its spellings but those that are still in use: by the
+    /// frontends and workers that stay. What is missing is no error.
+    pub fn remove_address(&self, at: SocketAddr, frontends: &[SocketAddr], workers: &[SocketAddr]) {
+        let used = |all: &[SocketAddr], spelling| all.iter().any(|other| spellings(*other).contains(&spelling));
         let mut entries = self.entries();
         for spelling in spellings(at) {
-            let _ = entries.frontends.remove(&self.key(spelling));
-            let _ = entries.listeners.remove(&self.key(spelling));
+            if !used(frontends, spelling) {
+                let _ = entries.frontends.remove(&self.key(spelling));
+            }
+            if !used(workers, spelling) {
+                let _ = entries.listeners.remove(&self.key(spelling));
+            }
         }
     }
 

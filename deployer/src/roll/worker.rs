@@ -12,7 +12,7 @@ use super::{machine::Outcome, record::Record, start};
 use crate::{
     api::{Phase, What},
     config::OnDeadline,
-    kernel::Tables,
+    kernel::{Tables, host},
     service::{
         Owner, Service, Worker,
         drain::{Drain, DrainError, Held},
@@ -45,10 +45,12 @@ impl Restart {
             Ok(serving) => serving,
             Err(error) => return Outcome::Kept(format!("{}: sock_diag: {error}", self.worker.at)),
         };
-        let before = self.worker.control().phase;
+        let (before, was) = {
+            let control = self.worker.control();
+            (control.phase, control.reason.clone())
+        };
         if let Err(why) = self.empty(before).await {
-            self.put_back(before, serving, &why).await;
-            return Outcome::Kept(format!("{}: {why}", self.worker.at));
+            return self.put_back(before, &was, serving, &why).await;
         }
         self.enter(Phase::Stopping, "");
         if let Err(error) = self.service.manager.stop(self.worker.at).await {
@@ -56,7 +58,7 @@ impl Restart {
             if error.may_come_yet() {
                 return self.fail(format!("{}: {error}; it may yet be stopped, so it stays out", self.worker.at));
             }
-            return self.not_stopped(serving, &error.to_string()).await;
+            return self.not_stopped(before, &was, serving, &error.to_string()).await;
         }
         match self.bring_up().await {
             Ok(version) => {
@@ -86,6 +88,11 @@ impl Restart {
                 self.enter(Phase::Drained, &format!("at the deadline, with {held}"));
                 Ok(())
             }
+            Err(DrainError::Alone) if limits.on_deadline == OnDeadline::Kill => {
+                self.tables.publish(self.worker.index, State::Stopping, 0);
+                self.enter(Phase::Drained, "at the deadline, though no other worker is up");
+                Ok(())
+            }
             Err(DrainError::Deadline(held)) => {
                 Err(format!("not empty after {} s: {held}", limits.deadline.as_secs_f32()))
             }
@@ -97,29 +104,49 @@ impl Restart {
         drain.publish();
         self.enter(Phase::Draining, "");
         drain.empty().await?;
+        drain.relieved(|| self.is_other_up()).await?;
         drain.stopping().await?;
         self.enter(Phase::Drained, "");
         Ok(())
     }
 
-    /// Back to what it was: serving, if it is still the same process, or left to the watch to be warmed.
-    async fn put_back(&self, before: Phase, serving: BTreeSet<u64>, why: &str) {
-        let was = self.worker.control().phase;
-        let now = listeners(self.worker.at).await.unwrap_or_else(|_| serving.clone());
-        if now.is_disjoint(&serving) {
-            self.tables.publish(self.worker.index, State::Down, 0);
-            self.enter(Phase::Down, "its process has ended while it was drained");
-        } else if matches!(before, Phase::Up | Phase::Draining) {
-            put_up(&self.tables, &self.worker, serving, why);
-            self.tell(Phase::Up, was, why);
-        } else {
-            self.tables.publish(self.worker.index, State::Cold, 0);
-            self.enter(Phase::Listening, why);
-        }
+    /// Whether a sibling serves that this batch does not hold. A service of one worker is rolled only where the
+    /// configuration says that it may be (`on_deadline = "kill"`).
+    fn is_other_up(&self) -> bool {
+        let (now, workers) = (host::now_ms(), &self.service.workers);
+        workers.len() == 1
+            || workers.iter().any(|other| {
+                other.index != self.worker.index
+                    && other.control().is_watched()
+                    && self.tables.word(other.index).at(now) == State::Up
+            })
     }
 
-    /// The manager did not stop it. If it serves on as before, it goes back into rotation; nothing is lost.
-    async fn not_stopped(&self, serving: BTreeSet<u64>, why: &str) -> Outcome {
+    /// Back to what it was: serving, if it is still the same process; failed, as it `was`; or left to the watch.
+    async fn put_back(&self, before: Phase, was: &str, serving: BTreeSet<u64>, why: &str) -> Outcome {
+        let at = self.worker.at;
+        let now = listeners(at).await.unwrap_or_else(|_| serving.clone());
+        match before {
+            Phase::Failed => return self.fail(format!("{was}; and now: {why}")),
+            _ if now.is_disjoint(&serving) => {
+                self.tables.publish(self.worker.index, State::Down, 0);
+                self.enter(Phase::Down, "its process has ended while it was drained");
+            }
+            Phase::Up | Phase::Draining => {
+                let from = self.worker.control().phase;
+                put_up(&self.tables, &self.worker, serving, why);
+                self.tell(Phase::Up, from, why);
+            }
+            _ => {
+                self.tables.publish(self.worker.index, State::Cold, 0);
+                self.enter(Phase::Listening, why);
+            }
+        }
+        Outcome::Kept(format!("{at}: {why}"))
+    }
+
+    /// The manager did not stop it. If it is still there after a while, it is put back; nothing is lost.
+    async fn not_stopped(&self, before: Phase, was: &str, serving: BTreeSet<u64>, why: &str) -> Outcome {
         let begun = Instant::now();
         while begun.elapsed() < AFTERMATH {
             let now = listeners(self.worker.at).await.unwrap_or_default();
@@ -128,9 +155,7 @@ impl Restart {
             }
             tokio::time::sleep(Duration::from_millis(50)).await;
         }
-        put_up(&self.tables, &self.worker, serving, why);
-        self.tell(Phase::Up, Phase::Stopping, why);
-        Outcome::Kept(format!("{}: {why}", self.worker.at))
+        self.put_back(before, was, serving, why).await
     }
 
     /// Starts and warms it, and publishes it as up if it is still the process that was warmed.

@@ -28,6 +28,8 @@ use crate::kernel::{
 const POLL: Duration = Duration::from_millis(2);
 /// Between two looks at the sockets while the counter says that something is open.
 const LOOK: Duration = Duration::from_millis(50);
+/// Between two looks for somebody else who serves.
+const ALONE: Duration = Duration::from_millis(20);
 /// What a lease must still be worth when STOPPING is entered.
 const ROOM: Duration = Duration::from_millis(500);
 /// Between two words on what holds it.
@@ -63,6 +65,9 @@ pub enum DrainError {
     /// It is still in use.
     #[error("not empty at the deadline: {0}")]
     Deadline(Held),
+    /// It would be the last to serve.
+    #[error("no other worker of its service is up, and somebody must serve")]
+    Alone,
     /// The kernel could not be asked.
     #[error("the kernel could not be asked whether it is empty: {0}")]
     Kernel(#[from] io::Error),
@@ -78,6 +83,8 @@ pub struct Drain<'a> {
     on_held: &'a (dyn Fn(&Held) + Sync),
     told: Instant,
     last: Held,
+    /// The worker has been seen to listen on every address.
+    wildcard: bool,
 }
 
 impl<'a> Drain<'a> {
@@ -90,7 +97,17 @@ impl<'a> Drain<'a> {
         on_held: &'a (dyn Fn(&Held) + Sync),
     ) -> Self {
         let word = tables.word(worker.index);
-        Self { tables, worker, lease, word, deadline, on_held, told: Instant::now(), last: Held::default() }
+        Self {
+            tables,
+            worker,
+            lease,
+            word,
+            deadline,
+            on_held,
+            told: Instant::now(),
+            last: Held::default(),
+            wildcard: false,
+        }
     }
 
     /// Publishes the drain: from now on new connections go elsewhere, while the lease lasts.
@@ -107,6 +124,23 @@ impl<'a> Drain<'a> {
             self.publish();
         }
         Ok(())
+    }
+
+    /// Waits until `is_other_up` says that somebody else serves, and the worker is empty.
+    ///
+    /// # Errors
+    /// [`DrainError`]; the drain is still published.
+    pub async fn relieved(&mut self, is_other_up: impl Fn() -> bool) -> Result<(), DrainError> {
+        while !is_other_up() {
+            if Instant::now() >= self.deadline {
+                return Err(DrainError::Alone);
+            }
+            if !self.keep() {
+                self.publish();
+            }
+            tokio::time::sleep(ALONE).await;
+        }
+        self.empty().await
     }
 
     /// Makes it final: from here on nothing selects the worker, and it is empty. Begins again where the lease ran out.
@@ -141,6 +175,8 @@ impl<'a> Drain<'a> {
     /// Grace, tickets, sockets; `Ok(false)`: the lease was lost meanwhile.
     async fn look(&mut self, leased: bool) -> Result<bool, DrainError> {
         blocking(host::grace_period).await?;
+        let port = self.worker.at.port();
+        self.wildcard |= blocking(move || diag::listens_on_all(port)).await?;
         let (mut empty, mut next) = (0, Instant::now());
         self.told = Instant::now();
         loop {
@@ -169,8 +205,8 @@ impl<'a> Drain<'a> {
     }
 
     async fn sockets(&self) -> io::Result<Vec<Socket>> {
-        let at = self.worker.at;
-        blocking(move || diag::holders(at)).await
+        let (at, wildcard) = (self.worker.at, self.wildcard);
+        blocking(move || diag::holders(at, wildcard)).await
     }
 
     /// Says what holds it: from the second second on, once a second, and only what is new.

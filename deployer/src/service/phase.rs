@@ -7,7 +7,7 @@ const MOVES: &[(Phase, &[Phase])] = &[
     (Phase::Up, &[Phase::Draining, Phase::Down, Phase::Listening, Phase::Stopping]),
     (Phase::Draining, &[Phase::Drained, Phase::Up, Phase::Down]),
     (Phase::Drained, &[Phase::Stopping, Phase::Draining, Phase::Up, Phase::Down]),
-    (Phase::Stopping, &[Phase::Starting, Phase::Up, Phase::Listening]),
+    (Phase::Stopping, &[Phase::Starting, Phase::Up, Phase::Listening, Phase::Down]),
     (Phase::Starting, &[Phase::Listening]),
     (Phase::Listening, &[Phase::Warming, Phase::Down, Phase::Draining, Phase::Stopping]),
     (Phase::Warming, &[Phase::Up, Phase::Down, Phase::Listening, Phase::Draining, Phase::Stopping]),

@@ -102,7 +102,14 @@ impl Registry {
             });
         }
         let service = Service { index, config: wanted.clone(), workers, manager: manager(&wanted.manager) };
-        places.rules.insert(index, callers::rules(&wanted.callers, &self.cgroup_root));
+        let now = callers::rules(&wanted.callers, &self.cgroup_root);
+        let rules = match (before, places.rules.get(&index)) {
+            (Some(before), Some(known)) if before.config.callers == wanted.callers => {
+                callers::succeed(known, &now, MAX_CALLERS)
+            }
+            _ => now,
+        };
+        places.rules.insert(index, rules);
         self.publish(places, &service)?;
         for worker in &service.workers {
             self.tables.insert_frontend(worker.at, Frontend { service: index, worker: worker.index })?;
@@ -166,13 +173,16 @@ impl Registry {
     /// Takes out what the new configuration no longer has.
     fn give_up(&self, places: &mut Places, before: &Services, after: &Services) -> Result<()> {
         let mut gone = Vec::new();
+        let workers: Vec<_> = after.values().flat_map(|new| new.workers.iter().map(|worker| worker.at)).collect();
+        let addresses = after.values().filter_map(|new| new.config.address);
+        let frontends: Vec<_> = workers.iter().copied().chain(addresses).collect();
         for (name, old) in before {
             let new = after.get(name);
             let stays = |at: &SocketAddr| new.is_some_and(|new| new.workers.iter().any(|worker| worker.at == *at));
             gone.extend(old.workers.iter().filter(|worker| !stays(&worker.at)).cloned());
             let address = new.and_then(|new| new.config.address);
             if let Some(former) = old.config.address.filter(|former| Some(*former) != address) {
-                self.tables.remove_address(former);
+                self.tables.remove_address(former, &frontends, &workers);
             }
             if new.is_none() {
                 self.tables.publish_service(old.index, ServiceWord(0));
@@ -181,7 +191,7 @@ impl Registry {
             }
         }
         for worker in &gone {
-            self.tables.remove_address(worker.at);
+            self.tables.remove_address(worker.at, &frontends, &workers);
         }
         host::grace_period().context("waiting for an RCU grace period (membarrier)")?;
         for worker in &gone {

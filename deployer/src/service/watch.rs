@@ -11,7 +11,11 @@ use std::{
 use deployer_common::word::{State, WorkerWord};
 use tracing::warn;
 
-use super::{Service, Worker, blocking, put_up, registry::Registry, serves};
+use super::{
+    Service, Worker, blocking, put_up,
+    registry::{Registry, Services},
+    serves,
+};
 use crate::{
     api::Phase,
     kernel::{Tables, diag},
@@ -65,13 +69,14 @@ async fn ask_version(service: &Service, worker: &Worker) {
     }
 }
 
-/// Finds every worker's state when the daemon starts: what listens has been serving, and goes on.
+/// Finds the state of every worker of services that are new here, but for `known` ones: what listens has been serving,
+/// and goes on.
 ///
 /// # Errors
 /// When sock_diag fails.
-pub async fn adopt(registry: &Registry, tables: &Tables) -> std::io::Result<()> {
+pub async fn adopt(registry: &Registry, tables: &Tables, known: &Services) -> std::io::Result<()> {
     let listening = listening().await?;
-    for service in registry.services().values() {
+    for service in registry.services().values().filter(|service| !known.contains_key(&service.config.name)) {
         for worker in &service.workers {
             let cookies = cookies(&listening, worker.at);
             if !cookies.is_empty() && worker.control().phase == Phase::Down {
@@ -131,7 +136,8 @@ fn judge(service: &Arc<Service>, worker: &Arc<Worker>, tables: &Arc<Tables>, wor
                 worker.enter(Phase::Down, "nothing listens: its process has ended");
             }
         }
-        Phase::Warming if same => {}
+        // A warm-up ends within its limit; longer, and its task has been lost.
+        Phase::Warming if same && since.elapsed() < service.config.warm.within + AGAIN => {}
         Phase::Listening if same && since.elapsed() < AGAIN => {}
         _ => {
             // New listeners: a process that has started by itself. Cold first, whatever it was.
@@ -165,6 +171,8 @@ async fn warm_up(
             {
                 worker.enter(Phase::Up, "warm after it had started by itself");
                 ask_version(&service, &worker).await;
+            } else if worker.control().is_watched() && tables.word(worker.index) == cold {
+                worker.enter(Phase::Listening, "could not be looked at after its warm-up; is warmed again in 5 s");
             }
         }
         Err(error) => {

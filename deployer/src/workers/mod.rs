@@ -69,6 +69,9 @@ pub enum ManagerError {
         /// The cause.
         source: std::io::Error,
     },
+    /// It was begun, and then the manager failed.
+    #[error(transparent)]
+    Begun(Box<ManagerError>),
     /// The manager answered, and said no.
     #[error("{manager} refused to {tried}: {said}. {hint}")]
     Refused {
@@ -122,10 +125,15 @@ impl std::fmt::Display for ProcessPhase {
 }
 
 impl ManagerError {
+    /// What was asked for has been begun, or may have been; and then the manager failed in this way.
+    fn begun(self) -> Self {
+        Self::Begun(Box::new(self))
+    }
+
     /// Whether what was asked for may have been begun, or may be done yet.
     #[must_use]
     pub fn may_come_yet(&self) -> bool {
-        matches!(self, Self::Unanswered { .. } | Self::Late { .. })
+        matches!(self, Self::Unanswered { .. } | Self::Late { .. } | Self::Begun(_))
     }
 
     /// For a question that changes nothing, no answer is all there is to know.

@@ -106,17 +106,26 @@ impl Supervisord {
     async fn stop_named(&self, name: &str) -> Result<(), ManagerError> {
         let tried = format!("stop {name}");
         let begun = Instant::now();
-        let mut rested = false;
+        let (mut rested, mut asked) = (false, false);
         loop {
-            let info = self.info(name, &tried).await?;
+            let info = self.info(name, &tried).await;
+            let info = if asked { info.map_err(ManagerError::begun)? } else { info? };
             if info.gone() && (info.settled() || rested) {
                 return Ok(());
             }
             rested = info.gone();
             // Asked again whenever it is back: it may have ended by itself just before, and been restarted.
             if matches!(info.state, State::Running | State::Starting | State::Backoff) {
-                self.ask(name, &tried, "supervisor.stopProcess", fault::NOT_RUNNING).await?;
+                let answer = self.ask(name, &tried, "supervisor.stopProcess", fault::NOT_RUNNING).await;
+                let unsure = asked || matches!(answer, Err(ManagerError::Garbled { .. }));
+                if unsure {
+                    answer.map_err(ManagerError::begun)?
+                } else {
+                    answer?
+                }
+                asked = true;
             }
+            asked |= info.state == State::Stopping;
             self.wait(begun, &tried, &info).await?;
         }
     }

@@ -151,7 +151,7 @@ async fn a_process_that_will_not_stop() {
 
     let late = daemon.with(Duration::from_millis(200)).stop(worker(1)).await.unwrap_err();
     assert!(matches!(late, ManagerError::Late { phase: ProcessPhase::Stopping, .. }), "{late:?}");
-    assert_eq!(late.to_string(), "supervisord did not stop web:web_1 within 0.2 s: the process is Stopping (STOPPING)");
+    assert_eq!(late.to_string(), "supervisord did not stop web:web_1 within 0.2 s: the process is stopping (STOPPING)");
     let late = daemon.with(Duration::from_millis(50)).start(worker(1)).await.unwrap_err();
     assert!(matches!(late, ManagerError::Late { .. }), "{late:?}");
 

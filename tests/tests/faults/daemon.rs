@@ -82,7 +82,8 @@ fn a_reload_asked_for_too_early() -> Result<()> {
     eprintln!("attached when it was asked: {attached}; ended: {ended:?}");
     ensure!(ended.is_none(), "{ended:?}: {}", daemon.log());
     stage.all_up()?;
-    ensure!(daemon.log().contains("configuration read again"), "{}", daemon.log());
+    let read = || Ok(daemon.log().contains("configuration read again"));
+    stage.wait(Duration::from_secs(5), read).with_context(|| daemon.log())?;
     ensure!(daemon.stop(Duration::from_secs(10))?.success(), "{}", daemon.log());
     stage.unharmed("a reload asked for too early")?;
     Ok(())
