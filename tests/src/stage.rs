@@ -48,8 +48,17 @@ impl<'a> Stage<'a> {
 
     /// The same, with parameters on nginx's `server` lines.
     pub fn with(sandbox: &'a Sandbox, import_seconds: f32, params: &str) -> Result<Self> {
+        Self::of(sandbox, Options { import_seconds, cold_seconds: 0.05, ..Options::ports(PORTS) }, params)
+    }
+
+    /// Workers that listen on another address than 127.0.0.1: all, say.
+    pub fn on(sandbox: &'a Sandbox, host: &'static str) -> Result<Self> {
+        let options = Options { host, import_seconds: 0.3, cold_seconds: 0.05, ..Options::ports(PORTS) };
+        Self::of(sandbox, options, "")
+    }
+
+    fn of(sandbox: &'a Sandbox, options: Options, params: &str) -> Result<Self> {
         let app = App::new(sandbox, &["v1", "v2"])?;
-        let options = Options { import_seconds, cold_seconds: 0.05, ..Options::ports(PORTS) };
         let supervisor = Supervisor::start(sandbox, &app, options)?;
         supervisor.wait_up()?;
         supervisor.warm()?;

@@ -204,3 +204,10 @@ fn load_names_the_file_it_cannot_read() {
     assert!(error.to_string().starts_with("/nonexistent/deployer.toml: cannot be read: "), "{error}");
     assert!(error.problems().is_empty());
 }
+
+#[test]
+fn a_batch_leaves_somebody_to_serve() {
+    let of = |text: &str, total| text.parse::<Batch>().unwrap().of(total);
+    assert_eq!([of("4", 40), of("10%", 40), of("1%", 40), of("100%", 40), of("9", 4)], [4, 4, 1, 39, 3]);
+    assert_eq!([of("1", 1), of("100%", 1), of("100%", 2)], [1, 1, 1]);
+}

@@ -1,5 +1,6 @@
 //! The daemon told to end, to read its configuration again, or killed, in the middle of things.
 
+use std::process::Stdio;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
@@ -7,7 +8,7 @@ use rustix::process::Signal;
 
 use deployer_tests::daemon::{Daemon, DeployerBin, ServiceConfig};
 use deployer_tests::process::Process;
-use deployer_tests::sandbox::Sandbox;
+use deployer_tests::sandbox::{Place, Sandbox};
 use deployer_tests::stage::Stage;
 
 const TO_V2: &[&str] = &["--to", "v2"];
@@ -113,6 +114,51 @@ fn reloads() -> Result<()> {
     ensure!(daemon.stop()?.success());
     let report = stage.unharmed("reloads")?;
     ensure!(report.by_version.len() == 2, "8003 stays on v1: {report}");
+    Ok(())
+}
+
+/// A reload that renames the service: the same addresses, entered anew. Nobody is refused meanwhile, and the workers are
+/// steered and rolled under the new name.
+#[test]
+fn a_renamed_service() -> Result<()> {
+    let sandbox = Sandbox::new("renamed")?;
+    let stage = Stage::new(&sandbox)?;
+    let config = ServiceConfig::default();
+    let daemon = stage.daemon(&config)?;
+    let renamed = stage.config(&config).replace("[service.web]", "[service.app]");
+    let said = stage.reload(&daemon, &renamed)?;
+    ensure!(said.contains("configuration read again"), "{said}");
+    stage.only_failed(&[])?;
+    let roll = daemon.cli(&["roll", "app", "--to", "v2"])?;
+    ensure!(roll.status.success(), "{roll:?}");
+    let status = stage.api().status()?;
+    let workers = status["services"][0]["workers"].as_array().context("no workers")?;
+    let steered: u64 = workers.iter().filter_map(|worker| worker["steered"].as_u64()).sum();
+    eprintln!("steered under the new name: {steered}");
+    ensure!(steered > 0, "{status}");
+    stage.unharmed("a renamed service")?;
+    Ok(())
+}
+
+/// A connection from another host to a worker on a wildcard address (here: to an address of this host that is not
+/// loopback's, from another one) holds its drain.
+#[test]
+fn a_caller_from_elsewhere_is_waited_for() -> Result<()> {
+    let sandbox = Sandbox::new("elsewhere")?;
+    for arguments in [["addr", "add", "10.9.9.1/32", "dev", "lo"], ["addr", "add", "10.9.9.2/32", "dev", "lo"]] {
+        ensure!(sandbox.command(Place::Outside, "ip").args(arguments).status()?.success(), "ip {arguments:?}");
+    }
+    let stage = Stage::on(&sandbox, "0.0.0.0")?;
+    let daemon = stage.daemon(&ServiceConfig { batch: "1".to_owned(), ..ServiceConfig::default() })?;
+    let mut caller = sandbox.command(Place::Outside, "curl");
+    let caller = caller.args(["-s", "--interface", "10.9.9.2", "http://10.9.9.1:8000/?slow=3"]);
+    let caller = caller.args(["-o", "/dev/null", "-w", "%{http_code}"]).stdout(Stdio::piped()).spawn()?;
+    std::thread::sleep(Duration::from_millis(500));
+    stage.roll(&daemon, TO_V2)?.end()?.must("done", &["4 workers"])?;
+    let answer = String::from_utf8_lossy(&caller.wait_with_output()?.stdout).into_owned();
+    eprintln!("the caller from elsewhere: {answer}");
+    ensure!(answer == "200", "{answer}");
+    stage.unharmed("a caller from elsewhere")?;
     Ok(())
 }
 

@@ -5,6 +5,7 @@ use std::io::{Read, Write};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::{sleep, spawn};
 use std::time::Duration;
 
@@ -19,6 +20,9 @@ use deployer_tests::stage::Stage;
 
 /// What happens before a stop of 8001 is passed on.
 type Before = Arc<dyn Fn() + Send + Sync>;
+
+/// supervisord has ended, as far as its clients can tell.
+static DEAF: AtomicBool = AtomicBool::new(false);
 
 /// Between the daemon and supervisord: passes every call on.
 fn proxy(stage: &Stage<'_>, before: Before) -> Result<PathBuf> {
@@ -41,6 +45,7 @@ fn pass(mut from: UnixStream, there: &Path, before: &Before) -> Result<()> {
         ensure!(size > 0, "the call was cut");
         call.extend_from_slice(&part[..size]);
     }
+    ensure!(!DEAF.load(Ordering::SeqCst), "deaf");
     let text = String::from_utf8_lossy(&call);
     if text.contains("supervisor.stopProcess") && text.contains("web_8001") {
         before();
@@ -107,5 +112,29 @@ fn a_worker_that_does_not_end() -> Result<()> {
     end.must("failed", &["127.0.0.1:8001", "did not stop web:web_8001 within 3 s"])?;
     ensure!(end.failed == [8001], "{end:?}");
     stage.unharmed("a worker that does not end")?;
+    Ok(())
+}
+
+/// supervisord passes the stop on, and then nobody can ask it any more. The worker takes its time to end: it must not be
+/// given any requests either.
+#[test]
+fn a_supervisord_that_ends_in_the_middle_of_a_stop() -> Result<()> {
+    let sandbox = Sandbox::new("deaf")?;
+    let stage = Stage::new(&sandbox)?;
+    let pid = stage.supervisor.pid_of(8001)?.context("no worker")?;
+    let before = Arc::new(move || {
+        drop(send(pid, Signal::STOP));
+        spawn(|| {
+            sleep(Duration::from_millis(20));
+            DEAF.store(true, Ordering::SeqCst);
+        });
+    });
+    let end = roll(&stage, before, Duration::from_secs(12));
+    DEAF.store(false, Ordering::SeqCst);
+    let end = end?;
+    stage.no_loss()?;
+    end.must("failed", &["127.0.0.1:8001", "may yet be stopped"])?;
+    ensure!(end.failed == [8001], "{end:?}");
+    stage.unharmed("a supervisord that ends in the middle of a stop")?;
     Ok(())
 }
