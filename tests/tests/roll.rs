@@ -41,7 +41,7 @@ fn lost_nothing(figures: &Figures, workers: usize) -> Result<()> {
 /// 40 workers, at least 20,000 requests during the roll, nginx as it comes.
 #[test]
 fn forty_workers_lose_nothing() -> Result<()> {
-    let config = ServiceConfig { batch: "6".to_owned(), ..ServiceConfig::default() };
+    let config = ServiceConfig { batch: "4".to_owned(), ..ServiceConfig::default() };
     let figures = Rollout { config, rate: 500.0, ..Rollout::new("forty", 40) }.run(|_| ())?;
     lost_nothing(&figures, 40)?;
     let during = figures.report.phase("during").context("no phase")?.requests;
