@@ -1,10 +1,13 @@
 //! Drains that a slow request holds, past the deadline and within it.
 
+use std::thread::sleep;
 use std::time::{Duration, Instant};
 
 use anyhow::{Result, ensure};
+use rustix::process::Signal;
 
-use deployer_tests::daemon::ServiceConfig;
+use deployer_tests::daemon::{Daemon, ServiceConfig};
+use deployer_tests::process::send;
 use deployer_tests::sandbox::Sandbox;
 use deployer_tests::stage::Stage;
 
@@ -75,5 +78,30 @@ fn a_request_of_8_s_is_waited_for() -> Result<()> {
     end.must("done", &["4 workers"])?;
     stage.only_failed(&[])?;
     stage.unharmed("a request of 8 s is waited for")?;
+    Ok(())
+}
+
+/// A daemon that is stopped for longer than its lease, in the middle of a drain: the worker is back in rotation meanwhile,
+/// and when the daemon goes on it drains it anew instead of stopping it with requests in it.
+#[test]
+fn a_daemon_that_slept_through_its_lease() -> Result<()> {
+    let sandbox = Sandbox::new("slept")?;
+    let stage = Stage::new(&sandbox)?;
+    let text = stage.config(&one_by_one()).replace("[kernel]\n", "[kernel]\nlease = \"1s\"\n");
+    let daemon = Daemon::start(&sandbox, &text)?;
+    stage.all_up()?;
+    let slow = stage.slow(8001, 8)?;
+    let mut roll = stage.roll(&daemon, TO_V2)?;
+    roll.until_phase(8001, "draining")?;
+    send(daemon.pid(), Signal::STOP)?;
+    sleep(Duration::from_millis(2500));
+    stage.serves(8001)?;
+    let during = stage.slow(8001, 3)?;
+    send(daemon.pid(), Signal::CONT)?;
+    let end = roll.end()?;
+    eprintln!("{end:?}");
+    end.must("done", &["4 workers"])?;
+    ensure!(slow.status()? == 200 && during.status()? == 200, "requests that were waited for");
+    stage.unharmed("a daemon that slept through its lease")?;
     Ok(())
 }
