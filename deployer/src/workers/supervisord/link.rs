@@ -106,7 +106,7 @@ async fn body(answer: Response<Incoming>) -> Result<String, LinkError> {
 fn hint(error: &Error) -> &'static str {
     match error.kind() {
         ErrorKind::NotFound => {
-            "Is supervisord running, and is this the `file` of its [unix_http_server] section? Compare `manager.socket`"
+            "Is supervisord running, and is this the `file` of its [unix_http_server] section? Compare `manager.supervisord`"
         }
         ErrorKind::ConnectionRefused => "The socket is there but nobody listens: supervisord has ended. Start it",
         ErrorKind::PermissionDenied => {
