@@ -97,11 +97,12 @@ class Worker:
             if value:
                 headers[name] = value
         written = request.connection.write_headers(ResponseStartLine("HTTP/1.1", *status), headers, body)
-        request.connection.finish()
+        # Before finish(), which closes the connection: from then on the worker counts as empty, and may be killed.
         if written.done():
             self.written(written, request_id)
         else:
             written.add_done_callback(lambda future: self.written(future, request_id))
+        request.connection.finish()
 
     def written(self, future, request_id):
         # An exception: the caller went away. Not an end, and not the worker's doing either.

@@ -122,6 +122,32 @@ pub fn send(pid: u32, signal: Signal) -> Result<()> {
     kill_process(pid, signal).with_context(|| format!("send {signal:?} to {raw}"))
 }
 
+/// Stops a process (SIGSTOP), and waits until it stands still: until then, a signal sent later may be acted on first.
+pub fn suspend(pid: u32) -> Result<()> {
+    send(pid, Signal::STOP)?;
+    let deadline = Instant::now() + Duration::from_secs(10);
+    while !stands_still(pid)? {
+        if Instant::now() >= deadline {
+            bail!("process {pid} does not stand still");
+        }
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    Ok(())
+}
+
+/// Whether every thread of a process is stopped.
+fn stands_still(pid: u32) -> Result<bool> {
+    let threads = fs::read_dir(format!("/proc/{pid}/task")).with_context(|| format!("threads of {pid}"))?;
+    for thread in threads {
+        let stat = fs::read_to_string(thread?.path().join("stat")).context("state of a thread")?;
+        // The name, in parentheses, may hold anything; the state follows it.
+        if !stat.rsplit(')').next().is_some_and(|rest| rest.trim_start().starts_with('T')) {
+            return Ok(false);
+        }
+    }
+    Ok(true)
+}
+
 /// Runs a command to its end; anything but success is an error with what it printed.
 pub fn run(command: &mut Command) -> Result<String> {
     let output = command.stdin(Stdio::null()).output().with_context(|| format!("start {command:?}"))?;

@@ -1,6 +1,10 @@
-//! Adds up the `test result:` lines that libtest prints.
+//! Adds up the `test result:` lines that libtest prints, and keeps what failing tests said.
 
+use std::collections::VecDeque;
 use std::io::{self, Read, Write};
+
+/// Lines kept of what a failing test has printed, the last ones.
+const KEPT: usize = 60;
 
 /// How many tests passed and failed.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -18,8 +22,17 @@ impl std::ops::AddAssign for Tally {
     }
 }
 
-/// Passes everything from `from` on to `to` as it comes, unfinished lines too, and adds up the results in it.
-pub(crate) fn tee(mut from: impl Read, mut to: impl Write) -> io::Result<Tally> {
+/// What was read.
+#[derive(Debug, Default)]
+pub(crate) struct Seen {
+    /// The sum of the results.
+    pub(crate) tally: Tally,
+    /// What each failing test printed, its name first; of tests that ran one at a time and uncaptured.
+    pub(crate) failures: Vec<String>,
+}
+
+/// Passes everything from `from` on to `to` as it comes, unfinished lines too, and reads the results in it.
+pub(crate) fn tee(mut from: impl Read, mut to: impl Write) -> io::Result<Seen> {
     let mut scanner = Scanner::default();
     let mut buffer = vec![0; 16 * 1024];
     loop {
@@ -40,7 +53,9 @@ pub(crate) fn tee(mut from: impl Read, mut to: impl Write) -> io::Result<Tally> 
 #[derive(Default)]
 struct Scanner {
     line: Vec<u8>,
-    tally: Tally,
+    /// Of the test that runs.
+    lines: VecDeque<String>,
+    seen: Seen,
 }
 
 impl Scanner {
@@ -53,16 +68,28 @@ impl Scanner {
         }
     }
 
-    fn finish(mut self) -> Tally {
+    fn finish(mut self) -> Seen {
         self.end_line();
-        self.tally
+        self.seen
     }
 
     fn end_line(&mut self) {
-        if let Some(result) = parse(&String::from_utf8_lossy(&self.line)) {
-            self.tally += result;
-        }
+        let line = String::from_utf8_lossy(&self.line).trim_end().to_owned();
         self.line.clear();
+        if let Some(result) = parse(&line) {
+            self.seen.tally += result;
+        }
+        if line.starts_with("test ") {
+            self.lines.clear();
+        } else if self.lines.len() == KEPT {
+            // The first line, which names the test, stays.
+            self.lines.remove(1);
+        }
+        let failed = line == "FAILED" || line.ends_with(" ... FAILED");
+        self.lines.push_back(line);
+        if failed {
+            self.seen.failures.push(Vec::from(std::mem::take(&mut self.lines)).join("\n"));
+        }
     }
 }
 
@@ -107,7 +134,7 @@ mod tests {
         for size in [1, 2, 7, 64, text.len()] {
             let mut scanner = Scanner::default();
             text.as_bytes().chunks(size).for_each(|chunk| scanner.feed(chunk));
-            assert_eq!(scanner.finish(), Tally { passed: 15, failed: 2 }, "chunks of {size}");
+            assert_eq!(scanner.finish().tally, Tally { passed: 15, failed: 2 }, "chunks of {size}");
         }
     }
 
@@ -115,8 +142,24 @@ mod tests {
     fn passes_everything_on() {
         let mut seen = Vec::new();
         let bytes = [OK.as_bytes(), b"\xff unfinished"].concat();
-        let tally = tee(bytes.as_slice(), &mut seen).expect("memory does not fail");
+        let read = tee(bytes.as_slice(), &mut seen).expect("memory does not fail");
         assert_eq!(seen, bytes);
-        assert_eq!(tally, Tally { passed: 3, failed: 0 });
+        assert_eq!(read.tally, Tally { passed: 3, failed: 0 });
+    }
+
+    #[test]
+    fn keeps_what_failing_tests_said() {
+        let text = "test good ... fine\nok\ntest bad ... first\nError: second\nFAILED\ntest worse ... FAILED\n";
+        let failures = tee(text.as_bytes(), io::sink()).expect("memory does not fail").failures;
+        assert_eq!(failures, ["test bad ... first\nError: second\nFAILED", "test worse ... FAILED"]);
+    }
+
+    #[test]
+    fn keeps_the_name_and_the_last_lines() {
+        let said: String = (0..200).map(|line| format!("line {line}\n")).collect();
+        let text = format!("test wordy ... \n{said}FAILED\n");
+        let failures = tee(text.as_bytes(), io::sink()).expect("memory does not fail").failures;
+        let lines: Vec<_> = failures[0].lines().collect();
+        assert_eq!((lines.len(), lines[0], lines[KEPT - 1]), (KEPT, "test wordy ...", "FAILED"));
     }
 }

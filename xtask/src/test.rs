@@ -2,7 +2,7 @@
 
 use std::fmt;
 use std::io::{self, Write};
-use std::process::{Child, Command, ExitCode, Stdio};
+use std::process::{Child, Command, ExitCode};
 use std::sync::mpsc;
 use std::thread;
 use std::time::{Duration, Instant};
@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail};
 use clap::builder::PossibleValuesParser;
 
-use crate::libtest::{Tally, tee};
+use crate::libtest::{Seen, Tally, tee};
 use crate::requirements::Scope;
 use crate::workspace::{Workspace, shown};
 use crate::{fitness, setup};
@@ -77,7 +77,9 @@ fn unit(workspace: &Workspace, report: &mut Report) {
         });
     }
     let line = "test --workspace --exclude deployer-tests --no-fail-fast";
-    report.step("unit tests", || count(workspace.cargo(line.split(' ')), io::stdout()));
+    let mut failures = Vec::new();
+    report.step("unit tests", || count(workspace.cargo(line.split(' ')), io::stdout(), &mut failures));
+    report.failures.extend(failures);
 }
 
 fn end_to_end(workspace: &Workspace, report: &mut Report, suites: &[&str], full: bool) {
@@ -91,10 +93,12 @@ fn end_to_end(workspace: &Workspace, report: &mut Report, suites: &[&str], full:
         if full {
             command.env("DEPLOYER_FULL", "1");
         }
-        report.step(suite, || match count(command, io::stdout())? {
+        let mut failures = Vec::new();
+        report.step(suite, || match count(command, io::stdout(), &mut failures)? {
             Tally { passed: 0, failed: 0 } => bail!("the suite has no tests"),
             tally => Ok(tally),
         });
+        report.failures.extend(failures);
     }
 }
 
@@ -108,11 +112,18 @@ fn succeed(mut command: Command) -> Result<()> {
     Ok(())
 }
 
-/// Runs tests, passing their output on, and adds up their results.
-fn count(mut command: Command, to: impl Write + Send + 'static) -> Result<Tally> {
+/// Runs tests, passing their output on, and adds up their results; what failing ones said goes to `failures`.
+fn count(mut command: Command, to: impl Write + Send + 'static, failures: &mut Vec<String>) -> Result<Tally> {
     let line = shown(&command);
-    let mut child = command.stdout(Stdio::piped()).spawn().with_context(|| format!("cannot run `{line}`"))?;
-    let mut tally = watch(&mut child, to).with_context(|| format!("`{line}`"))?;
+    // One pipe for both, so that they stay in order.
+    let (output, both) = io::pipe().context("cannot make a pipe")?;
+    command.stdout(both.try_clone()?).stderr(both);
+    let mut child = command.spawn().with_context(|| format!("cannot run `{line}`"))?;
+    // It holds the ends for writing.
+    drop(command);
+    let seen = watch(&mut child, output, to).with_context(|| format!("`{line}`"))?;
+    failures.extend(seen.failures);
+    let mut tally = seen.tally;
     let status = child.wait()?;
     if !status.success() && tally.failed == 0 {
         // A test program that does not compile or dies prints no result.
@@ -123,21 +134,22 @@ fn count(mut command: Command, to: impl Write + Send + 'static) -> Result<Tally>
 }
 
 /// Reads a child's output until it ends, but not for as long as a process that the tests left behind keeps it open.
-fn watch(child: &mut Child, to: impl Write + Send + 'static) -> Result<Tally> {
-    let output = child.stdout.take().context("no output to read")?;
+fn watch(child: &mut Child, output: io::PipeReader, to: impl Write + Send + 'static) -> Result<Seen> {
     let (done, result) = mpsc::channel();
     thread::spawn(move || done.send(tee(output, to)));
     child.wait()?;
-    let tally = result
+    let seen = result
         .recv_timeout(LEFTOVER_GRACE)
         .context("ended, but something that it started goes on and holds its output")?;
-    Ok(tally?)
+    Ok(seen?)
 }
 
 /// What became of the steps.
 #[derive(Default)]
 struct Report {
     steps: Vec<(String, Duration, Tally)>,
+    /// What failing tests said.
+    failures: Vec<String>,
 }
 
 impl Report {
@@ -166,10 +178,13 @@ impl Report {
     }
 }
 
-/// A table, and the sum alone on the last line.
+/// What failing tests said, a table, and the sum alone on the last line.
 impl fmt::Display for Report {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Tally { passed, failed } = self.total();
+        for failure in &self.failures {
+            writeln!(f, "\n{failure}")?;
+        }
         writeln!(f, "\n{:<20} {:>8} {:>7} {:>7}", "step", "seconds", "passed", "failed")?;
         for (name, time, tally) in &self.steps {
             writeln!(f, "{name:<20} {:>8.1} {:>7} {:>7}", time.as_secs_f64(), tally.passed, tally.failed)?;
@@ -218,12 +233,12 @@ mod tests {
         let shell = |code: &str| {
             let mut command = Command::new("sh");
             command.args(["-c", code]);
-            count(command, io::sink()).ok()
+            count(command, io::sink(), &mut Vec::new()).ok()
         };
         let line = "echo; echo 'test result: ok. 4 passed; 0 failed; 0 ignored'";
         assert_eq!(shell(line), Some(Tally { passed: 4, failed: 0 }));
         assert_eq!(shell(&format!("{line}; exit 101")), Some(Tally { passed: 4, failed: 1 }));
         assert_eq!(shell("kill -9 $$"), Some(Tally { passed: 0, failed: 1 }));
-        assert!(count(Command::new("/nonexistent/program"), io::sink()).is_err());
+        assert!(count(Command::new("/nonexistent/program"), io::sink(), &mut Vec::new()).is_err());
     }
 }

@@ -10,11 +10,10 @@ use std::thread::{sleep, spawn};
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use rustix::process::Signal;
 
 use deployer_tests::api::Ending;
 use deployer_tests::daemon::{Daemon, ServiceConfig};
-use deployer_tests::process::send;
+use deployer_tests::process::suspend;
 use deployer_tests::sandbox::Sandbox;
 use deployer_tests::stage::Stage;
 
@@ -58,8 +57,9 @@ fn pass(mut from: UnixStream, there: &Path, before: &Before) -> Result<()> {
     Ok(())
 }
 
-/// Rolls one by one, then waits as long as 8001 still lives, at most `rest`, and a moment longer.
-fn roll(stage: &Stage<'_>, before: Before, rest: Duration) -> Result<Ending> {
+/// Rolls one by one, then waits as long as 8001 still lives, at most `rest`, and a moment longer. The daemon is still there
+/// afterwards: without it, nginx would meet the closed port.
+fn roll<'a>(stage: &Stage<'a>, before: Before, rest: Duration) -> Result<(Daemon<'a>, Ending)> {
     let config = ServiceConfig { batch: "1".to_owned(), ..ServiceConfig::default() };
     let (socket, proxy) = (stage.supervisor.socket(), proxy(stage, before)?);
     let text = stage.config(&config).replace(&format!("{socket:?}"), &format!("{proxy:?}, stop_within = \"3s\""));
@@ -72,7 +72,7 @@ fn roll(stage: &Stage<'_>, before: Before, rest: Duration) -> Result<Ending> {
     stage.wait(rest, || Ok(!lives()?)).context("waiting for 8001 to be stopped")?;
     sleep(Duration::from_millis(500));
     eprintln!("after the late stop: {:?}, {} failed", stage.api().phases()?, stage.load.failed());
-    Ok(end)
+    Ok((daemon, end))
 }
 
 #[test]
@@ -80,7 +80,8 @@ fn a_stop_that_takes_its_time() -> Result<()> {
     let sandbox = Sandbox::new("slowstop")?;
     let stage = Stage::new(&sandbox)?;
     let before = Arc::new(|| sleep(Duration::from_secs(2)));
-    roll(&stage, before, Duration::ZERO)?.must("done", &["4 workers"])?;
+    let (_daemon, end) = roll(&stage, before, Duration::ZERO)?;
+    end.must("done", &["4 workers"])?;
     stage.unharmed("a stop that takes its time")?;
     Ok(())
 }
@@ -91,7 +92,7 @@ fn a_stop_that_comes_when_nobody_waits_any_more() -> Result<()> {
     let sandbox = Sandbox::new("latestop")?;
     let stage = Stage::new(&sandbox)?;
     let before = Arc::new(|| sleep(Duration::from_secs(8)));
-    let end = roll(&stage, before, Duration::from_secs(10))?;
+    let (_daemon, end) = roll(&stage, before, Duration::from_secs(30))?;
     stage.no_loss()?;
     end.must("failed", &["127.0.0.1:8001", "answer"])?;
     ensure!(end.failed == [8001], "{end:?}");
@@ -106,8 +107,8 @@ fn a_worker_that_does_not_end() -> Result<()> {
     let stage = Stage::new(&sandbox)?;
     let pid = stage.supervisor.pid_of(8001)?.context("no worker")?;
     // SIGTERM waits until it goes on, which it does not; supervisord kills it after 10 s.
-    let before = Arc::new(move || drop(send(pid, Signal::STOP)));
-    let end = roll(&stage, before, Duration::from_secs(12))?;
+    let before = Arc::new(move || drop(suspend(pid)));
+    let (_daemon, end) = roll(&stage, before, Duration::from_secs(30))?;
     stage.no_loss()?;
     end.must("failed", &["127.0.0.1:8001", "did not stop web:web_8001 within 3 s"])?;
     ensure!(end.failed == [8001], "{end:?}");
@@ -123,15 +124,15 @@ fn a_supervisord_that_ends_in_the_middle_of_a_stop() -> Result<()> {
     let stage = Stage::new(&sandbox)?;
     let pid = stage.supervisor.pid_of(8001)?.context("no worker")?;
     let before = Arc::new(move || {
-        drop(send(pid, Signal::STOP));
+        drop(suspend(pid));
         spawn(|| {
             sleep(Duration::from_millis(20));
             DEAF.store(true, Ordering::SeqCst);
         });
     });
-    let end = roll(&stage, before, Duration::from_secs(12));
+    let rolled = roll(&stage, before, Duration::from_secs(30));
     DEAF.store(false, Ordering::SeqCst);
-    let end = end?;
+    let (_daemon, end) = rolled?;
     stage.no_loss()?;
     end.must("failed", &["127.0.0.1:8001", "may yet be stopped"])?;
     ensure!(end.failed == [8001], "{end:?}");

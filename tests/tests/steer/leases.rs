@@ -30,8 +30,8 @@ fn a_daemon_that_stands_still_loses_the_lease() -> Result<()> {
     rig.daemon.signal(Signal::CONT)?;
     let out = wait("the worker to be drained again", || Ok(answer()? == Some(8001)))?;
     eprintln!("lease {LEASE:?}: back {back:.2?} after SIGSTOP, out again {out:.2?} after SIGCONT");
-    ensure!(back <= LEASE + Duration::from_millis(300) && back >= LEASE / 4, "{back:?}");
-    ensure!(out <= Duration::from_secs(1), "{out:?}");
+    ensure!(back <= LEASE + Duration::from_secs(2) && back >= LEASE / 4, "{back:?}");
+    ensure!(out <= Duration::from_secs(3), "{out:?}");
     let seen = caller.once(Dial::to(HOST, 8000).times(20))?;
     ensure!(answers(&seen) == [(8001, 20)].into() && rig.worker(8000)?.phase == "draining", "{seen:?}");
     Ok(())
