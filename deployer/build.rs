@@ -35,6 +35,9 @@ fn build() -> Result<(), Box<dyn Error>> {
     println!("cargo::rerun-if-changed={}", linker.display());
     let mut cargo = tool_chain()?;
     let built = out.join("ebpf");
+    if env::var_os("CARGO_FEATURE_NEXT_LAYOUT").is_some() {
+        cargo.args(["--features", "next-layout"]);
+    }
     let status = cargo
         .current_dir(root.join("deployer-ebpf"))
         .args(["--release", "--locked", "--target", TARGET, "--target-dir"])

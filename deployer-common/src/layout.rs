@@ -13,9 +13,28 @@ pub const MAX_SLOTS: usize = 2 * MAX_SERVICES;
 /// Most frontends: every worker's address, its other spellings (`::1`, `0.0.0.0`, `::`) and the service addresses.
 pub const MAX_FRONTENDS: usize = 8 * MAX_WORKERS;
 
+/// Name and layout version of every table. Tables outlive the daemon, so whoever changes an entry raises its table's
+/// version here, and says in deployer's `kernel/versions.rs` where each word goes.
+pub const TABLES: [(&str, u32); 8] = [
+    ("SWITCHBOARD", if cfg!(feature = "next-layout") { 2 } else { 1 }),
+    ("FRONTENDS", 1),
+    ("LISTENERS", 1),
+    ("SLOTS", 1),
+    ("WORKER_ADDRS", 1),
+    ("WORKER_COUNTS", if cfg!(feature = "next-layout") { 2 } else { 1 }),
+    ("SERVICE_COUNTS", 1),
+    ("NOTES", 1),
+];
+
+/// Words that the tests' next layout has more at the beginning of an entry; none in what is shipped.
+pub const MORE: usize = if cfg!(feature = "next-layout") { 1 } else { 0 };
+
 /// Everything user space publishes, word by word. Written atomically through a mapping, read by every program.
 #[repr(C)]
 pub struct Switchboard {
+    /// Nothing, so far.
+    #[cfg(feature = "next-layout")]
+    pub more: [u64; MORE],
     /// Not 0: every service is bypassed.
     pub bypass: u64,
     /// [`crate::word::ServiceWord`] of each service.
@@ -90,6 +109,9 @@ pub struct WorkerAddr {
 #[repr(C)]
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct WorkerCount {
+    /// Nothing, so far.
+    #[cfg(feature = "next-layout")]
+    pub more: [u64; MORE],
     /// Connections now open (established, not yet closed by either end), of those seen from their start.
     pub open: u64,
     /// `connect()` calls that passed the hook and whose SYN is not yet out.
@@ -148,7 +170,7 @@ const _: () = assert!(size_of::<Frontend>() == 8);
 const _: () = assert!(size_of::<CallerRule>() == 16);
 const _: () = assert!(size_of::<Slot>() == 8 + 16 * MAX_CALLERS + 2 * MAX_MEMBERS);
 const _: () = assert!(size_of::<WorkerAddr>() == 24);
-const _: () = assert!(size_of::<WorkerCount>() == 80);
+const _: () = assert!(size_of::<WorkerCount>() == 8 * (MORE + 10));
 const _: () = assert!(size_of::<ServiceCount>() == 32);
 const _: () = assert!(size_of::<SockNote>() == 48);
-const _: () = assert!(size_of::<Switchboard>() == 8 * (1 + MAX_SERVICES + 2 * MAX_WORKERS));
+const _: () = assert!(size_of::<Switchboard>() == 8 * (MORE + 1 + MAX_SERVICES + 2 * MAX_WORKERS));

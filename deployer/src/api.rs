@@ -195,6 +195,9 @@ pub struct Status {
     pub bypassed: bool,
     /// Cgroup of the callers.
     pub callers: String,
+    /// What an operator must know: what does not work as it should.
+    #[serde(default)]
+    pub trouble: Vec<String>,
     /// By name.
     pub services: Vec<ServiceStatus>,
 }

@@ -191,7 +191,7 @@ impl ServiceConfig {
         };
         let lines = [
             format!("[daemon]\nsocket = {socket:?}\n{}", self.daemon_extra),
-            format!("[kernel]\ncallers = \"{root}\"\nworkers = \"{root}\"\n"),
+            format!("[kernel]\ncallers = \"{root}\"\nworkers = \"{root}\"\npins = {:?}\n", sandbox.pins()),
             "[service.web]\n".to_owned(),
             line("address", &self.address),
             line("mode", &self.mode),

@@ -64,12 +64,13 @@ impl Setup {
         let callers = self.callers.clone().unwrap_or_else(|| vec![sandbox.cgroup(Place::Callers)]);
         let Self { name, at, ports, lease, extra, .. } = self;
         format!(
-            "[daemon]\nsocket = {:?}\n[kernel]\ncallers = {:?}\nworkers = {:?}\nlease = {lease:?}\n\
+            "[daemon]\nsocket = {:?}\n[kernel]\ncallers = {:?}\nworkers = {:?}\nlease = {lease:?}\npins = {:?}\n\
              [service.{name}]\nworkers = \"{at}:{}-{}\"\ncallers = {callers:?}\n\
              manager = {{ supervisord = \"/nonexistent.sock\", program = \"web:web_{{port}}\" }}\n{extra}\n",
             self.socket(sandbox),
             cgroup(Place::Callers),
             cgroup(Place::Workers),
+            sandbox.pins().with_file_name(name),
             ports.start(),
             ports.end(),
         )

@@ -10,6 +10,7 @@ use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
+use rustix::mount::{UnmountFlags, unmount};
 use rustix::process::Signal;
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 
@@ -17,6 +18,8 @@ use crate::process;
 
 const PREFIX: &str = "deployer-";
 const NETNS_DIR: &str = "/run/netns";
+/// The sandbox's bpf file system, below its directory.
+const BPF: &str = "bpf";
 /// A Unix socket's path holds at most 107 bytes; leave room for the longest file name used below the directory.
 const LONGEST_DIR: usize = 80;
 
@@ -127,6 +130,11 @@ impl Sandbox {
     /// The cgroup of a place.
     pub fn cgroup(&self, place: Place) -> PathBuf {
         self.owned.cgroup.join(place.name())
+    }
+
+    /// Where a daemon's programs and tables are pinned: in a bpf file system of the sandbox's own, which the daemon mounts.
+    pub fn pins(&self) -> PathBuf {
+        self.owned.dir.join(BPF).join("deployer")
     }
 
     /// The file that names the network namespace.
@@ -244,6 +252,7 @@ impl Leftovers {
         } else {
             Ok(())
         };
+        unmount_below(&self.dir)?;
         let dir = match fs::remove_dir_all(&self.dir) {
             Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
                 Err(error).with_context(|| format!("remove {}", self.dir.display()))
@@ -261,6 +270,18 @@ impl Leftovers {
         wait_empty(&self.cgroup)?;
         remove_cgroups(&self.cgroup)
     }
+}
+
+/// Unmounts what is mounted below a directory, however often.
+pub fn unmount_below(dir: &Path) -> Result<()> {
+    // Tests of the daemon mount file systems over each other: each round takes the topmost away.
+    for _ in 0..16 {
+        let mounts = fs::read_to_string("/proc/self/mounts").context("/proc/self/mounts")?;
+        let points = mounts.lines().filter_map(|line| line.split(' ').nth(1)).map(PathBuf::from);
+        let Some(last) = points.filter(|point| point.starts_with(dir)).last() else { return Ok(()) };
+        unmount(&last, UnmountFlags::DETACH).with_context(|| format!("unmount {}", last.display()))?;
+    }
+    bail!("{} is mounted over and over", dir.display())
 }
 
 /// The owner's process id, if `name` is a sandbox's: `deployer-LABEL-PID-NUMBER`.

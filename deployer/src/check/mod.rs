@@ -4,6 +4,7 @@
 mod cgroups;
 mod kernel;
 mod nat;
+mod pins;
 mod ports;
 mod privileges;
 
@@ -19,7 +20,7 @@ use serde::Serialize;
 
 use crate::{
     api::{ErrorBody, Exit},
-    config::Config,
+    config::{Config, DEFAULT_PINS},
 };
 
 /// Longest detail on a line; a verifier's log can have thousands of lines. `--json` has all of it.
@@ -119,6 +120,7 @@ pub fn main(config: Option<&Path>, json: bool) -> Exit {
 pub fn findings(config: Option<&Config>) -> Vec<Finding> {
     let mut found = kernel::findings();
     found.extend(privileges::findings());
+    found.extend(pins::findings(config.map_or(Path::new(DEFAULT_PINS), |config| &config.kernel.pins)));
     let Some(config) = config else {
         found.push(Finding::ok(
             "configuration",

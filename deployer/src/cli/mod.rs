@@ -119,12 +119,15 @@ enum Verb {
         #[arg(long)]
         force: bool,
     },
-    /// Take everything out of the kernel
+    /// Take everything out of the kernel, also what a daemon that has ended has left there
     #[command(after_help = EXIT_CODES)]
     Detach {
         /// Also where a service address is in use: connections to it will be refused
         #[arg(long)]
         force: bool,
+        /// Where programs and tables are pinned, if no daemon runs that knows it ([kernel] pins)
+        #[arg(long, value_name = "DIR", default_value = crate::config::DEFAULT_PINS)]
+        pins: PathBuf,
     },
 }
 
@@ -179,7 +182,7 @@ fn run(cli: Cli) -> Exit {
         Verb::Drain { worker, for_ms } => block_on(drain::drain(&client, &worker, for_ms)),
         Verb::Enable { worker } => block_on(drain::enable(&client, &worker)),
         Verb::Bypass { service, off, force } => block_on(bypass::run(&client, service, !off, force)),
-        Verb::Detach { force } => block_on(detach::run(&client, force)),
+        Verb::Detach { force, pins } => block_on(detach::run(&client, force, &pins)),
     }
 }
 

@@ -68,6 +68,7 @@ fn warnings(status: &Status) -> Vec<String> {
             "{name} IS BYPASSED: its connections go where they were dialled; back with `deployer bypass {name} --off`"
         ));
     }
+    warnings.extend(status.trouble.iter().map(|what| clean(what)));
     warnings
 }
 

@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, ops::RangeInclusive, path::Path, path::PathBuf,
 use toml::de::DeTable;
 
 use super::{
-    Config, ConfigError, Daemon, Kernel, Mode, Service,
+    Config, ConfigError, DEFAULT_PINS, Daemon, Kernel, Mode, Service,
     error::Report,
     http,
     paths::{self, Mounts},
@@ -57,8 +57,18 @@ fn kernel(mut table: Table<'_>) -> Option<Kernel> {
     let callers = table.maybe("callers", paths::absolute);
     let workers = table.maybe("workers", paths::absolute);
     let lease = table.or("lease", Duration::from_secs(10), |value| value.duration(LEASE));
+    let pins = table.or("pins", PathBuf::from(DEFAULT_PINS), pins);
     table.done();
-    Some(Kernel { callers: callers?, workers: workers?, lease: lease? })
+    Some(Kernel { callers: callers?, workers: workers?, lease: lease?, pins: pins? })
+}
+
+/// The kernel reserves dots in names of a bpf file system (`bpf_lookup` in kernel/bpf/inode.c).
+fn pins(value: &Value<'_>) -> Option<PathBuf> {
+    let path = paths::absolute(value)?;
+    match path.file_name().and_then(|name| name.to_str()) {
+        Some(name) if !name.contains('.') => Some(path),
+        _ => value.refuse("must end in a name without dots, right below a bpf file system"),
+    }
 }
 
 fn mode(value: &Value<'_>) -> Option<Mode> {

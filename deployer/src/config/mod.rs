@@ -26,6 +26,9 @@ use serde::Serialize;
 pub use error::{ConfigError, Problem};
 pub(crate) use raw::duration;
 
+/// Where programs and tables are kept unless the configuration says otherwise.
+pub const DEFAULT_PINS: &str = "/sys/fs/bpf/deployer";
+
 /// The whole configuration file.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Config {
@@ -46,7 +49,7 @@ pub struct Daemon {
     pub group: Option<String>,
 }
 
-/// `[kernel]`: where the programs are attached.
+/// `[kernel]`: where the programs are attached, and kept.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Kernel {
     /// The cgroup (v2 directory) of the callers; default: the cgroup v2 root.
@@ -55,6 +58,9 @@ pub struct Kernel {
     pub workers: Option<PathBuf>,
     /// How long a drain outlives the controller that no longer renews it: 1 s to 10 min, default 10 s.
     pub lease: Duration,
+    /// Directory, right below a bpf file system, in which programs and tables outlive the daemon; default
+    /// `/sys/fs/bpf/deployer`. One for each daemon of a host.
+    pub pins: PathBuf,
 }
 
 /// One service: what the load balancer talks to.

@@ -23,6 +23,7 @@ mode = "observe"
 callers = "/sys/fs/cgroup/lb.slice/"
 workers = "/sys/fs/cgroup/app.slice"
 lease = "5m"
+pins = "/sys/fs/bpf/two"
 
 [service.web]
 mode = "enforce"
@@ -135,7 +136,7 @@ fn full_web() -> Service {
 fn minimal() {
     let expected = Config {
         daemon: Daemon { socket: "/run/deployer/deployer.sock".into(), group: None },
-        kernel: Kernel { callers: None, workers: None, lease: Duration::from_secs(10) },
+        kernel: Kernel { callers: None, workers: None, lease: Duration::from_secs(10), pins: DEFAULT_PINS.into() },
         services: BTreeMap::from([("web".to_owned(), plain("web", &["127.0.0.1:8000"], "web"))]),
     };
     assert_eq!(parse(MINIMAL).unwrap(), expected);
@@ -154,6 +155,7 @@ fn full() {
             callers: Some("/sys/fs/cgroup/lb.slice".into()),
             workers: Some("/sys/fs/cgroup/app.slice".into()),
             lease: Duration::from_secs(300),
+            pins: "/sys/fs/bpf/two".into(),
         },
         services: BTreeMap::from([("api".to_owned(), api), ("web".to_owned(), full_web())]),
     };

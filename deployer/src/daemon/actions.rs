@@ -138,10 +138,10 @@ impl Daemon {
             self.may_let_go(service, request.force, "detach")?;
         }
         let programs = lock(&self.programs).take();
-        if programs.is_none() {
+        let Some(programs) = programs else {
             return Ok(Done { done: "nothing was attached".to_owned() });
-        }
-        drop(programs);
+        };
+        programs.detach().map_err(|error| Refusal::failed(format!("{error:#}")))?;
         tracing::warn!(by, "detached");
         let done = "every program is out of the kernel; connections go where they are dialled. \
                     Restart the daemon to attach again";

@@ -2,11 +2,13 @@
 
 mod actions;
 mod error;
+mod keeper;
 mod manual;
 mod server;
 mod status;
 
 use std::{
+    collections::BTreeSet,
     path::{Path, PathBuf},
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
@@ -22,10 +24,7 @@ use crate::{
     config::{self, Config},
     kernel::{self, Attachment, Programs, Tables},
     roll::Record,
-    service::{
-        registry::{Registry, Services},
-        watch,
-    },
+    service::{registry::Registry, watch},
 };
 
 /// Rolls that are remembered.
@@ -39,6 +38,8 @@ pub(crate) struct Daemon {
     config: Mutex<Config>,
     /// `None`: detached.
     programs: Mutex<Option<Programs>>,
+    /// What the last look at links and pins found to be lost.
+    lost: Mutex<BTreeSet<String>>,
     /// The youngest last.
     rolls: Mutex<Vec<Arc<Record>>>,
     /// Held while something is looked at and then changed (a roll begun, a worker claimed, the configuration read again,
@@ -65,28 +66,37 @@ pub async fn run(path: &Path) -> Result<()> {
     let attachment = kernel::attachment(config.kernel.callers.as_deref(), config.kernel.workers.as_deref())?;
     // Before anything is attached: a second daemon must not even begin.
     let socket = server::bind(&config.daemon)?;
-    let (programs, tables) = Programs::attach(&attachment)?;
+    let (programs, tables) = Programs::attach(&attachment, &config.kernel.pins)?;
     let tables = Arc::new(tables);
     let root = kernel::cgroup::root().context("looking for the cgroup v2 root")?;
-    let registry = Arc::new(Registry::new(Arc::clone(&tables), root));
+    let registry = Arc::new(Registry::new(Arc::clone(&tables), root)?);
     let path_of_socket = config.daemon.socket.clone();
-    // Services are published last, when it is known which workers serve.
-    registry.apply(&observing(&config, &Services::new()))?;
-    watch::adopt(&registry, &tables, &Services::new()).await.context("looking for listening workers (sock_diag)")?;
+    // What an earlier daemon has left steers on. Other services are published last, when it is known which workers serve.
+    let inherited = registry.inherited(&config);
+    registry.apply(&observing(&config, &inherited))?;
+    watch::take_over(&registry, &tables, &inherited).await.context("looking for listening workers (sock_diag)")?;
+    watch::adopt(&registry, &tables, &inherited).await.context("looking for listening workers (sock_diag)")?;
     registry.apply(&config)?;
-    info!(callers = %attachment.callers.display(), services = config.services.len(), "attached");
+    info!(
+        callers = %attachment.callers.display(),
+        services = config.services.len(),
+        inherited = inherited.len(),
+        "attached"
+    );
     let daemon = Arc::new(Daemon {
         tables: Arc::clone(&tables),
         registry: Arc::clone(&registry),
         attachment,
         config: Mutex::new(config),
         programs: Mutex::new(Some(programs)),
+        lost: Mutex::default(),
         rolls: Mutex::default(),
         gate: Mutex::default(),
         closing: AtomicBool::new(false),
     });
     tokio::spawn(watch::ask_versions(Arc::clone(&registry)));
     let watch = tokio::spawn(watch::run(registry, tables));
+    let keeper = tokio::spawn(Arc::clone(&daemon).keep());
     let server = tokio::spawn(server::run(socket.publish()?, Arc::clone(&daemon)));
     // Outside systemd there is nobody to tell.
     let _ = sd_notify::notify(&[sd_notify::NotifyState::Ready]);
@@ -94,17 +104,18 @@ pub async fn run(path: &Path) -> Result<()> {
     let _ = sd_notify::notify(&[sd_notify::NotifyState::Stopping]);
     daemon.wind_up().await;
     watch.abort();
+    keeper.abort();
     server.abort();
     let _ = std::fs::remove_file(path_of_socket);
-    info!("stopped; the programs are detached, and every connection goes where it is dialled");
+    info!("stopped; the programs go on steering (deployer detach takes them out of the kernel)");
     Ok(())
 }
 
 /// The same configuration, in which services that are not `known` decide nothing yet: their workers are entered as down
 /// until the sockets have been looked at.
-fn observing(config: &Config, known: &Services) -> Config {
+fn observing(config: &Config, known: &BTreeSet<String>) -> Config {
     let mut config = config.clone();
-    for (_, service) in config.services.iter_mut().filter(|(name, _)| !known.contains_key(*name)) {
+    for (_, service) in config.services.iter_mut().filter(|(name, _)| !known.contains(*name)) {
         service.mode = config::Mode::Observe;
     }
     config
@@ -195,8 +206,12 @@ impl Daemon {
         if config.daemon.socket != current.daemon.socket {
             warn!("[daemon] socket takes effect at the next start of the daemon");
         }
-        self.registry.apply(&observing(&config, &services))?;
-        let adopted = watch::adopt(&self.registry, &self.tables, &services);
+        if config.kernel.pins != current.kernel.pins {
+            warn!("[kernel] pins takes effect at the next start of the daemon");
+        }
+        let known = services.keys().cloned().collect();
+        self.registry.apply(&observing(&config, &known))?;
+        let adopted = watch::adopt(&self.registry, &self.tables, &known);
         tokio::runtime::Handle::current().block_on(adopted).context("looking for listening workers (sock_diag)")?;
         self.registry.apply(&config)?;
         *current = config;

@@ -2,7 +2,7 @@
 
 use deployer_common::word;
 
-use super::Daemon;
+use super::{Daemon, lock};
 use crate::{
     api::{ServiceStatus, Status, WorkerStatus},
     config::{Mode, Policy},
@@ -17,6 +17,7 @@ impl Daemon {
             attached: self.attached(),
             bypassed: self.tables.bypassed(),
             callers: self.attachment.callers.display().to_string(),
+            trouble: lock(&self.lost).iter().cloned().collect(),
             services: self.registry.services().values().map(|service| self.service_status(service)).collect(),
         }
     }

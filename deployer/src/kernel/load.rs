@@ -1,17 +1,24 @@
 //! Loading and attaching the programs.
 
 use std::{
-    fs::{self, File},
+    fs,
+    os::fd::{AsFd, BorrowedFd, OwnedFd},
     path::{Path, PathBuf},
 };
 
 use anyhow::{Context, Result, anyhow};
-use aya::{
-    Ebpf, EbpfLoader,
-    programs::{CgroupAttachMode, CgroupSock, CgroupSockAddr, Program, SockOps},
-};
+use aya::{Ebpf, EbpfLoader, maps::Map, programs::Program};
+use deployer_common::layout::TABLES;
 
-use super::{btf::Structs, cgroup, host, tables::Tables};
+use super::{
+    bpf,
+    btf::Structs,
+    cgroup, host,
+    links::{self, Link},
+    pins::{self, Generation, Pins},
+    tables::Tables,
+    versions,
+};
 
 /// The programs, built from deployer-ebpf by the build script.
 static OBJECT: &[u8] = aya::include_bytes_aligned!(env!("DEPLOYER_EBPF_OBJECT"));
@@ -40,7 +47,7 @@ pub struct Attachment {
 
 impl Attachment {
     /// Cgroups in which sockets are watched: both, or the outer one where one holds the other.
-    fn watched(&self) -> Vec<&Path> {
+    pub(super) fn watched(&self) -> Vec<&Path> {
         if self.workers.starts_with(&self.callers) {
             vec![&self.callers]
         } else if self.callers.starts_with(&self.workers) {
@@ -51,38 +58,128 @@ impl Attachment {
     }
 }
 
-/// The attached programs; dropping them detaches all.
+/// The attached programs. They stay in the kernel when this is dropped, and when the process ends: only
+/// [`Programs::detach`] takes them out.
 pub struct Programs {
-    _ebpf: Ebpf,
+    ebpf: Ebpf,
+    /// The tables by the names of their pins, for pinning them again.
+    tables: Vec<(String, OwnedFd)>,
+    links: Vec<Link>,
+    pins: Pins,
+    generation: Generation,
 }
 
 impl Programs {
-    /// Loads and attaches everything, the connect hooks last: they find tables in which no service is named yet, and let
-    /// all pass.
+    /// Loads this version's programs, over the tables that are pinned below `pins` where there are any, and puts them in
+    /// place of those that are attached; no connection is steered by neither. The connect hooks come last: at a first
+    /// start they find tables in which no service is named yet, and let all pass.
     ///
     /// # Errors
-    /// When the kernel lacks something or refuses; says at which program and cgroup.
-    pub fn attach(attachment: &Attachment) -> Result<(Self, Tables)> {
+    /// When another daemon holds the pins, the tables are from a newer version (nothing is changed then), the kernel
+    /// lacks something or refuses; says at which program and cgroup.
+    pub fn attach(attachment: &Attachment, pins: &Path) -> Result<(Self, Tables)> {
         let netns = host::netns_cookie().context("reading the cookie of this network namespace (Linux 5.14)")?;
-        let mut ebpf = load()?;
-        let tables = Tables::take(&mut ebpf, netns)?;
-        for cgroup in attachment.watched() {
-            sock_ops(&mut ebpf, cgroup)?;
+        let pins = Pins::open(pins)?;
+        let found = pins.live();
+        let inheritance = found.as_ref().map(versions::inherit).transpose()?.unwrap_or_default();
+        let kept = found.iter().flat_map(|found| inheritance.kept.iter().map(|(table, pin)| (*table, found.path(pin))));
+        let mut ebpf = load(kept)?;
+        load_programs(&mut ebpf)?;
+        // What a daemon left aside that died while building it.
+        pins.remove_all_but(found.as_ref())?;
+        let generation = pins.begin()?;
+        let tables = pin_tables(&ebpf, &generation)?;
+        let moving = found.as_ref().map(|found| inheritance.copy(found, &generation)).transpose()?.unwrap_or_default();
+        let mut links = Vec::new();
+        for wanted in links::wanted(attachment) {
+            let link = Link::take(wanted.clone(), found.as_ref(), program(&ebpf, wanted.program)?)?;
+            link.pin(&generation)?;
+            links.push(link);
         }
-        sock_release(&mut ebpf, &attachment.callers)?;
-        for name in ["getpeername4", "getpeername6", "connect4", "connect6"] {
-            sock_addr(&mut ebpf, name, &attachment.callers)?;
+        host::grace_period().context("waiting for an RCU grace period (membarrier)")?;
+        moving.finish();
+        pin_programs(&ebpf, &generation)?;
+        pins.publish(&generation)?;
+        let taken = Tables::take(&mut ebpf, netns)?;
+        Ok((Self { ebpf, tables, links, pins, generation }, taken))
+    }
+
+    /// Looks whether links and pins are still what they should be, and makes them so. Returns what was lost, and what came
+    /// of it; nothing, as a rule. A cgroup that is gone cannot be attached to until there is one of that name again.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    pub fn repair(&mut self) -> Result<Vec<String>> {
+        let mut lost = Vec::new();
+        for at in 0..self.links.len() {
+            if self.links[at].is_attached() {
+                continue;
+            }
+            let wanted = self.links[at].wanted.clone();
+            let shown = wanted.cgroup.display().to_string();
+            if !wanted.cgroup.is_dir() {
+                lost.push(format!("cgroup {shown} is gone, and program {} with it", wanted.program));
+                continue;
+            }
+            let link = Link::attach(wanted.clone(), program(&self.ebpf, wanted.program)?)?;
+            // The pin of the lost link, if it is still there.
+            let _ = std::fs::remove_file(self.generation.path(&wanted.pin));
+            let _ = link.pin(&self.generation);
+            self.links[at] = link;
+            lost.push(format!("cgroup {shown} was made anew; program {} is attached again", wanted.program));
         }
-        Ok((Self { _ebpf: ebpf }, tables))
+        if self.pins.live().as_ref() != Some(&self.generation) || !self.is_pinned() {
+            self.pin_again()?;
+            lost.push(format!("the pins in {} were gone; pinned again", self.pins.dir().display()));
+        }
+        Ok(lost)
+    }
+
+    fn is_pinned(&self) -> bool {
+        let names = self.generation.names();
+        self.links.iter().all(|link| names.contains(&link.wanted.pin))
+            && self.tables.iter().all(|(table, _)| names.contains(table))
+    }
+
+    fn pin_again(&mut self) -> Result<()> {
+        // Where the file system was unmounted, the lock lies in the former one: another directory altogether.
+        if !self.pins.is_there() {
+            self.pins = Pins::open(self.pins.dir())?;
+        }
+        let generation = self.pins.begin()?;
+        for (name, fd) in &self.tables {
+            let path = generation.path(name);
+            bpf::pin(fd.as_fd(), &path).with_context(|| format!("pinning {}", path.display()))?;
+        }
+        self.links.iter().try_for_each(|link| link.pin(&generation))?;
+        pin_programs(&self.ebpf, &generation)?;
+        self.pins.publish(&generation)?;
+        self.generation = generation;
+        Ok(())
+    }
+
+    /// Takes programs, links and tables out of the kernel.
+    ///
+    /// # Errors
+    /// When a pin cannot be removed.
+    pub fn detach(self) -> Result<()> {
+        self.pins.remove()
     }
 }
 
-/// Loads all programs, so that the verifier sees them, attaches none and drops them.
+/// Takes out of the kernel what a daemon that has ended has left there. `false`: there was nothing.
 ///
 /// # Errors
-/// When the kernel lacks something or refuses; says at which program.
-pub fn can_load() -> Result<()> {
-    let mut ebpf = load()?;
+/// When a daemon lives that holds the pins, or a pin cannot be removed.
+pub fn detach_leftovers(pins: &Path) -> Result<bool> {
+    if pins::survey(pins).is_none() {
+        return Ok(false);
+    }
+    Pins::open(pins)?.remove()?;
+    Ok(true)
+}
+
+fn load_programs(ebpf: &mut Ebpf) -> Result<()> {
     for (name, program) in ebpf.programs_mut() {
         match program {
             Program::CgroupSockAddr(program) => program.load(),
@@ -95,7 +192,46 @@ pub fn can_load() -> Result<()> {
     Ok(())
 }
 
-fn load() -> Result<Ebpf> {
+/// Pins every table under its name and version; returns them.
+fn pin_tables(ebpf: &Ebpf, to: &Generation) -> Result<Vec<(String, OwnedFd)>> {
+    let mut pinned = Vec::new();
+    for (table, version) in TABLES {
+        let map = ebpf.map(table).ok_or_else(|| anyhow!("the eBPF object has no table {table}"))?;
+        let (Map::Array(data) | Map::HashMap(data) | Map::SkStorage(data)) = map else {
+            return Err(anyhow!("table {table} is of an unexpected type, {map:?}"));
+        };
+        let name = versions::pin_name(table, version);
+        let path = to.path(&name);
+        data.pin(&path).with_context(|| format!("pinning {}", path.display()))?;
+        pinned.push((name, bpf::get(&path).with_context(|| format!("opening {}", path.display()))?));
+    }
+    Ok(pinned)
+}
+
+fn pin_programs(ebpf: &Ebpf, to: &Generation) -> Result<()> {
+    for (name, program) in ebpf.programs() {
+        let path = to.path(&format!("program-{name}"));
+        let fd = program.fd().with_context(|| format!("program {name}"))?;
+        bpf::pin(fd.as_fd(), &path).with_context(|| format!("pinning {}", path.display()))?;
+    }
+    Ok(())
+}
+
+fn program<'a>(ebpf: &'a Ebpf, name: &str) -> Result<BorrowedFd<'a>> {
+    let program = ebpf.program(name).ok_or_else(|| anyhow!("the eBPF object has no program {name}"))?;
+    Ok(program.fd().with_context(|| format!("program {name}"))?.as_fd())
+}
+
+/// Loads all programs, so that the verifier sees them, attaches none and drops them.
+///
+/// # Errors
+/// When the kernel lacks something or refuses; says at which program.
+pub fn can_load() -> Result<()> {
+    load_programs(&mut load(std::iter::empty())?)
+}
+
+/// Creates the tables, but for those that are `kept`: names and pins.
+fn load(kept: impl Iterator<Item = (&'static str, PathBuf)>) -> Result<Ebpf> {
     let btf = fs::read(VMLINUX)
         .with_context(|| format!("reading {VMLINUX}: the kernel must be built with CONFIG_DEBUG_INFO_BTF"))?;
     let structs = Structs::parse(&btf).ok_or_else(|| anyhow!("{VMLINUX} is not understood"))?;
@@ -110,50 +246,12 @@ fn load() -> Result<Ebpf> {
         loader.override_global(global, offset, true);
     }
     loader.override_global("HAS_SET_RETVAL", &has_set_retval, true);
+    for (table, pin) in kept {
+        loader.map_pin_path(table, pin);
+    }
     loader.load(OBJECT).context(
         "creating the eBPF tables; this needs root, or CAP_BPF, CAP_NET_ADMIN and CAP_PERFMON (deployer check says more)",
     )
-}
-
-fn open(cgroup: &Path) -> Result<File> {
-    File::open(cgroup).with_context(|| format!("opening cgroup {}", cgroup.display()))
-}
-
-fn program<'a, P>(ebpf: &'a mut Ebpf, name: &str) -> Result<&'a mut P>
-where
-    &'a mut P: TryFrom<&'a mut Program, Error = aya::programs::ProgramError>,
-{
-    let program = ebpf.program_mut(name).ok_or_else(|| anyhow!("the eBPF object has no program {name}"))?;
-    program.try_into().with_context(|| format!("program {name} is of another type"))
-}
-
-fn attaching(name: &str, cgroup: &Path) -> String {
-    format!("attaching program {name} to cgroup {}", cgroup.display())
-}
-
-// `CgroupAttachMode::Single` in all three: a link always allows other programs beside it, and refuses the flag.
-
-fn sock_addr(ebpf: &mut Ebpf, name: &str, cgroup: &Path) -> Result<()> {
-    let program: &mut CgroupSockAddr = program(ebpf, name)?;
-    program.load().with_context(|| format!("loading program {name}"))?;
-    program.attach(open(cgroup)?, CgroupAttachMode::Single).with_context(|| attaching(name, cgroup))?;
-    Ok(())
-}
-
-fn sock_release(ebpf: &mut Ebpf, cgroup: &Path) -> Result<()> {
-    let program: &mut CgroupSock = program(ebpf, "released")?;
-    program.load().context("loading program released")?;
-    program.attach(open(cgroup)?, CgroupAttachMode::Single).with_context(|| attaching("released", cgroup))?;
-    Ok(())
-}
-
-fn sock_ops(ebpf: &mut Ebpf, cgroup: &Path) -> Result<()> {
-    let program: &mut SockOps = program(ebpf, "sockets")?;
-    if program.fd().is_err() {
-        program.load().context("loading program sockets")?;
-    }
-    program.attach(open(cgroup)?, CgroupAttachMode::Single).with_context(|| attaching("sockets", cgroup))?;
-    Ok(())
 }
 
 /// Fills in the default cgroups: the root of cgroup v2.

@@ -1,14 +1,19 @@
 //! The kernel: programs, tables, sockets, cgroups. The only module with unsafe code, and the only one that knows aya.
 
+mod bpf;
 pub mod btf;
 pub mod cgroup;
 pub mod diag;
 pub mod executables;
 pub mod host;
+mod links;
 mod load;
 mod mapping;
+mod pins;
 pub mod procs;
 pub mod tables;
+mod versions;
 
-pub use load::{Attachment, Programs, attachment, can_load};
-pub use tables::Tables;
+pub use load::{Attachment, Programs, attachment, can_load, detach_leftovers};
+pub use pins::{Survey, is_bpffs, survey};
+pub use tables::{Found, FoundWorker, Tables};

@@ -1,6 +1,7 @@
 //! The tables, as user space writes and reads them.
 
 use std::{
+    collections::{BTreeMap, HashSet},
     mem::offset_of,
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
     sync::{
@@ -16,7 +17,9 @@ use aya::{
 };
 use deployer_common::{
     endpoint::{Endpoint, MAPPED},
-    layout::{Frontend, MAX_SERVICES, MAX_WORKERS, ServiceCount, Slot, Switchboard, WorkerAddr, WorkerCount},
+    layout::{
+        Frontend, MAX_SERVICES, MAX_WORKERS, NO_WORKER, ServiceCount, Slot, Switchboard, WorkerAddr, WorkerCount,
+    },
     word::{ServiceWord, State, WorkerWord},
 };
 
@@ -31,6 +34,30 @@ pub struct Tables {
     service_counts: Mapping,
     entries: Mutex<Entries>,
     netns: u64,
+}
+
+/// What an earlier daemon has entered into the tables.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Found {
+    /// The workers that have a place.
+    pub workers: Vec<FoundWorker>,
+    /// Service addresses, with the service each belongs to.
+    pub addresses: BTreeMap<SocketAddr, u32>,
+    /// The services that have a place.
+    pub services: Vec<u32>,
+    /// Places of workers that are not to be had here: a daemon in another network namespace has left them.
+    pub strays: Vec<u32>,
+}
+
+/// A worker that has a place in the tables.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct FoundWorker {
+    /// Its place.
+    pub index: u32,
+    /// Where it listens.
+    pub at: SocketAddr,
+    /// Its service's place.
+    pub service: u32,
 }
 
 /// The tables that take system calls.
@@ -139,6 +166,8 @@ impl Tables {
         let at = size_of::<WorkerCount>() / WORD * worker as usize;
         let count = |field: usize| self.worker_counts.words()[at + field / WORD].load(SeqCst);
         WorkerCount {
+            #[cfg(feature = "next-layout")]
+            more: [0; deployer_common::layout::MORE],
             open: count(offset_of!(WorkerCount, open)),
             tickets: count(offset_of!(WorkerCount, tickets)),
             established: count(offset_of!(WorkerCount, established)),
@@ -208,19 +237,58 @@ impl Tables {
         Ok(())
     }
 
-    /// Removes an address from frontends and listeners, in all its spellings but those that are still in use: by the
-    /// frontends and workers that stay. What is missing is no error.
-    pub fn remove_address(&self, at: SocketAddr, frontends: &[SocketAddr], workers: &[SocketAddr]) {
-        let used = |all: &[SocketAddr], spelling| all.iter().any(|other| spellings(*other).contains(&spelling));
+    /// Removes every frontend and listener but these, in all their spellings; those of other network namespaces too, which
+    /// a daemon has left that ran there.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    pub fn retain(&self, frontends: &[SocketAddr], workers: &[SocketAddr]) -> Result<()> {
+        let keys = |all: &[SocketAddr]| -> HashSet<Endpoint> {
+            all.iter().flat_map(|at| spellings(*at)).map(|spelling| self.key(spelling)).collect()
+        };
         let mut entries = self.entries();
-        for spelling in spellings(at) {
-            if !used(frontends, spelling) {
-                let _ = entries.frontends.remove(&self.key(spelling));
-            }
-            if !used(workers, spelling) {
-                let _ = entries.listeners.remove(&self.key(spelling));
+        let keep = keys(frontends);
+        for key in entries.frontends.keys().collect::<Result<Vec<_>, _>>().context("reading the frontends")? {
+            if !keep.contains(&key) {
+                entries.frontends.remove(&key).context("removing a frontend")?;
             }
         }
+        let keep = keys(workers);
+        for key in entries.listeners.keys().collect::<Result<Vec<_>, _>>().context("reading the listeners")? {
+            if !keep.contains(&key) {
+                entries.listeners.remove(&key).context("removing a listener")?;
+            }
+        }
+        Ok(())
+    }
+
+    /// What an earlier daemon has entered.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    pub fn found(&self) -> Result<Found> {
+        let entries = self.entries();
+        let mut found = Found::default();
+        for index in 0..MAX_WORKERS as u32 {
+            if self.word(index).state() != State::Absent {
+                let entry = entries.worker_addrs.get(&index, 0).context("reading a worker's address")?;
+                let at = SocketAddr::new(ip(entry.addr), entry.port as u16);
+                match entries.listeners.get(&self.key(at), 0) {
+                    Ok(listener) if listener == index => {
+                        found.workers.push(FoundWorker { index, at, service: entry.service });
+                    }
+                    _ => found.strays.push(index),
+                }
+            }
+        }
+        for entry in entries.frontends.iter() {
+            let (key, frontend) = entry.context("reading the frontends")?;
+            if key.netns == self.netns && frontend.worker == NO_WORKER {
+                found.addresses.insert(SocketAddr::new(ip(key.addr), key.port as u16), frontend.service);
+            }
+        }
+        found.services = (0..MAX_SERVICES as u32).filter(|index| self.service_word(*index).0 != 0).collect();
+        Ok(found)
     }
 
     fn key(&self, at: SocketAddr) -> Endpoint {
@@ -239,6 +307,15 @@ fn map(ebpf: &Ebpf, name: &str, bytes: usize) -> Result<Mapping> {
     };
     use std::os::fd::AsFd;
     Mapping::new(data.fd().as_fd(), bytes).with_context(|| format!("mapping table {name} into memory"))
+}
+
+/// An address from how the tables hold it.
+fn ip(words: [u32; 4]) -> IpAddr {
+    let mut bytes = [0; 16];
+    for (word, bytes) in words.iter().zip(bytes.chunks_exact_mut(4)) {
+        bytes.copy_from_slice(&word.to_ne_bytes());
+    }
+    Ipv6Addr::from(bytes).to_canonical()
 }
 
 /// An address as the tables hold it.

@@ -19,7 +19,7 @@ use deployer_common::{
 use super::{Service, Worker, callers, manager};
 use crate::{
     config::{self, Config},
-    kernel::{Tables, host},
+    kernel::{Found, Tables, host},
 };
 
 /// The services by name.
@@ -33,7 +33,6 @@ pub struct Registry {
     places: Mutex<Places>,
 }
 
-#[derive(Default)]
 struct Places {
     workers: Vec<bool>,
     services: Vec<bool>,
@@ -41,15 +40,41 @@ struct Places {
     bypassed: BTreeSet<u32>,
     /// By service index: caller rules as last published.
     rules: BTreeMap<u32, Vec<CallerRule>>,
+    /// What an earlier daemon has left in the tables, until the first configuration is applied.
+    found: Found,
 }
 
 impl Registry {
-    /// An empty registry over empty tables.
+    /// An empty registry over tables in which an earlier daemon may have left something.
+    ///
+    /// # Errors
+    /// When the tables cannot be read.
+    pub fn new(tables: Arc<Tables>, cgroup_root: PathBuf) -> Result<Self> {
+        let found = tables.found().context("reading what an earlier daemon has left in the tables")?;
+        let mut places = Places {
+            workers: vec![false; MAX_WORKERS],
+            services: vec![false; MAX_SERVICES],
+            bypassed: BTreeSet::new(),
+            rules: BTreeMap::new(),
+            found,
+        };
+        for index in places.found.workers.iter().map(|worker| worker.index).chain(places.found.strays.clone()) {
+            places.workers[index as usize] = true;
+        }
+        for index in places.found.services.clone() {
+            places.services[index as usize] = true;
+            if tables.service_word(index).mode() == word::Mode::Bypass {
+                places.bypassed.insert(index);
+            }
+        }
+        Ok(Self { tables, cgroup_root, services: RwLock::default(), places: Mutex::new(places) })
+    }
+
+    /// The services of a configuration that an earlier daemon has left in the tables, steering.
     #[must_use]
-    pub fn new(tables: Arc<Tables>, cgroup_root: PathBuf) -> Self {
-        let places =
-            Places { workers: vec![false; MAX_WORKERS], services: vec![false; MAX_SERVICES], ..Places::default() };
-        Self { tables, cgroup_root, services: RwLock::default(), places: Mutex::new(places) }
+    pub fn inherited(&self, config: &Config) -> BTreeSet<String> {
+        let places = self.places.lock().unwrap_or_else(PoisonError::into_inner);
+        places.inherited(config).into_keys().collect()
     }
 
     /// The services as they are now.
@@ -72,25 +97,28 @@ impl Registry {
     pub fn apply(&self, config: &Config) -> Result<()> {
         let mut places = self.places.lock().unwrap_or_else(PoisonError::into_inner);
         let before = self.services();
+        let inherited = places.inherited(config);
         let mut after = Services::new();
         for (name, wanted) in &config.services {
             let service = self
-                .apply_service(&mut places, before.get(name), wanted)
+                .apply_service(&mut places, before.get(name), inherited.get(name).copied(), wanted)
                 .with_context(|| format!("entering service {name} into the kernel's tables"))?;
             after.insert(name.clone(), Arc::new(service));
         }
         *self.services.write().unwrap_or_else(PoisonError::into_inner) = after.clone();
-        self.give_up(&mut places, &before, &after)
+        let gone = places.gone(&before, &after);
+        self.give_up(&mut places, &after, &gone)
     }
 
     fn apply_service(
         &self,
         places: &mut Places,
         before: Option<&Arc<Service>>,
+        inherited: Option<u32>,
         wanted: &config::Service,
     ) -> Result<Service> {
-        let index = match before {
-            Some(before) => before.index,
+        let index = match before.map(|before| before.index).or(inherited) {
+            Some(index) => index,
             None => take(&mut places.services).context("no room for another service; the most is 64")?,
         };
         let mut workers = Vec::with_capacity(wanted.workers.len());
@@ -98,6 +126,9 @@ impl Registry {
             let known = before.and_then(|before| before.workers.iter().find(|worker| worker.at == *at));
             workers.push(match known {
                 Some(worker) => Arc::clone(worker),
+                None if let Some(found) = places.inherited_worker(index, *at) => {
+                    Arc::new(Worker::new(found, *at, &wanted.name))
+                }
                 None => self.enter_worker(places, index, *at, &wanted.name)?,
             });
         }
@@ -171,34 +202,78 @@ impl Registry {
     }
 
     /// Takes out what the new configuration no longer has.
-    fn give_up(&self, places: &mut Places, before: &Services, after: &Services) -> Result<()> {
-        let mut gone = Vec::new();
+    fn give_up(&self, places: &mut Places, after: &Services, gone: &Gone) -> Result<()> {
+        for service in &gone.services {
+            self.tables.publish_service(*service, ServiceWord(0));
+        }
         let workers: Vec<_> = after.values().flat_map(|new| new.workers.iter().map(|worker| worker.at)).collect();
         let addresses = after.values().filter_map(|new| new.config.address);
         let frontends: Vec<_> = workers.iter().copied().chain(addresses).collect();
-        for (name, old) in before {
-            let new = after.get(name);
-            let stays = |at: &SocketAddr| new.is_some_and(|new| new.workers.iter().any(|worker| worker.at == *at));
-            gone.extend(old.workers.iter().filter(|worker| !stays(&worker.at)).cloned());
-            let address = new.and_then(|new| new.config.address);
-            if let Some(former) = old.config.address.filter(|former| Some(*former) != address) {
-                self.tables.remove_address(former, &frontends, &workers);
-            }
-            if new.is_none() {
-                self.tables.publish_service(old.index, ServiceWord(0));
-                places.services[old.index as usize] = false;
-                places.bypassed.remove(&old.index);
-            }
-        }
-        for worker in &gone {
-            self.tables.remove_address(worker.at, &frontends, &workers);
-        }
+        self.tables.retain(&frontends, &workers)?;
         host::grace_period().context("waiting for an RCU grace period (membarrier)")?;
-        for worker in &gone {
-            self.tables.publish(worker.index, State::Absent, 0);
-            places.workers[worker.index as usize] = false;
+        for worker in &gone.workers {
+            self.tables.publish(*worker, State::Absent, 0);
         }
+        places.free(gone);
         Ok(())
+    }
+}
+
+/// Places that nobody needs any more.
+struct Gone {
+    services: BTreeSet<u32>,
+    workers: BTreeSet<u32>,
+}
+
+impl Places {
+    /// The places of services that an earlier daemon has left: those of any of their addresses. Where two services of
+    /// this configuration were one before, the first of them has its place.
+    fn inherited(&self, config: &Config) -> BTreeMap<String, u32> {
+        let by_worker = |at| self.found.workers.iter().find(|worker| worker.at == at).map(|worker| worker.service);
+        let mut free = self.found.services.clone();
+        let mut inherited = BTreeMap::new();
+        for (name, wanted) in &config.services {
+            let by_address = wanted.address.and_then(|at| self.found.addresses.get(&at).copied());
+            let mut all = by_address.into_iter().chain(wanted.workers.iter().filter_map(|at| by_worker(*at)));
+            if let Some(index) = all.find(|index| free.contains(index)) {
+                free.retain(|other| *other != index);
+                inherited.insert(name.clone(), index);
+            }
+        }
+        inherited
+    }
+
+    /// The place of a worker that an earlier daemon has left in this service.
+    fn inherited_worker(&self, service: u32, at: SocketAddr) -> Option<u32> {
+        let found = self.found.workers.iter().find(|worker| worker.at == at && worker.service == service);
+        found.map(|worker| worker.index)
+    }
+
+    /// What was there, in this daemon's services or left by an earlier one, and is no longer.
+    fn gone(&self, before: &Services, after: &Services) -> Gone {
+        let services = before.values().map(|service| service.index).chain(self.found.services.clone());
+        let workers = before.values().flat_map(|service| &service.workers).map(|worker| worker.index);
+        let found = self.found.workers.iter().map(|worker| worker.index).chain(self.found.strays.clone());
+        let mut gone = Gone { services: services.collect(), workers: workers.chain(found).collect() };
+        for service in after.values() {
+            gone.services.remove(&service.index);
+            for worker in &service.workers {
+                gone.workers.remove(&worker.index);
+            }
+        }
+        gone
+    }
+
+    fn free(&mut self, gone: &Gone) {
+        self.found = Found::default();
+        for service in &gone.services {
+            self.services[*service as usize] = false;
+            self.bypassed.remove(service);
+            self.rules.remove(service);
+        }
+        for worker in &gone.workers {
+            self.workers[*worker as usize] = false;
+        }
     }
 }
 

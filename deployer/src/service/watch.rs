@@ -11,11 +11,7 @@ use std::{
 use deployer_common::word::{State, WorkerWord};
 use tracing::warn;
 
-use super::{
-    Service, Worker, blocking, put_up,
-    registry::{Registry, Services},
-    serves,
-};
+use super::{Service, Worker, blocking, put_up, registry::Registry, serves};
 use crate::{
     api::Phase,
     kernel::{Tables, diag},
@@ -74,14 +70,42 @@ async fn ask_version(service: &Service, worker: &Worker) {
 ///
 /// # Errors
 /// When sock_diag fails.
-pub async fn adopt(registry: &Registry, tables: &Tables, known: &Services) -> std::io::Result<()> {
+pub async fn adopt(registry: &Registry, tables: &Tables, known: &BTreeSet<String>) -> std::io::Result<()> {
     let listening = listening().await?;
-    for service in registry.services().values().filter(|service| !known.contains_key(&service.config.name)) {
+    for service in registry.services().values().filter(|service| !known.contains(&service.config.name)) {
         for worker in &service.workers {
             let cookies = cookies(&listening, worker.at);
             if !cookies.is_empty() && worker.control().phase == Phase::Down {
                 put_up(tables, worker, cookies, "found serving");
                 seed(worker, tables, u64::MAX).await?;
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Takes over the workers of services that an earlier daemon has left in the tables, by what their words say of them.
+///
+/// # Errors
+/// When sock_diag fails.
+pub async fn take_over(registry: &Registry, tables: &Tables, inherited: &BTreeSet<String>) -> std::io::Result<()> {
+    let listening = listening().await?;
+    for service in registry.services().values().filter(|service| inherited.contains(&service.config.name)) {
+        for worker in &service.workers {
+            let found = cookies(&listening, worker.at);
+            match tables.word(worker.index).state() {
+                State::Failed => {
+                    worker.enter(Phase::Failed, "failed before this daemon was started");
+                }
+                // A drain that nobody renews.
+                State::Up | State::Draining if !found.is_empty() => {
+                    put_up(tables, worker, found, "serving, as the daemon before this one has left it");
+                }
+                State::Up | State::Draining => {
+                    tables.publish(worker.index, State::Down, 0);
+                }
+                // The watch warms what listens, once nobody else has laid hands on it.
+                State::Absent | State::Cold | State::Down | State::Stopping => {}
             }
         }
     }

@@ -53,15 +53,17 @@ fn a_drain_with_an_end() -> Result<()> {
 }
 
 #[test]
-fn a_killed_daemon_takes_its_programs_along() -> Result<()> {
+fn a_killed_daemon_steers_on_and_its_lease_runs_out() -> Result<()> {
     let sandbox = Sandbox::new("killed")?;
-    let mut rig = Setup { ports: 8000..=8001, lease: "60s", ..Setup::default() }.start(&sandbox)?;
+    let mut rig = Setup { ports: 8000..=8001, lease: "4s", ..Setup::default() }.start(&sandbox)?;
     let caller = Caller::at(&sandbox, Place::Callers);
     rig.drain(8000)?;
     let before = caller.once(Dial::to(HOST, 8000).times(10))?;
     rig.daemon.kill()?;
     let after = caller.once(Dial::to(HOST, 8000).times(10))?;
-    eprintln!("before kill -9 {:?}, after {:?}", answers(&before), answers(&after));
-    ensure!(answers(&before) == [(8001, 10)].into() && answers(&after) == [(8000, 10)].into());
+    let answer = || Ok::<_, anyhow::Error>(caller.once(Dial::to(HOST, 8000))?[0].answer);
+    let back = wait("the worker to serve again", || Ok(answer()? == Some(8000)))?;
+    eprintln!("before kill -9 {:?}, after {:?}; back after {back:.2?}", answers(&before), answers(&after));
+    ensure!(answers(&before) == [(8001, 10)].into() && answers(&after) == [(8001, 10)].into());
     Ok(())
 }

@@ -72,13 +72,13 @@ fn another_network_namespace() -> Result<()> {
     Ok(())
 }
 
-/// Two daemons on one cgroup, each with a service of its own: both steer, and when one goes, the other stays.
+/// Two daemons on one cgroup, each with a service of its own: both steer, and when one is detached, the other stays.
 #[test]
 fn two_daemons_side_by_side() -> Result<()> {
     let sandbox = Sandbox::new("two")?;
     let first = Setup { name: "one", ports: 8000..=8001, ..Setup::default() }.start(&sandbox)?;
     let refuse = "drain = { policy = \"refuse\" }";
-    let mut second = Setup { name: "two", ports: 8100..=8101, extra: refuse, ..Setup::default() }.start(&sandbox)?;
+    let second = Setup { name: "two", ports: 8100..=8101, extra: refuse, ..Setup::default() }.start(&sandbox)?;
     let caller = Caller::at(&sandbox, Place::Callers);
     first.drain(8000)?;
     second.drain(8100)?;
@@ -89,7 +89,7 @@ fn two_daemons_side_by_side() -> Result<()> {
     ensure!(both[..10].iter().all(|one| one.peer.as_deref() == Some("127.0.0.1 8000")), "{both:?}");
     let (ours, theirs) = (first.service()?, second.service()?);
     ensure!(ours.sum(|w| w.established) == 10 && theirs.sum(|w| w.established) == 10, "{ours:?} {theirs:?}");
-    second.daemon.stop(std::time::Duration::from_secs(5))?;
+    second.must(&["detach"])?;
     let one = caller.dial(&dials)?;
     eprintln!("one: {:?}", answers(&one));
     ensure!(answers(&one) == [(8001, 10), (8100, 10), (8101, 10)].into(), "{one:?}");

@@ -43,7 +43,7 @@ fn status() -> Status {
     };
     let version = "0.1.0".to_owned();
     let callers = "/sys/fs/cgroup".to_owned();
-    Status { version, pid: 42, attached: true, bypassed: false, callers, services: vec![web] }
+    Status { version, pid: 42, attached: true, bypassed: false, callers, trouble: Vec::new(), services: vec![web] }
 }
 
 #[test]

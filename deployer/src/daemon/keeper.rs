@@ -1,0 +1,48 @@
+//! Keeps links and pins what they should be: a cgroup that is made anew (a load balancer's unit that was restarted, say)
+//! takes its links along, and a bpf file system can be unmounted.
+
+use std::{collections::BTreeSet, sync::Arc, time::Duration};
+
+use tracing::{error, info, warn};
+
+use super::{Daemon, lock};
+
+/// Between two looks: so long a load balancer in a new cgroup may be unsteered.
+const LOOK: Duration = Duration::from_secs(1);
+
+impl Daemon {
+    /// Looks for ever.
+    pub(super) async fn keep(self: Arc<Self>) {
+        let mut told = BTreeSet::new();
+        loop {
+            tokio::time::sleep(LOOK).await;
+            let daemon = Arc::clone(&self);
+            match tokio::task::spawn_blocking(move || daemon.look()).await {
+                Ok(Some(lost)) => self.tell(&mut told, lost),
+                // Detached: nothing is to be kept.
+                Ok(None) => {}
+                Err(error) => error!(%error, "the look at links and pins has panicked"),
+            }
+        }
+    }
+
+    /// What was lost, or cannot be looked at.
+    fn look(&self) -> Option<Vec<String>> {
+        let mut programs = lock(&self.programs);
+        let result = programs.as_mut()?.repair();
+        Some(result.unwrap_or_else(|error| vec![format!("{error:#}")]))
+    }
+
+    /// Says each thing once, and once that it is over.
+    fn tell(&self, told: &mut BTreeSet<String>, lost: Vec<String>) {
+        let lost: BTreeSet<String> = lost.into_iter().collect();
+        for what in lost.difference(told) {
+            warn!(what, "steering was at stake");
+        }
+        if lost.is_empty() && !told.is_empty() {
+            info!("links and pins are as they should be");
+        }
+        lock(&self.lost).clone_from(&lost);
+        *told = lost;
+    }
+}

@@ -1,0 +1,136 @@
+//! The commands of bpf(2) that aya has no wrapper for: pins of links, links' state, programs swapped under a link.
+#![expect(unsafe_code, reason = "bpf(2) is reached by syscall()")]
+
+use std::{
+    ffi::CString,
+    io,
+    os::{
+        fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd},
+        unix::ffi::OsStrExt,
+    },
+    path::Path,
+};
+
+/// Commands, from `enum bpf_cmd` of `include/uapi/linux/bpf.h`.
+mod command {
+    pub(super) const OBJ_PIN: libc::c_int = 6;
+    pub(super) const OBJ_GET: libc::c_int = 7;
+    pub(super) const OBJ_GET_INFO_BY_FD: libc::c_int = 15;
+    pub(super) const LINK_CREATE: libc::c_int = 28;
+    pub(super) const LINK_UPDATE: libc::c_int = 29;
+}
+
+/// `enum bpf_attach_type` of the hooks in use.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(u32)]
+pub(super) enum Hook {
+    SockOps = 3,
+    Connect4 = 10,
+    Connect6 = 11,
+    GetPeerName4 = 29,
+    GetPeerName6 = 30,
+    SockRelease = 34,
+}
+
+/// What the kernel says of a link to a cgroup.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct LinkInfo {
+    /// Id of the program that runs.
+    pub(super) program: u32,
+    /// Id of the cgroup; 0: that cgroup has been removed, and the link does nothing any more.
+    pub(super) cgroup: u64,
+}
+
+/// The part of `union bpf_attr` for objects in a bpf file system.
+#[repr(C)]
+struct Object {
+    path: u64,
+    fd: u32,
+    flags: u32,
+}
+
+#[repr(C)]
+struct Info {
+    fd: u32,
+    len: u32,
+    info: u64,
+}
+
+#[repr(C)]
+struct Create {
+    program: u32,
+    target: u32,
+    hook: u32,
+    flags: u32,
+}
+
+#[repr(C)]
+struct Update {
+    link: u32,
+    program: u32,
+    flags: u32,
+    old_program: u32,
+}
+
+/// The beginning of `struct bpf_link_info`, for a link of type cgroup.
+#[repr(C)]
+#[derive(Default)]
+struct CgroupLink {
+    kind: u32,
+    id: u32,
+    program: u32,
+    pad: u32,
+    cgroup: u64,
+    hook: u32,
+    pad2: u32,
+}
+
+/// Opens what is pinned at `path`.
+pub(super) fn get(path: &Path) -> io::Result<OwnedFd> {
+    let name = CString::new(path.as_os_str().as_bytes())?;
+    let mut attr = Object { path: name.as_ptr() as u64, fd: 0, flags: 0 };
+    let fd = call(command::OBJ_GET, &mut attr)?;
+    // SAFETY: the kernel has just opened this descriptor for us, and nobody else knows it.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
+/// Pins a map, program or link at `path`, where nothing may be yet.
+pub(super) fn pin(fd: BorrowedFd<'_>, path: &Path) -> io::Result<()> {
+    let name = CString::new(path.as_os_str().as_bytes())?;
+    let mut attr = Object { path: name.as_ptr() as u64, fd: number(fd), flags: 0 };
+    call(command::OBJ_PIN, &mut attr).map(drop)
+}
+
+/// Attaches a program to a cgroup, beside whatever is attached there (5.7).
+pub(super) fn link(program: BorrowedFd<'_>, cgroup: BorrowedFd<'_>, hook: Hook) -> io::Result<OwnedFd> {
+    let mut attr = Create { program: number(program), target: number(cgroup), hook: hook as u32, flags: 0 };
+    let fd = call(command::LINK_CREATE, &mut attr)?;
+    // SAFETY: as in get().
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
+/// Swaps the program under a link; no connection meets neither (5.7).
+pub(super) fn update(link: BorrowedFd<'_>, program: BorrowedFd<'_>) -> io::Result<()> {
+    let mut attr = Update { link: number(link), program: number(program), flags: 0, old_program: 0 };
+    call(command::LINK_UPDATE, &mut attr).map(drop)
+}
+
+/// What a link to a cgroup is attached to.
+pub(super) fn info(link: BorrowedFd<'_>) -> io::Result<LinkInfo> {
+    let mut found = CgroupLink::default();
+    let mut attr = Info { fd: number(link), len: size_of::<CgroupLink>() as u32, info: (&raw mut found).addr() as u64 };
+    call(command::OBJ_GET_INFO_BY_FD, &mut attr)?;
+    Ok(LinkInfo { program: found.program, cgroup: found.cgroup })
+}
+
+fn number(fd: BorrowedFd<'_>) -> u32 {
+    // A descriptor is never negative.
+    fd.as_raw_fd().unsigned_abs()
+}
+
+fn call<T>(command: libc::c_int, attr: &mut T) -> io::Result<libc::c_int> {
+    // SAFETY: `attr` is a prefix of the kernel's union for this command, with its size given, and what its addresses
+    // point to lives in the callers above until the call returns. The kernel takes what is missing for zeros.
+    let result = unsafe { libc::syscall(libc::SYS_bpf, command, std::ptr::from_mut(attr), size_of::<T>()) };
+    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(result as libc::c_int) }
+}

@@ -1,0 +1,102 @@
+//! The programs' links to cgroups.
+
+use std::{
+    fs::{self, File},
+    os::{
+        fd::{AsFd, BorrowedFd, OwnedFd},
+        unix::fs::MetadataExt,
+    },
+    path::{Path, PathBuf},
+};
+
+use anyhow::{Context, Result};
+
+use super::{
+    bpf::{self, Hook},
+    load::Attachment,
+    pins::Generation,
+};
+
+/// A link that there must be.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Wanted {
+    /// The name under which it is pinned.
+    pub(super) pin: String,
+    /// The program.
+    pub(super) program: &'static str,
+    hook: Hook,
+    /// The cgroup it is attached to.
+    pub(super) cgroup: PathBuf,
+}
+
+/// All links, the connect hooks last: what they steer is counted from the first on.
+pub(super) fn wanted(attachment: &Attachment) -> Vec<Wanted> {
+    let watched = attachment.watched().into_iter().enumerate();
+    let sockets = watched.map(|(nth, cgroup)| Wanted {
+        pin: format!("link-sockets-{nth}"),
+        program: "sockets",
+        hook: Hook::SockOps,
+        cgroup: cgroup.to_owned(),
+    });
+    let callers = [
+        ("released", Hook::SockRelease),
+        ("getpeername4", Hook::GetPeerName4),
+        ("getpeername6", Hook::GetPeerName6),
+        ("connect4", Hook::Connect4),
+        ("connect6", Hook::Connect6),
+    ];
+    let at_callers = callers.into_iter().map(|(program, hook)| Wanted {
+        pin: format!("link-{program}"),
+        program,
+        hook,
+        cgroup: attachment.callers.clone(),
+    });
+    sockets.chain(at_callers).collect()
+}
+
+/// A link that is there.
+#[derive(Debug)]
+pub(super) struct Link {
+    /// What it is for.
+    pub(super) wanted: Wanted,
+    fd: OwnedFd,
+}
+
+impl Link {
+    /// Takes over the pinned link, if it is attached where it should be, and swaps its program; otherwise attaches.
+    pub(super) fn take(wanted: Wanted, from: Option<&Generation>, program: BorrowedFd<'_>) -> Result<Self> {
+        let pinned = from.and_then(|from| bpf::get(&from.path(&wanted.pin)).ok());
+        if let Some(fd) = pinned.filter(|fd| is_attached(fd.as_fd(), &wanted.cgroup)) {
+            let shown = wanted.cgroup.display();
+            bpf::update(fd.as_fd(), program)
+                .with_context(|| format!("swapping program {} at cgroup {shown}", wanted.program))?;
+            return Ok(Self { wanted, fd });
+        }
+        Self::attach(wanted, program)
+    }
+
+    /// Attaches anew.
+    pub(super) fn attach(wanted: Wanted, program: BorrowedFd<'_>) -> Result<Self> {
+        let shown = wanted.cgroup.display();
+        let cgroup = File::open(&wanted.cgroup).with_context(|| format!("opening cgroup {shown}"))?;
+        let fd = bpf::link(program, cgroup.as_fd(), wanted.hook)
+            .with_context(|| format!("attaching program {} to cgroup {shown}", wanted.program))?;
+        Ok(Self { wanted, fd })
+    }
+
+    /// Pins it.
+    pub(super) fn pin(&self, to: &Generation) -> Result<()> {
+        let path = to.path(&self.wanted.pin);
+        bpf::pin(self.fd.as_fd(), &path).with_context(|| format!("pinning {}", path.display()))
+    }
+
+    /// Whether it still does something: a link whose cgroup was removed does not, even if there is another of that name.
+    pub(super) fn is_attached(&self) -> bool {
+        is_attached(self.fd.as_fd(), &self.wanted.cgroup)
+    }
+}
+
+fn is_attached(link: BorrowedFd<'_>, cgroup: &Path) -> bool {
+    let id = fs::metadata(cgroup).map(|found| found.ino()).ok();
+    bpf::info(link).is_ok_and(|info| info.cgroup != 0 && Some(info.cgroup) == id)
+}
