@@ -35,6 +35,17 @@ impl DeployerBin {
         })
     }
 
+    /// The same source, built with a feature of crate deployer: `deployer-FEATURE` beside the binary under test.
+    pub fn variant(feature: &str) -> Result<Self> {
+        let usual = Self::find()?.0;
+        let path = usual.with_file_name(format!("deployer-{feature}"));
+        if !path.is_file() {
+            let (shown, usual) = (path.display(), usual.display());
+            bail!("no {shown}: cargo build -p deployer --features {feature}, and copy what it makes ({usual}) there");
+        }
+        Ok(Self(path))
+    }
+
     /// This very file.
     pub fn at(path: &Path) -> Self {
         Self(path.to_owned())

@@ -7,13 +7,13 @@ use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 use serde::Deserialize;
 
 use crate::daemon::DeployerBin;
 use crate::dial::Server;
 use crate::http::{Request, Response};
-use crate::process::Process;
+use crate::process::{Process, run};
 use crate::sandbox::{Place, Sandbox};
 
 /// What a daemon is told about its one service.
@@ -70,7 +70,7 @@ impl Setup {
             self.socket(sandbox),
             cgroup(Place::Callers),
             cgroup(Place::Workers),
-            sandbox.pins().with_file_name(name),
+            self.pins(sandbox),
             ports.start(),
             ports.end(),
         )
@@ -84,14 +84,19 @@ impl Setup {
 
     /// Starts the daemon of servers that run already.
     pub fn attach(self, sandbox: &Sandbox, servers: Vec<Server>) -> Result<Rig<'_>> {
-        let daemon = self.daemon(sandbox)?;
+        let daemon = self.daemon(sandbox, &DeployerBin::find()?)?;
         Ok(Rig { sandbox, setup: self, daemon, servers })
     }
 
-    fn daemon(&self, sandbox: &Sandbox) -> Result<Process> {
+    /// Where its daemon pins programs and tables.
+    pub fn pins(&self, sandbox: &Sandbox) -> PathBuf {
+        sandbox.pins().with_file_name(self.name)
+    }
+
+    fn daemon(&self, sandbox: &Sandbox, bin: &DeployerBin) -> Result<Process> {
         let file = sandbox.dir().join(format!("{}.toml", self.name));
         std::fs::write(&file, self.text(sandbox)).context("write the configuration")?;
-        let mut command = DeployerBin::find()?.command(sandbox);
+        let mut command = bin.command(sandbox);
         command.arg("daemon").arg("--config").arg(file);
         let log = sandbox.dir().join(format!("{}.log", self.name));
         let mut process = Process::start("deployer daemon", command, &log)?;
@@ -166,6 +171,40 @@ impl Rig<'_> {
         wait(&format!("worker {port}: {what}"), || Ok(holds(&self.worker(port)?))).map(drop)
     }
 
+    /// The open connections of the workers, in the order of their ports, as the status and as `ss` see them: both as
+    /// expected, as soon as the kernel has shut what was closed.
+    pub fn compare(&self, what: &str, expected: impl AsRef<[u64]>) -> Result<()> {
+        let expected = expected.as_ref();
+        let open = || Ok::<Vec<u64>, anyhow::Error>(self.service()?.workers.values().map(|w| w.open).collect());
+        let took = wait(&format!("{what}: {expected:?} open"), || Ok(open()? == expected));
+        let seen = self.setup.ports.clone().map(|port| ss(self.sandbox, port)).collect::<Result<Vec<_>>>()?;
+        let open = open()?;
+        eprintln!("{what}: open {open:?}, ss {seen:?}, {took:.0?}");
+        ensure!(open == expected && seen == expected, "{what}: open {open:?}, ss {seen:?}, expected {expected:?}");
+        Ok(())
+    }
+
+    /// Kills the daemon (SIGKILL). What it has put into the kernel stays.
+    pub fn kill_daemon(&mut self) -> Result<()> {
+        self.daemon.kill().map(drop)
+    }
+
+    /// Starts a daemon in place of one that has ended, and waits until it answers.
+    pub fn succeed(&mut self) -> Result<()> {
+        self.succeed_by(&DeployerBin::find()?)
+    }
+
+    /// The same, of another version.
+    pub fn succeed_by(&mut self, bin: &DeployerBin) -> Result<()> {
+        self.daemon = self.setup.daemon(self.sandbox, bin)?;
+        Ok(())
+    }
+
+    /// The pins of its daemon.
+    pub fn pins(&self) -> PathBuf {
+        self.setup.pins(self.sandbox)
+    }
+
     /// Kills a worker and waits until the daemon has noticed.
     pub fn stop_worker(&mut self, port: u16) -> Result<()> {
         let index = self.servers.iter().position(|server| server.port == port).context("no such server")?;
@@ -190,6 +229,13 @@ pub fn wait(what: &str, mut holds: impl FnMut() -> Result<bool>) -> Result<Durat
         std::thread::sleep(Duration::from_millis(10));
     }
     Ok(begun.elapsed())
+}
+
+/// Connections at a worker's end, as `ss` sees them.
+fn ss(sandbox: &Sandbox, port: u16) -> Result<u64> {
+    let mut command = sandbox.command(Place::Outside, "ss");
+    command.args(["-tnH", "state", "established", "state", "close-wait", "sport", "=", &format!(":{port}")]);
+    Ok(run(&mut command)?.lines().count() as u64)
 }
 
 /// The status, asked as the command line does, without starting a process: it is asked often.

@@ -277,8 +277,8 @@ pub fn unmount_below(dir: &Path) -> Result<()> {
     // Tests of the daemon mount file systems over each other: each round takes the topmost away.
     for _ in 0..16 {
         let mounts = fs::read_to_string("/proc/self/mounts").context("/proc/self/mounts")?;
-        let points = mounts.lines().filter_map(|line| line.split(' ').nth(1)).map(PathBuf::from);
-        let Some(last) = points.filter(|point| point.starts_with(dir)).last() else { return Ok(()) };
+        let mut points = mounts.lines().filter_map(|line| line.split(' ').nth(1)).map(PathBuf::from);
+        let Some(last) = points.rfind(|point| point.starts_with(dir)) else { return Ok(()) };
         unmount(&last, UnmountFlags::DETACH).with_context(|| format!("unmount {}", last.display()))?;
     }
     bail!("{} is mounted over and over", dir.display())

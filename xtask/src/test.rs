@@ -1,6 +1,7 @@
 //! `cargo xtask test`: the checks, the unit tests and the end-to-end suites.
 
 use std::fmt;
+use std::fs;
 use std::io::{self, Write};
 use std::process::{Child, Command, ExitCode};
 use std::sync::mpsc;
@@ -19,7 +20,10 @@ use crate::{fitness, setup};
 const UNIT: &str = "unit";
 
 /// The end-to-end suites: integration tests of the package deployer-tests.
-const END_TO_END: &[&str] = &["harness", "steer", "roll", "faults", "cli"];
+const END_TO_END: &[&str] = &["harness", "steer", "roll", "faults", "outlive", "cli"];
+
+/// Suites that need the same source built with another feature of crate deployer, too.
+const VARIANTS: &[(&str, &str)] = &[("outlive", "next-layout")];
 
 /// The checks of the unit suite, as cargo commands; each counts as one test.
 const CHECKS: &[(&str, &str)] = &[
@@ -83,8 +87,7 @@ fn unit(workspace: &Workspace, report: &mut Report) {
 }
 
 fn end_to_end(workspace: &Workspace, report: &mut Report, suites: &[&str], full: bool) {
-    let build = || succeed(workspace.cargo(["build", "--release", "--package", "deployer"])).map(|()| Tally::default());
-    if suites.is_empty() || !report.step("build", build) {
+    if suites.is_empty() || !report.step("build", || build(workspace, suites).map(|()| Tally::default())) {
         return;
     }
     for suite in suites {
@@ -100,6 +103,17 @@ fn end_to_end(workspace: &Workspace, report: &mut Report, suites: &[&str], full:
         });
         report.failures.extend(failures);
     }
+}
+
+/// Builds the binary under test: last, since all variants of it are made in the same place.
+fn build(workspace: &Workspace, suites: &[&str]) -> Result<()> {
+    let plain = ["build", "--release", "--package", "deployer"];
+    for (_, feature) in VARIANTS.iter().filter(|(suite, _)| suites.contains(suite)) {
+        succeed(workspace.cargo(plain.into_iter().chain(["--features", *feature])))?;
+        let (made, kept) = (workspace.release("deployer"), workspace.release(&format!("deployer-{feature}")));
+        fs::copy(&made, &kept).with_context(|| format!("cannot copy {} to {}", made.display(), kept.display()))?;
+    }
+    succeed(workspace.cargo(plain))
 }
 
 /// Runs a command that has nothing to count.

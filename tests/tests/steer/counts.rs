@@ -1,33 +1,11 @@
 //! Open connections as the kernel counts them, against `ss`.
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Result, ensure};
 use deployer_tests::dial::{Caller, Dial, Server};
-use deployer_tests::process::run;
-use deployer_tests::rig::{Rig, Setup, wait};
+use deployer_tests::rig::Setup;
 use deployer_tests::sandbox::{Place, Sandbox};
 
 const HOST: &str = "127.0.0.1";
-
-/// Connections at the worker's end, as `ss` sees them.
-fn ss(sandbox: &Sandbox, port: u16) -> Result<u64> {
-    let mut command = sandbox.command(Place::Outside, "ss");
-    command.args(["-tnH", "state", "established", "state", "close-wait", "sport", "=", &format!(":{port}")]);
-    Ok(run(&mut command)?.lines().count() as u64)
-}
-
-/// What the status says and what `ss` says, worker by worker; equal, as soon as the kernel has shut what was closed.
-fn compare(rig: &Rig<'_>, sandbox: &Sandbox, what: &str, expected: [u64; 3]) -> Result<()> {
-    let open = || -> Result<[u64; 3]> {
-        let workers = rig.service()?.workers;
-        let open = |port| workers.get(&port).map(|worker| worker.open).context("no such worker");
-        Ok([open(8000)?, open(8001)?, open(8002)?])
-    };
-    let took = wait(&format!("{what}: {expected:?} open"), || Ok(open()? == expected));
-    let (open, seen) = (open()?, [ss(sandbox, 8000)?, ss(sandbox, 8001)?, ss(sandbox, 8002)?]);
-    eprintln!("{what}: open {open:?}, ss {seen:?}, {took:.0?}");
-    ensure!(open == expected && seen == expected, "{what}: open {open:?}, ss {seen:?}, expected {expected:?}");
-    Ok(())
-}
 
 #[test]
 fn open_is_what_ss_sees() -> Result<()> {
@@ -39,23 +17,23 @@ fn open_is_what_ss_sees() -> Result<()> {
     let old = caller.hold(&[keep(HOST, 8000, 5), keep("::1", 8001, 3)])?;
     let old_too = caller.hold(&[keep(HOST, 8001, 2)])?;
     let mut rig = setup.attach(&sandbox, servers)?;
-    compare(&rig, &sandbox, "older than the programs", [5, 5, 0])?;
+    rig.compare("older than the programs", [5, 5, 0])?;
     let new = caller.hold(&[keep(HOST, 8000, 7), keep("::1", 8001, 2), keep("::ffff:127.0.0.1", 8002, 4)])?;
     let outside = Caller::at(&sandbox, Place::Outside).hold(&[keep(HOST, 8002, 1)])?;
-    compare(&rig, &sandbox, "and newer ones", [12, 7, 5])?;
+    rig.compare("and newer ones", [12, 7, 5])?;
     caller.dial(&[Dial::to(HOST, 8000).times(20), Dial { reset: true, ..Dial::to(HOST, 8001).times(20) }])?;
-    compare(&rig, &sandbox, "after 20 short ones and 20 reset ones", [12, 7, 5])?;
+    rig.compare("after 20 short ones and 20 reset ones", [12, 7, 5])?;
     drop(old);
-    compare(&rig, &sandbox, "without 5 and 3 of the old", [7, 4, 5])?;
+    rig.compare("without 5 and 3 of the old", [7, 4, 5])?;
     new.kill()?;
-    compare(&rig, &sandbox, "callers of the new ones killed", [0, 2, 1])?;
+    rig.compare("callers of the new ones killed", [0, 2, 1])?;
     drop(old_too);
     drop(outside);
-    compare(&rig, &sandbox, "all closed", [0, 0, 0])?;
+    rig.compare("all closed", [0, 0, 0])?;
     let held = caller.hold(&[keep(HOST, 8000, 6)])?;
-    compare(&rig, &sandbox, "six more", [6, 0, 0])?;
+    rig.compare("six more", [6, 0, 0])?;
     rig.stop_worker(8000)?;
-    compare(&rig, &sandbox, "their worker killed", [0, 0, 0])?;
+    rig.compare("their worker killed", [0, 0, 0])?;
     drop(held);
     ensure!(rig.service()?.sum(|w| w.tickets) == 0);
     Ok(())
@@ -70,14 +48,14 @@ fn steered_and_unaccepted_connections() -> Result<()> {
     rig.drain(8000)?;
     rig.drain(8001)?;
     let held = caller.hold(&[Dial { keep: true, ..Dial::to(HOST, 8000).times(9) }])?;
-    compare(&rig, &sandbox, "9 to 8000, which is drained, as 8001 is", [0, 0, 9])?;
+    rig.compare("9 to 8000, which is drained, as 8001 is", [0, 0, 9])?;
     drop(held);
-    compare(&rig, &sandbox, "closed", [0, 0, 0])?;
+    rig.compare("closed", [0, 0, 0])?;
     rig.servers[2].freeze()?;
     let silent = caller.hold(&[Dial { odd: Some("silent"), ..Dial::to(HOST, 8002).times(4) }])?;
-    compare(&rig, &sandbox, "4 that nobody accepts", [0, 0, 4])?;
+    rig.compare("4 that nobody accepts", [0, 0, 4])?;
     rig.stop_worker(8002)?;
-    compare(&rig, &sandbox, "their worker killed", [0, 0, 0])?;
+    rig.compare("their worker killed", [0, 0, 0])?;
     drop(silent);
     Ok(())
 }
