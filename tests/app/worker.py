@@ -41,6 +41,7 @@ if FAULT == "crash":
     sys.exit("fault: crash at start")
 
 import asyncio  # noqa: E402
+import signal  # noqa: E402
 import socket  # noqa: E402
 import time  # noqa: E402
 import urllib.parse  # noqa: E402
@@ -149,6 +150,8 @@ async def main():
 
 
 if __name__ == "__main__":
+    if FAULT == "stubborn":
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
     time.sleep(IMPORT_SECONDS)
     if FAULT == "crash-late":
         sys.exit("fault: crash before listening")

@@ -26,6 +26,8 @@ pub enum Fault {
     OldVersion,
     /// Listens 8 s late.
     SlowStart,
+    /// Ignores SIGTERM.
+    Stubborn,
 }
 
 impl Fault {
@@ -38,6 +40,7 @@ impl Fault {
             Self::WrongPort => "wrong-port",
             Self::OldVersion => "old-version",
             Self::SlowStart => "slow-start",
+            Self::Stubborn => "stubborn",
         }
     }
 }

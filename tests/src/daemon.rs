@@ -83,8 +83,19 @@ impl<'a> Daemon<'a> {
 
     /// Like [`Self::start`], with another binary: for upgrades, and for the harness's own tests.
     pub fn start_bin(sandbox: &'a Sandbox, bin: DeployerBin, config: &str) -> Result<Self> {
+        Self::start_with(sandbox, bin, config, &[])
+    }
+
+    /// Like [`Self::start_bin`], with more in its environment.
+    pub fn start_with(
+        sandbox: &'a Sandbox,
+        bin: DeployerBin,
+        config: &str,
+        environment: &[(&str, String)],
+    ) -> Result<Self> {
         let file = Self::write_config(sandbox, config)?;
         let mut command = bin.command(sandbox);
+        command.envs(environment.iter().map(|(name, value)| (name, value)));
         command.arg("daemon").arg("--config").arg(file);
         let log = sandbox.dir().join("deployer.log");
         let mut process = Process::start("deployer daemon", command, &log)?;

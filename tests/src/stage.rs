@@ -7,7 +7,7 @@ use anyhow::{Context, Result, bail, ensure};
 use rustix::process::Signal;
 
 use crate::api::{Api, Roll};
-use crate::app::App;
+use crate::app::{App, Fault};
 use crate::daemon::{Daemon, ServiceConfig};
 use crate::journal::Journal;
 use crate::load::{Load, LoadHandle};
@@ -57,8 +57,21 @@ impl<'a> Stage<'a> {
         Self::of(sandbox, options, "")
     }
 
-    fn of(sandbox: &'a Sandbox, options: Options, params: &str) -> Result<Self> {
+    /// Workers of which some have a fault in both versions, from their first start on.
+    pub fn faulty(sandbox: &'a Sandbox, faults: &[(u16, Fault)]) -> Result<Self> {
         let app = App::new(sandbox, &["v1", "v2"])?;
+        for (port, fault) in faults {
+            ["v1", "v2"].iter().try_for_each(|version| app.set_fault(version, *port, Some(*fault)))?;
+        }
+        let options = Options { import_seconds: 0.3, cold_seconds: 0.05, ..Options::ports(PORTS) };
+        Self::with_app(sandbox, app, options, "")
+    }
+
+    fn of(sandbox: &'a Sandbox, options: Options, params: &str) -> Result<Self> {
+        Self::with_app(sandbox, App::new(sandbox, &["v1", "v2"])?, options, params)
+    }
+
+    fn with_app(sandbox: &'a Sandbox, app: App, options: Options, params: &str) -> Result<Self> {
         let supervisor = Supervisor::start(sandbox, &app, options)?;
         supervisor.wait_up()?;
         supervisor.warm()?;
