@@ -1,0 +1,168 @@
+//! The built-in process manager: the daemon starts the workers itself, each in a cgroup of its own.
+//!
+//! The daemon can go at any time, and the workers stay: they write to files, not to pipes of the daemon's, and the next
+//! daemon finds them by their cgroups ([`place`]). Only what is in a worker's cgroup is ever sent a signal.
+//!
+//! A worker that ends unasked is started again, sooner or later ([`tend`]). One that was stopped on request stays
+//! stopped until a start is asked for, or the machine has been started anew.
+
+mod account;
+mod launch;
+mod log;
+mod place;
+mod process;
+mod spawn;
+mod tend;
+mod trouble;
+mod worker;
+
+use std::{
+    collections::{BTreeMap, HashMap},
+    fs,
+    net::SocketAddr,
+    path::PathBuf,
+    sync::{Arc, Mutex, PoisonError, Weak},
+};
+
+pub use launch::main as launch;
+
+use self::{place::Place, trouble::Trouble, worker::Worker};
+use super::{ManagerError, Pending, ProcessManager, ProcessStatus};
+use crate::{config, kernel};
+
+/// This program, also when its file has been replaced since.
+pub const THIS_PROGRAM: &str = "/proc/self/exe";
+
+/// The workers of this process by their cgroups: a manager that takes the place of another, at a reload, goes on with
+/// the same ones, and nobody is tended twice.
+static WORKERS: Mutex<BTreeMap<PathBuf, Weak<Worker>>> = Mutex::new(BTreeMap::new());
+
+/// The manager of a service's workers.
+pub struct Builtin {
+    service: String,
+    config: Arc<config::Builtin>,
+    launcher: PathBuf,
+    workers: Mutex<HashMap<SocketAddr, Arc<Worker>>>,
+}
+
+impl Builtin {
+    /// For a service. `launcher` is the program that has the verb `launch`, usually [`THIS_PROGRAM`]. Nothing is looked
+    /// at yet.
+    #[must_use]
+    pub fn new(service: &str, config: config::Builtin, launcher: PathBuf) -> Self {
+        Self { service: service.to_owned(), config: Arc::new(config), launcher, workers: Mutex::default() }
+    }
+
+    /// The directory of the service's cgroups.
+    fn above(&self) -> Result<PathBuf, Trouble> {
+        let hint = "Mount cgroup v2: mount -t cgroup2 none /sys/fs/cgroup";
+        let root = kernel::cgroup::root().map_err(|error| Trouble::new("looking for cgroup v2", error, hint))?;
+        Ok(root.join(&self.config.cgroup).join(&self.service))
+    }
+
+    /// A worker, tended from now on.
+    fn worker(&self, at: SocketAddr, tried: &str) -> Result<Arc<Worker>, ManagerError> {
+        let mut known = self.workers.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(worker) = known.get(&at) {
+            return Ok(Arc::clone(worker));
+        }
+        let place = Place::new(&self.above().map_err(|trouble| trouble.in_(tried))?, at);
+        let mut all = WORKERS.lock().unwrap_or_else(PoisonError::into_inner);
+        all.retain(|_, worker| worker.strong_count() > 0);
+        let worker = if let Some(worker) = all.get(&place.cgroup).and_then(Weak::upgrade) {
+            worker.configure(Arc::clone(&self.config));
+            worker
+        } else {
+            let (cgroup, config) = (place.cgroup.clone(), Arc::clone(&self.config));
+            let worker = Arc::new(Worker::new(&self.service, at, place, self.launcher.clone(), config));
+            all.insert(cgroup, Arc::downgrade(&worker));
+            tokio::spawn(tend::tend(Arc::downgrade(&worker)));
+            worker
+        };
+        known.insert(at, Arc::clone(&worker));
+        Ok(worker)
+    }
+
+    async fn check_all(&self, workers: &[SocketAddr]) -> Result<(), ManagerError> {
+        let tried = "see to the workers";
+        let check = || {
+            let above = self.above()?;
+            let made = fs::create_dir_all(&above).and_then(|()| {
+                let procs = above.join("cgroup.procs");
+                fs::OpenOptions::new().write(true).open(procs).map(drop)
+            });
+            made.map_err(|error| Trouble::new(format!("cgroup {}", above.display()), error, worker::CGROUP_HINT))?;
+            spawn::check_accounts(&self.config)
+        };
+        check().map_err(|trouble| trouble.in_(tried))?;
+        for at in workers {
+            self.worker(*at, tried)?.status().await?;
+        }
+        Ok(())
+    }
+
+    async fn adopt_all(&self, workers: &[SocketAddr]) -> Result<(), ManagerError> {
+        let mut result = Ok(());
+        for at in workers {
+            let adopted = match self.worker(*at, "find the workers") {
+                Ok(worker) => worker.adopt().await,
+                Err(error) => Err(error),
+            };
+            result = result.and(adopted);
+        }
+        result
+    }
+}
+
+/// Whether the user and group that a configuration names are there.
+///
+/// # Errors
+/// Which is not, and what to do.
+pub fn check_accounts(config: &config::Builtin) -> Result<(), String> {
+    spawn::check_accounts(config).map_err(|trouble| format!("{trouble}. {}", trouble.hint))
+}
+
+/// Does it to its end, whether or not the asker waits for it: half of it would be worse than either.
+async fn whole(
+    work: impl Future<Output = Result<(), ManagerError>> + Send + 'static,
+    tried: String,
+) -> Result<(), ManagerError> {
+    tokio::spawn(work).await.unwrap_or_else(|error| {
+        let lost = std::io::Error::other(error);
+        Err(Trouble::new("a bug of ours", lost, "Please report it").in_(&tried).begun())
+    })
+}
+
+impl ProcessManager for Builtin {
+    fn name(&self, worker: SocketAddr) -> String {
+        format!("{}/{}", self.service, place::name(worker))
+    }
+
+    fn check<'a>(&'a self, workers: &'a [SocketAddr]) -> Pending<'a, Result<(), ManagerError>> {
+        Box::pin(self.check_all(workers))
+    }
+
+    fn adopt<'a>(&'a self, workers: &'a [SocketAddr]) -> Pending<'a, Result<(), ManagerError>> {
+        Box::pin(self.adopt_all(workers))
+    }
+
+    fn stop(&self, at: SocketAddr) -> Pending<'_, Result<(), ManagerError>> {
+        Box::pin(async move {
+            let tried = format!("stop {}", self.name(at));
+            let worker = self.worker(at, &tried)?;
+            whole(async move { worker.stop().await }, tried).await
+        })
+    }
+
+    fn start(&self, at: SocketAddr) -> Pending<'_, Result<(), ManagerError>> {
+        Box::pin(async move {
+            let tried = format!("start {}", self.name(at));
+            let worker = self.worker(at, &tried)?;
+            whole(async move { worker.start().await }, tried).await
+        })
+    }
+
+    fn status(&self, at: SocketAddr) -> Pending<'_, Result<ProcessStatus, ManagerError>> {
+        Box::pin(async move { self.worker(at, &format!("look at {}", self.name(at)))?.status().await })
+    }
+}
