@@ -5,6 +5,7 @@
 
 mod builtin;
 mod cases;
+mod daemon;
 mod exec;
 mod scene;
 mod supervisord;
