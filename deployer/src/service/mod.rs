@@ -45,15 +45,19 @@ impl Service {
     }
 }
 
-/// Makes the process manager that a service of this name has.
+/// Makes the process manager that a service names.
 #[must_use]
-pub fn manager(service: &str, config: &config::Manager) -> Box<dyn ProcessManager> {
-    match config.clone() {
+pub fn manager(service: &config::Service) -> Box<dyn ProcessManager> {
+    let name = &service.name;
+    match service.manager.clone() {
         config::Manager::Supervisord { socket, program, login, stop_within } => {
             Box::new(Supervisord::new(socket, program, login, stop_within))
         }
-        config::Manager::Builtin(config) => Box::new(Builtin::new(service, *config, workers::THIS_PROGRAM.into())),
-        config::Manager::Exec(config) => Box::new(Exec::new(service, config)),
+        config::Manager::Builtin(config) => {
+            let builtin = Builtin::new(name, *config, workers::THIS_PROGRAM.into());
+            Box::new(builtin.succeeding(&service.workers))
+        }
+        config::Manager::Exec(config) => Box::new(Exec::new(name, config)),
     }
 }
 

@@ -21,10 +21,11 @@ use std::{
     fs,
     net::SocketAddr,
     path::PathBuf,
-    sync::{Arc, Mutex, PoisonError, Weak},
+    sync::{Arc, Mutex, MutexGuard, PoisonError, Weak},
 };
 
 pub use launch::main as launch;
+use tracing::warn;
 
 use self::{place::Place, trouble::Trouble, worker::Worker};
 use super::{ManagerError, Pending, ProcessManager, ProcessStatus};
@@ -35,7 +36,12 @@ pub const THIS_PROGRAM: &str = "/proc/self/exe";
 
 /// The workers of this process by their cgroups: a manager that takes the place of another, at a reload, goes on with
 /// the same ones, and nobody is tended twice.
-static WORKERS: Mutex<BTreeMap<PathBuf, Weak<Worker>>> = Mutex::new(BTreeMap::new());
+static TENDED: Mutex<Tended> = Mutex::new(BTreeMap::new());
+type Tended = BTreeMap<PathBuf, Weak<Worker>>;
+
+fn tended() -> MutexGuard<'static, Tended> {
+    TENDED.lock().unwrap_or_else(PoisonError::into_inner)
+}
 
 /// The manager of a service's workers.
 pub struct Builtin {
@@ -53,6 +59,25 @@ impl Builtin {
         Self { service: service.to_owned(), config: Arc::new(config), launcher, workers: Mutex::default() }
     }
 
+    /// Goes on with those of these workers that this process tends already, by this configuration from their next start
+    /// on. Others are found when they are first asked for.
+    #[must_use]
+    pub fn succeeding(self, workers: &[SocketAddr]) -> Self {
+        if let Ok(above) = self.above() {
+            let all = tended();
+            let old = workers.iter().filter_map(|at| Some((*at, self.succeed(&all, &Place::new(&above, *at))?)));
+            self.workers.lock().unwrap_or_else(PoisonError::into_inner).extend(old);
+        }
+        self
+    }
+
+    /// A worker that this process tends already.
+    fn succeed(&self, all: &Tended, place: &Place) -> Option<Arc<Worker>> {
+        let worker = all.get(&place.cgroup)?.upgrade()?;
+        worker.configure(Arc::clone(&self.config));
+        Some(worker)
+    }
+
     /// The directory of the service's cgroups.
     fn above(&self) -> Result<PathBuf, Trouble> {
         let hint = "Mount cgroup v2: mount -t cgroup2 none /sys/fs/cgroup";
@@ -67,20 +92,31 @@ impl Builtin {
             return Ok(Arc::clone(worker));
         }
         let place = Place::new(&self.above().map_err(|trouble| trouble.in_(tried))?, at);
-        let mut all = WORKERS.lock().unwrap_or_else(PoisonError::into_inner);
-        all.retain(|_, worker| worker.strong_count() > 0);
-        let worker = if let Some(worker) = all.get(&place.cgroup).and_then(Weak::upgrade) {
-            worker.configure(Arc::clone(&self.config));
-            worker
-        } else {
-            let (cgroup, config) = (place.cgroup.clone(), Arc::clone(&self.config));
-            let worker = Arc::new(Worker::new(&self.service, at, place, self.launcher.clone(), config));
-            all.insert(cgroup, Arc::downgrade(&worker));
-            tokio::spawn(tend::tend(Arc::downgrade(&worker)));
-            worker
-        };
+        let mut all = tended();
+        let worker = self.succeed(&all, &place).unwrap_or_else(|| self.begin(&mut all, at, place));
         known.insert(at, Arc::clone(&worker));
         Ok(worker)
+    }
+
+    /// Begins with a worker that nobody tends.
+    fn begin(&self, all: &mut Tended, at: SocketAddr, place: Place) -> Arc<Worker> {
+        let (cgroup, config) = (place.cgroup.clone(), Arc::clone(&self.config));
+        let worker = Arc::new(Worker::new(&self.service, at, place, self.launcher.clone(), config));
+        all.retain(|_, worker| worker.strong_count() > 0);
+        all.insert(cgroup, Arc::downgrade(&worker));
+        tokio::spawn(tend::tend(Arc::downgrade(&worker)));
+        worker
+    }
+
+    /// Says which cgroups of the service run something that is none of these workers: former ones, most likely.
+    fn name_strangers(&self, workers: &[SocketAddr]) {
+        let names: Vec<_> = workers.iter().map(|at| place::name(*at)).collect();
+        for name in self.above().map(|above| place::populated(&above)).unwrap_or_default() {
+            if !names.contains(&name) {
+                let (service, cgroup) = (&self.service, self.config.cgroup.display());
+                warn!(service, "{cgroup}/{service}/{name} runs, and is not in the configuration: nobody tends it");
+            }
+        }
     }
 
     async fn check_all(&self, workers: &[SocketAddr]) -> Result<(), ManagerError> {
@@ -110,6 +146,7 @@ impl Builtin {
             };
             result = result.and(adopted);
         }
+        self.name_strangers(workers);
         result
     }
 }

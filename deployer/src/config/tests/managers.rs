@@ -15,6 +15,33 @@ const START: &str = "start = [\"/web\", \"start\", \"{port}\"]";
 const STOP: &str = "stop = [\"/web\", \"stop\", \"{address}\", \"{service}\"]";
 const STATUS: &str = "status = [\"pgrep\", \"-f\", \"web {port}\"]";
 
+/// A service under the built-in manager with all keys.
+pub(super) const FULL: &str = r#"
+[service.app]
+workers = "127.0.0.1:8200-8201"
+[service.app.manager]
+kind = "builtin"
+command = ["/usr/bin/python3", "app.py", "--port={port}"]
+user = "www"
+group = "33"
+directory = "/srv/app/"
+log = "/var/log/{port}.log"
+log_size = 20000
+log_keep = 0
+cgroup = "/sys/fs/cgroup/app.slice"
+stop_signal = "INT"
+stop_within = "1m"
+kill = false
+restart = { first = "200ms", most = "5s" }
+[service.app.manager.environment]
+API_KEY = "s3cret"
+EMPTY = ""
+"a.b" = "{port}"
+[service.own]
+workers = "127.0.0.1:8300-8301"
+manager = { start = ["/a", "{port}"], stop = ["b", "{port}"], status = ["c", "{port}"], within = "5s" }
+"#;
+
 fn with(manager: &str) -> String {
     MINIMAL.replace(SUPERVISORD, manager)
 }
@@ -50,12 +77,6 @@ fn built_in_with_all_defaults() {
 
 #[test]
 fn built_in_with_everything() {
-    let text = "[service.web]\nworkers = \"127.0.0.1:8000-8001\"\n[service.web.manager]\nkind = \"builtin\"\n\
-        command = [\"/usr/bin/python3\", \"app.py\", \"--port={port}\"]\nuser = \"www\"\ngroup = \"33\"\n\
-        directory = \"/srv/app/\"\nlog = \"/var/log/{port}.log\"\nlog_size = 20000\nlog_keep = 0\n\
-        cgroup = \"/sys/fs/cgroup/app.slice\"\nstop_signal = \"INT\"\nstop_within = \"1m\"\nkill = false\n\
-        restart = { first = \"200ms\", most = \"5s\" }\n\
-        [service.web.manager.environment]\nAPI_KEY = \"s3cret\"\nEMPTY = \"\"\n\"a.b\" = \"{port}\"\n";
     let wanted = Builtin {
         user: Some("www".to_owned()),
         group: Some("33".to_owned()),
@@ -73,7 +94,7 @@ fn built_in_with_everything() {
         restart: Backoff { first: Duration::from_millis(200), most: Duration::from_secs(5) },
         ..plain()
     };
-    let found = manager(text);
+    let found = parse(FULL).unwrap().services["app"].manager.clone();
     assert_eq!(found, Manager::Builtin(Box::new(wanted)));
     let shown = format!("{found:?}");
     assert!(shown.contains("API_KEY") && !shown.contains("s3cret"), "{shown}");

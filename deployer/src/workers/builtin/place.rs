@@ -132,6 +132,17 @@ pub(super) fn name(at: SocketAddr) -> String {
     }
 }
 
+/// The names of the cgroups in a directory that have processes.
+pub(super) fn populated(above: &Path) -> Vec<String> {
+    let entries = fs::read_dir(above).into_iter().flatten().flatten();
+    let names = entries.filter_map(|entry| entry.file_name().into_string().ok());
+    let is_populated = |name: &String| {
+        let place = Place { cgroup: above.join(name), mark: PathBuf::new() };
+        place.exists() && place.is_populated().unwrap_or(false)
+    };
+    names.filter(is_populated).collect()
+}
+
 /// Removes a cgroup with those below it, which a worker may have made.
 fn remove(cgroup: &Path) -> io::Result<()> {
     let below = match fs::read_dir(cgroup) {

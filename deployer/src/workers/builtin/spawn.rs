@@ -108,6 +108,10 @@ async fn report(child: &mut Child, plan: &Plan) -> io::Result<Vec<u8>> {
     if let Some(stdout) = child.stdout.as_mut() {
         stdout.read_to_end(&mut said).await?;
     }
+    if !said.is_empty() {
+        // While it ends it is still in the worker's cgroup, and could be taken for the worker.
+        child.wait().await?;
+    }
     Ok(said)
 }
 
@@ -139,5 +143,46 @@ fn hint(tried: &str) -> &'static str {
         Some("become") => "Run the daemon as root, or leave `manager.user` and `manager.group` out",
         Some("go") => "See to `manager.directory`",
         _ => "",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn config(toml: &str) -> config::Builtin {
+        let text = format!("[service.web]\nworkers = \"[fd00::1]:8003\"\nmanager = {{ {toml} }}\n");
+        let config = config::Config::parse(Path::new("test.toml"), &text).unwrap();
+        let config::Manager::Builtin(config) = config.services["web"].manager.clone() else {
+            panic!("another manager")
+        };
+        *config
+    }
+
+    #[test]
+    fn a_plan_is_of_one_worker() {
+        let config = config(
+            "command = [\"a{}\", \"{service}:{port}@{address}\"], environment = { HOME = \"/h/{port}\", X = \"\" }",
+        );
+        let at = "[fd00::1]:8003".parse().unwrap();
+        let plan = plan(&config, "web", at, Path::new("/c"), Path::new("/l")).unwrap();
+        assert_eq!(plan.argv, ["a{}", "web:8003@fd00::1"]);
+        assert!(plan.identity.is_none());
+        let of = |name: &str| plan.environment.get(name).map(String::as_str);
+        assert_eq!([of("HOME"), of("X"), of("PATH")], [Some("/h/8003"), Some(""), Some(PATH)]);
+        let told = ["SERVICE", "ADDRESS", "PORT"].map(|name| of(&format!("DEPLOYER_{name}")).unwrap());
+        assert_eq!(told, ["web", "fd00::1", "8003"]);
+    }
+
+    #[test]
+    fn what_the_launcher_says_is_understood() {
+        let trouble = reported(br#"{"tried":"run /x","errno":2,"said":"no"}"#);
+        assert_eq!(trouble.source.raw_os_error(), Some(2));
+        assert_eq!(trouble.doing, "trying to run /x");
+        assert_eq!(trouble.hint, "See to `manager.command`");
+        assert_eq!(reported(br#"{"tried":"x","errno":null,"said":"no"}"#).to_string(), "trying to x: no");
+        for garbage in [&b"\xff"[..], b"{}", b"Segmentation fault"] {
+            assert!(reported(garbage).to_string().starts_with("launching: "));
+        }
     }
 }

@@ -296,7 +296,8 @@ impl Worker {
             _ => None,
         };
         let (phase, detail) = match &view.state {
-            State::Running(_) if pid.is_some() => (ProcessPhase::Running, view.last.clone()),
+            State::Running(_) if pid.is_some() && view.last.is_empty() => (ProcessPhase::Running, String::new()),
+            State::Running(_) if pid.is_some() => (ProcessPhase::Running, format!("the one before: {}", view.last)),
             State::Running(_) => (ProcessPhase::Starting, "ended just now".to_owned()),
             State::Waiting(until) => {
                 let phase = if view.failures < FAILED { ProcessPhase::Starting } else { ProcessPhase::Failed };
@@ -312,6 +313,13 @@ impl Worker {
 
     fn cgroup_trouble(&self, error: io::Error) -> Trouble {
         Trouble::new(format!("cgroup {}", self.place.cgroup.display()), error, CGROUP_HINT)
+    }
+}
+
+impl Drop for Worker {
+    /// Who tends it sees that there is nothing left to tend.
+    fn drop(&mut self) {
+        self.changed.notify_one();
     }
 }
 
