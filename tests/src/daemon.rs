@@ -202,11 +202,18 @@ impl Default for ServiceConfig {
 impl ServiceConfig {
     /// The file's text. Programs are attached to the sandbox's cgroup only.
     pub fn text(&self, sandbox: &Sandbox, app: &App, supervisor: &Supervisor<'_>) -> String {
+        let ports = supervisor.ports();
+        let workers = format!("{}-{}", supervisor.address(*ports.start()), ports.end());
+        let (socket, program) = (supervisor.socket(), supervisor.program_pattern());
+        let manager = format!("{{ supervisord = {socket:?}, program = {program:?} }}");
+        self.text_of(sandbox, app, &workers, &manager)
+    }
+
+    /// The same for workers that supervisord has nothing to do with; `workers` as `127.0.0.1:8000-8003`, `manager` in TOML.
+    pub fn text_of(&self, sandbox: &Sandbox, app: &App, workers: &str, manager: &str) -> String {
         let socket = Daemon::socket_of(sandbox);
         let root = sandbox.root_cgroup().display();
         let callers = sandbox.cgroup(Place::Callers);
-        let ports = supervisor.ports();
-        let host = supervisor.address(*ports.start()).ip();
         let line = |key: &str, value: &Option<String>| match value {
             Some(value) => format!("{key} = {value:?}\n"),
             None => String::new(),
@@ -217,20 +224,15 @@ impl ServiceConfig {
             "[service.web]\n".to_owned(),
             line("address", &self.address),
             line("mode", &self.mode),
-            format!("workers = \"{host}:{}-{}\"\n", ports.start(), ports.end()),
+            format!("workers = {workers:?}\n"),
             format!("callers = [{callers:?}]\n"),
-            self.manager_line(supervisor),
+            format!("manager = {manager}\n"),
             self.drain_line(),
             self.roll_line(app),
             self.warm_lines(),
             format!("{}\n", self.extra),
         ];
         lines.concat()
-    }
-
-    fn manager_line(&self, supervisor: &Supervisor<'_>) -> String {
-        let (socket, program) = (supervisor.socket(), supervisor.program_pattern());
-        format!("manager = {{ supervisord = {socket:?}, program = {program:?} }}\n")
     }
 
     fn drain_line(&self) -> String {

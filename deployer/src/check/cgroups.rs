@@ -1,15 +1,14 @@
-//! What the configuration names: cgroups, executables, managers' sockets.
+//! What the configuration names: cgroups and executables.
 
 use std::{
     fs::{self, File},
     io::Read,
-    os::unix::fs::FileTypeExt,
     path::{Component, Path, PathBuf},
 };
 
 use super::Finding;
 use crate::{
-    config::{Caller, Config, Manager, Service},
+    config::{Caller, Config},
     kernel::cgroup,
 };
 
@@ -26,7 +25,6 @@ pub(super) fn findings(config: &Config) -> Vec<Finding> {
     let attached = attached.canonicalize().unwrap_or_else(|_| attached.to_owned());
     for service in config.services.values() {
         found.extend(service.callers.iter().map(|rule| caller(&root, &attached, &service.name, rule)));
-        found.push(manager(service));
     }
     found
 }
@@ -123,21 +121,9 @@ fn is_script(path: &Path) -> bool {
     File::open(path).and_then(|mut file| file.read_exact(&mut begin)).is_ok() && begin == *b"#!"
 }
 
-fn manager(service: &Service) -> Finding {
-    let what = format!("service.{}.manager", service.name);
-    let Manager::Supervisord { socket, .. } = &service.manager;
-    let shown = socket.display();
-    match fs::metadata(socket) {
-        Ok(meta) if meta.file_type().is_socket() => Finding::ok(what, format!("supervisord's socket {shown} is there")),
-        Ok(_) => Finding::warn(what, format!("{shown} is not a socket, so supervisord is not reached by it")),
-        Err(error) => Finding::warn(what, format!("supervisord's socket {shown}: {error}; no roll can start"))
-            .fix("do", "start supervisord, and compare with `file` in its [unix_http_server]"),
-    }
-}
-
 #[cfg(test)]
 mod tests {
-    use std::{error::Error, os::unix::net::UnixListener};
+    use std::error::Error;
 
     use super::{super::Level, *};
 
@@ -182,24 +168,6 @@ mod tests {
         assert_eq!(level(Caller::Executable(script)), Level::Warn);
         assert_eq!(level(Caller::Executable(root.clone())), Level::Warn);
         assert_eq!(level(Caller::Executable(root.join("missing"))), Level::Warn);
-        Ok(())
-    }
-
-    #[test]
-    fn a_manager_s_socket_must_be_one() -> Result<(), Box<dyn Error>> {
-        let folder = tempfile::tempdir()?;
-        let socket = folder.path().join("supervisor.sock");
-        let text = format!(
-            "[service.web]\nworkers = \"127.0.0.1:8000\"\nmanager = {{ supervisord = {socket:?}, program = \"web_{{port}}\" }}\n"
-        );
-        let config = Config::parse(Path::new("test.toml"), &text)?;
-        let service = config.services.values().next().ok_or("no service")?;
-        assert_eq!(manager(service).level, Level::Warn);
-        let _listener = UnixListener::bind(&socket)?;
-        assert_eq!(manager(service).level, Level::Ok);
-        fs::remove_file(&socket)?;
-        fs::write(&socket, "")?;
-        assert_eq!(manager(service).level, Level::Warn);
         Ok(())
     }
 }

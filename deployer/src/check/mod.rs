@@ -3,6 +3,7 @@
 
 mod cgroups;
 mod kernel;
+mod managers;
 mod nat;
 mod pins;
 mod ports;
@@ -130,6 +131,7 @@ pub fn findings(config: Option<&Config>) -> Vec<Finding> {
     };
     let workers: Vec<_> = config.services.values().flat_map(|service| service.workers.iter().copied()).collect();
     found.extend(cgroups::findings(config));
+    found.extend(managers::findings(config));
     found.extend(ports::findings(config, &workers));
     found.extend(nat::findings(&workers));
     found

@@ -129,6 +129,9 @@ enum Verb {
         #[arg(long, value_name = "DIR", default_value = crate::config::DEFAULT_PINS)]
         pins: PathBuf,
     },
+    /// Become the worker that standard input describes: run by the daemon for its built-in manager
+    #[command(hide = true)]
+    Launch,
 }
 
 #[derive(Debug, Subcommand)]
@@ -183,6 +186,10 @@ fn run(cli: Cli) -> Exit {
         Verb::Enable { worker } => block_on(drain::enable(&client, &worker)),
         Verb::Bypass { service, off, force } => block_on(bypass::run(&client, service, !off, force)),
         Verb::Detach { force, pins } => block_on(detach::run(&client, force, &pins)),
+        Verb::Launch => {
+            crate::workers::launch();
+            Exit::Failed
+        }
     }
 }
 

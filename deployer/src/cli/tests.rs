@@ -52,6 +52,7 @@ fn every_verb_is_understood() {
     for line in [
         "deployer daemon --config f.toml",
         "deployer config check f.toml",
+        "deployer launch",
         "deployer check",
         "deployer check --config f.toml --json",
         "deployer roll web",

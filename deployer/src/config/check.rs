@@ -7,7 +7,7 @@ use toml::de::DeTable;
 use super::{
     Config, ConfigError, DEFAULT_PINS, Daemon, Kernel, Mode, Service,
     error::Report,
-    http,
+    http, manager,
     paths::{self, Mounts},
     ports::{self, Claims},
     raw::{Table, Value, quoted},
@@ -112,7 +112,7 @@ fn service<'a>(
     }
     let callers = table.or("callers", Vec::new(), |value| paths::callers(value, mounts));
     let example = "manager = { supervisord = \"/run/supervisor.sock\", program = \"web:web_{port}\" }";
-    let manager = table.need("manager", example, |value| roll::manager(value, count));
+    let manager = table.need("manager", example, |value| manager::manager(value, count));
     let drain = table.section("drain").and_then(roll::drain);
     let roll = table.section("roll").and_then(roll::roll);
     let warm = table.section("warm").and_then(http::warm);

@@ -1,11 +1,14 @@
 //! The configuration, checked: what the rest of the daemon may rely on without looking again.
 //!
 //! `raw` is the file as written, `check` turns it into these types and says by line and key what is wrong, with
-//! `http`, `paths`, `ports` and `roll` for the parts.
+//! `command`, `http`, `manager`, `paths`, `ports` and `roll` for the parts.
 
 mod check;
+mod command;
 mod error;
 mod http;
+mod manager;
+mod managers;
 mod paths;
 mod ports;
 mod raw;
@@ -15,7 +18,6 @@ mod tests;
 
 use std::{
     collections::BTreeMap,
-    fmt,
     net::SocketAddr,
     path::{Path, PathBuf},
     time::Duration,
@@ -24,6 +26,7 @@ use std::{
 use serde::Serialize;
 
 pub use error::{ConfigError, Problem};
+pub use managers::{Backoff, Builtin, Exec, Manager};
 pub(crate) use raw::duration;
 
 /// Where programs and tables are kept unless the configuration says otherwise.
@@ -106,37 +109,6 @@ pub enum Caller {
     Cgroup(PathBuf),
     /// Processes that run this executable.
     Executable(PathBuf),
-}
-
-/// What starts and stops the workers.
-#[derive(Clone, PartialEq, Eq)]
-pub enum Manager {
-    /// supervisord over its unix socket.
-    Supervisord {
-        /// Path of the socket.
-        socket: PathBuf,
-        /// Name of a worker's process, `group:name`, with `{port}` in it.
-        program: String,
-        /// User name and password of `[unix_http_server]`, if it has them.
-        login: Option<(String, String)>,
-        /// Longest wait for a stop; supervisord itself sends SIGKILL after its `stopwaitsecs`. 100 ms to
-        /// 1 h, default 30 s.
-        stop_within: Duration,
-    },
-}
-
-impl fmt::Debug for Manager {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self::Supervisord { socket, program, login, stop_within } = self;
-        // The password must not reach a log by way of a `{config:?}`.
-        let login = login.as_ref().map(|(username, _)| (username, "***"));
-        f.debug_struct("Supervisord")
-            .field("socket", socket)
-            .field("program", program)
-            .field("login", &login)
-            .field("stop_within", stop_within)
-            .finish()
-    }
 }
 
 /// What becomes of a connection to a worker that is drained or down.

@@ -38,6 +38,11 @@ impl<'a> Table<'a> {
         Self { at: 0, key: String::new(), entries: Some(entries), report, known: Vec::new() }
     }
 
+    /// Whether a key is there.
+    pub(super) fn has(&self, name: &str) -> bool {
+        self.entries.is_some_and(|entries| entries.iter().any(|(key, _)| key.get_ref() == name))
+    }
+
     /// The value of a key, if it is there.
     pub(super) fn take(&mut self, name: &'static str) -> Option<Value<'a>> {
         self.known.push(name);
@@ -204,6 +209,29 @@ impl<'a> Value<'a> {
         }
     }
 
+    pub(super) fn boolean(&self) -> Option<bool> {
+        let found = self.value.as_bool();
+        if found.is_none() { self.wrong_type("true or false") } else { found }
+    }
+
+    /// A number of bytes: an integer, or a text with a unit, `"10MB"`.
+    pub(super) fn size(&self, range: RangeInclusive<u64>) -> Option<u64> {
+        const WANTED: &str = "a number of bytes, 10000000, or \"10MB\" (kB, MB, GB)";
+        let size = if let Some(number) = self.value.as_integer() {
+            u64::from_str_radix(number.as_str(), number.radix()).unwrap_or(u64::MAX)
+        } else {
+            let Some(text) = self.value.as_str() else { return self.wrong_type(WANTED) };
+            match size(text) {
+                Some(size) => size,
+                None => return self.refuse(format!("{} is no size; write {WANTED}", quoted(text))),
+            }
+        };
+        if range.contains(&size) {
+            return Some(size);
+        }
+        self.refuse(format!("is out of range; write {} to {} bytes", range.start(), range.end()))
+    }
+
     /// One of a few words.
     pub(super) fn choice<T: Copy>(&self, choices: &[(&str, T)]) -> Option<T> {
         let text = self.text()?;
@@ -275,6 +303,16 @@ pub(crate) fn duration(text: &str) -> Option<Duration> {
     // Digits that do not fit are too long for every range, not malformed.
     let number: u64 = number.parse().unwrap_or(u64::MAX);
     Some(Duration::from_millis(number.saturating_mul(milliseconds)))
+}
+
+/// A whole number and its unit, in powers of ten: `500kB`, `10MB`, `1GB`.
+fn size(text: &str) -> Option<u64> {
+    let units = [("kB", 1000), ("MB", 1_000_000), ("GB", 1_000_000_000)];
+    let (number, unit) = units.iter().find_map(|(name, unit)| Some((text.strip_suffix(name)?, unit)))?;
+    if number.is_empty() || !number.bytes().all(|byte| byte.is_ascii_digit()) {
+        return None;
+    }
+    Some(number.parse().unwrap_or(u64::MAX).saturating_mul(*unit))
 }
 
 /// The shortest way to write it.

@@ -24,7 +24,7 @@ use crate::{
     config::{self, Config},
     kernel::{self, Attachment, Programs, Tables},
     roll::Record,
-    service::{registry::Registry, watch},
+    service::{self, registry::Registry, watch},
 };
 
 /// Rolls that are remembered.
@@ -77,6 +77,7 @@ pub async fn run(path: &Path) -> Result<()> {
     watch::take_over(&registry, &tables, &inherited).await.context("looking for listening workers (sock_diag)")?;
     watch::adopt(&registry, &tables, &inherited).await.context("looking for listening workers (sock_diag)")?;
     registry.apply(&config)?;
+    service::adopt(&registry.services()).await;
     info!(
         callers = %attachment.callers.display(),
         services = config.services.len(),
@@ -214,6 +215,7 @@ impl Daemon {
         let adopted = watch::adopt(&self.registry, &self.tables, &known);
         tokio::runtime::Handle::current().block_on(adopted).context("looking for listening workers (sock_diag)")?;
         self.registry.apply(&config)?;
+        tokio::runtime::Handle::current().block_on(service::adopt(&self.registry.services()));
         *current = config;
         Ok(())
     }

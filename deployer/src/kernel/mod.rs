@@ -9,6 +9,7 @@ pub mod host;
 mod links;
 mod load;
 mod mapping;
+pub mod pidfd;
 mod pins;
 pub mod procs;
 pub mod tables;

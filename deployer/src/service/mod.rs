@@ -21,7 +21,7 @@ use crate::{
     api::Phase,
     config,
     kernel::{Tables, diag},
-    workers::{ProcessManager, Supervisord},
+    workers::{self, Builtin, Exec, ProcessManager, Supervisord},
 };
 
 /// A service as configured, with its place in the tables. Replaced whole when the configuration changes; the workers
@@ -47,10 +47,26 @@ impl Service {
 
 /// Makes the process manager that a service names.
 #[must_use]
-pub fn manager(config: &config::Manager) -> Box<dyn ProcessManager> {
-    match config.clone() {
+pub fn manager(service: &config::Service) -> Box<dyn ProcessManager> {
+    let name = &service.name;
+    match service.manager.clone() {
         config::Manager::Supervisord { socket, program, login, stop_within } => {
             Box::new(Supervisord::new(socket, program, login, stop_within))
+        }
+        config::Manager::Builtin(config) => {
+            let builtin = Builtin::new(name, *config, workers::THIS_PROGRAM.into());
+            Box::new(builtin.succeeding(&service.workers))
+        }
+        config::Manager::Exec(config) => Box::new(Exec::new(name, config)),
+    }
+}
+
+/// Has every manager take charge of its workers. What fails is logged: the workers that run are steered all the same.
+pub async fn adopt(services: &registry::Services) {
+    for service in services.values() {
+        let workers: Vec<_> = service.workers.iter().map(|worker| worker.at).collect();
+        if let Err(error) = service.manager.adopt(&workers).await {
+            tracing::error!(service = service.config.name, %error, "not all workers are in the manager's hands");
         }
     }
 }

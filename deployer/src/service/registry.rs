@@ -132,7 +132,7 @@ impl Registry {
                 None => self.enter_worker(places, index, *at, &wanted.name)?,
             });
         }
-        let service = Service { index, config: wanted.clone(), workers, manager: manager(&wanted.manager) };
+        let service = Service { index, config: wanted.clone(), workers, manager: manager(wanted) };
         let now = callers::rules(&wanted.callers, &self.cgroup_root);
         let rules = match (before, places.rules.get(&index)) {
             (Some(before), Some(known)) if before.config.callers == wanted.callers => {

@@ -1,5 +1,7 @@
 //! Process managers: what starts and stops workers.
 
+mod builtin;
+mod exec;
 mod supervisord;
 #[cfg(test)]
 mod tests;
@@ -7,6 +9,8 @@ mod xmlrpc;
 
 use std::{future::Future, net::SocketAddr, pin::Pin, time::Duration};
 
+pub use builtin::{Builtin, THIS_PROGRAM, check_accounts, launch};
+pub use exec::Exec;
 pub use supervisord::Supervisord;
 
 /// A boxed future, so that managers can be trait objects.
@@ -34,7 +38,8 @@ pub enum ProcessPhase {
     Running,
     /// On its way down.
     Stopping,
-    /// Gave up: it will not come back by itself (supervisord: FATAL, and EXITED where it does not restart).
+    /// Gave up, so that it will not come back by itself (supervisord: FATAL, and EXITED where it does not restart), or
+    /// ends soon after each of several starts (built-in).
     Failed,
 }
 
@@ -96,6 +101,20 @@ pub enum ManagerError {
         /// What is wrong with it.
         why: String,
     },
+    /// The manager tried it itself, and the system refused.
+    #[error("{manager} cannot {tried}: {doing}: {source}.{}{hint}", if hint.is_empty() { "" } else { " " })]
+    Impossible {
+        /// "the built-in manager"
+        manager: &'static str,
+        /// "start web/8003"
+        tried: String,
+        /// "trying to run /usr/bin/python3"
+        doing: String,
+        /// What to do; may be empty.
+        hint: &'static str,
+        /// The cause.
+        source: std::io::Error,
+    },
     /// It did not happen in time.
     #[error("{manager} did not {tried} within {} s: the process is {phase} ({detail})", within.as_secs_f32())]
     Late {
@@ -155,6 +174,13 @@ pub trait ProcessManager: Send + Sync {
     /// Checks that the manager answers and knows every worker.
     fn check<'a>(&'a self, workers: &'a [SocketAddr]) -> Pending<'a, Result<(), ManagerError>>;
 
+    /// Takes charge of the workers, when the daemon begins with them and after each reload. A manager that lives in the
+    /// daemon finds those that run, and has the others started unless they were stopped on request; one that lives
+    /// elsewhere has nothing to do.
+    fn adopt<'a>(&'a self, _workers: &'a [SocketAddr]) -> Pending<'a, Result<(), ManagerError>> {
+        Box::pin(std::future::ready(Ok(())))
+    }
+
     /// Asks for a stop and returns when the process is gone. A worker that is not running is no error.
     fn stop(&self, worker: SocketAddr) -> Pending<'_, Result<(), ManagerError>>;
 
@@ -164,4 +190,11 @@ pub trait ProcessManager: Send + Sync {
 
     /// What the process does now.
     fn status(&self, worker: SocketAddr) -> Pending<'_, Result<ProcessStatus, ManagerError>>;
+}
+
+/// Puts a worker's facts in place of their names: `{port}`, `{address}`, `{service}`.
+fn filled(text: &str, service: &str, at: SocketAddr) -> String {
+    text.replace("{port}", &at.port().to_string())
+        .replace("{address}", &at.ip().to_string())
+        .replace("{service}", service)
 }

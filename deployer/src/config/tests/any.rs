@@ -2,7 +2,7 @@
 
 use proptest::prelude::*;
 
-use super::{super::Config, FULL};
+use super::{super::Config, FULL, managers};
 
 /// What replaces a value: right in one place or another, wrong in most.
 const VALUES: &[&str] = &[
@@ -42,6 +42,11 @@ const VALUES: &[&str] = &[
     "\"\\U0010ffff\"",
 ];
 
+/// Every key there is.
+fn full() -> String {
+    format!("{FULL}{}", managers::FULL)
+}
+
 fn check(text: &str) -> Result<(), TestCaseError> {
     let Err(error) = Config::parse("x.toml".as_ref(), text) else {
         return Ok(());
@@ -77,7 +82,7 @@ proptest! {
     fn a_valid_file_with_characters_replaced(
         edits in prop::collection::vec((any::<prop::sample::Index>(), 0usize..12, "\\PC{0,3}|[\"{}\\[\\]=\n]"), 1..5),
     ) {
-        let mut text = FULL.to_owned();
+        let mut text = full();
         for (at, length, new) in edits {
             let start = boundary(&text, at);
             let end = text.floor_char_boundary((start + length).min(text.len())).max(start);
@@ -90,7 +95,7 @@ proptest! {
     fn a_valid_file_with_values_replaced(
         edits in prop::collection::vec((any::<prop::sample::Index>(), prop::sample::select(VALUES)), 1..6),
     ) {
-        let mut text = FULL.to_owned();
+        let mut text = full();
         for (at, new) in edits {
             let values: Vec<_> = text.match_indices("= ").map(|(start, _)| start + 2).collect();
             if values.is_empty() {

@@ -1,0 +1,150 @@
+//! What the services' managers need: supervisord's socket, a cgroup to make others in, accounts, programs.
+
+use std::{
+    env, fs,
+    os::unix::fs::FileTypeExt,
+    path::{Path, PathBuf},
+};
+
+use rustix::fs::{Access, access};
+
+use super::Finding;
+use crate::{
+    config::{Builtin, Command, Config, Manager},
+    kernel::cgroup,
+    workers::check_accounts,
+};
+
+pub(super) fn findings(config: &Config) -> Vec<Finding> {
+    let root = cgroup::root().unwrap_or_default();
+    let attached = config.kernel.workers.as_deref().unwrap_or(&root);
+    let mut found = Vec::new();
+    for service in config.services.values() {
+        let what = format!("service.{}.manager", service.name);
+        match &service.manager {
+            Manager::Supervisord { socket, .. } => found.push(supervisord(what, socket)),
+            Manager::Builtin(builtin) => found.extend(self::builtin(&what, builtin, &root, attached)),
+            Manager::Exec(exec) => {
+                let commands = [("start", &exec.start), ("stop", &exec.stop), ("status", &exec.status)];
+                found.extend(commands.map(|(key, command)| program(format!("{what}.{key}"), command)));
+            }
+        }
+    }
+    found
+}
+
+fn supervisord(what: String, socket: &Path) -> Finding {
+    let shown = socket.display();
+    match fs::metadata(socket) {
+        Ok(meta) if meta.file_type().is_socket() => Finding::ok(what, format!("supervisord's socket {shown} is there")),
+        Ok(_) => Finding::warn(what, format!("{shown} is not a socket, so supervisord is not reached by it")),
+        Err(error) => Finding::warn(what, format!("supervisord's socket {shown}: {error}; no roll can start"))
+            .fix("do", "start supervisord, and compare with `file` in its [unix_http_server]"),
+    }
+}
+
+fn builtin(what: &str, builtin: &Builtin, root: &Path, attached: &Path) -> [Finding; 4] {
+    let accounts = format!("{what}.user");
+    let accounts = match check_accounts(builtin) {
+        Ok(()) => Finding::ok(accounts, builtin.user.as_deref().unwrap_or("the daemon's")),
+        Err(why) => Finding::fail(accounts, why),
+    };
+    let directory = format!("{what}.directory");
+    let shown = builtin.directory.display();
+    let directory = match fs::metadata(&builtin.directory) {
+        Ok(meta) if meta.is_dir() => Finding::ok(directory, format!("{shown} is there")),
+        Ok(_) => Finding::warn(directory, format!("{shown} is no directory; no worker can be started")),
+        Err(error) => Finding::warn(directory, format!("{shown}: {error}; no worker can be started until it is there")),
+    };
+    let command = program(format!("{what}.command"), &builtin.command);
+    [cgroup_above(format!("{what}.cgroup"), &root.join(&builtin.cgroup), attached), accounts, directory, command]
+}
+
+/// The directory in which the workers' cgroups are made, itself made when it is needed.
+fn cgroup_above(what: String, path: &Path, attached: &Path) -> Finding {
+    let shown = path.display();
+    let there = path.ancestors().find(|above| above.exists()).unwrap_or(Path::new("/"));
+    if !there.join("cgroup.procs").exists() {
+        return Finding::fail(what, format!("{shown} is not below a directory of cgroup v2"))
+            .fix("write", "a path below the cgroup v2 root, cgroup = \"deployer\"");
+    }
+    if let Err(error) = access(there, Access::WRITE_OK) {
+        let detail = format!("{}: {error}; no worker can be started", there.display());
+        return Finding::fail(what, detail).fix("do", "run the daemon as root, or give it a cgroup of its own there");
+    }
+    if !path.starts_with(attached) {
+        let attached = attached.display();
+        return Finding::warn(
+            what,
+            format!(
+                "{shown} is not below kernel.workers ({attached}), so open connections of the workers are not counted"
+            ),
+        );
+    }
+    Finding::ok(what, format!("the workers' cgroups are made in {shown}"))
+}
+
+/// A release that is not there yet may bring it.
+fn program(what: String, command: &Command) -> Finding {
+    let program = command.argv.first().map(String::as_str).unwrap_or_default();
+    if program.contains('{') {
+        return Finding::ok(what, format!("{program} depends on the worker"));
+    }
+    let path = if program.contains('/') { Some(PathBuf::from(program)) } else { in_path(program) };
+    match path {
+        None => Finding::warn(what, format!("there is no {program} in PATH")).fix("write", "its whole path"),
+        Some(path) => match access(&path, Access::EXEC_OK) {
+            Ok(()) => Finding::ok(what, format!("{} is there", path.display())),
+            Err(error) => Finding::warn(what, format!("{}: {error}; it cannot be run", path.display())),
+        },
+    }
+}
+
+fn in_path(program: &str) -> Option<PathBuf> {
+    env::split_paths(&env::var_os("PATH")?).map(|directory| directory.join(program)).find(|path| path.is_file())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{error::Error, os::unix::net::UnixListener};
+
+    use super::{super::Level, *};
+
+    #[test]
+    fn a_supervisord_s_socket_must_be_one() -> Result<(), Box<dyn Error>> {
+        let folder = tempfile::tempdir()?;
+        let socket = folder.path().join("supervisor.sock");
+        let level = || supervisord(String::new(), &socket).level;
+        assert_eq!(level(), Level::Warn);
+        let listener = UnixListener::bind(&socket)?;
+        assert_eq!(level(), Level::Ok);
+        drop(listener);
+        fs::remove_file(&socket)?;
+        fs::write(&socket, "")?;
+        assert_eq!(level(), Level::Warn);
+        Ok(())
+    }
+
+    fn levels(manager: &str, root: &Path) -> Result<Vec<Level>, Box<dyn Error>> {
+        let text = format!("[service.web]\nworkers = \"127.0.0.1:8000\"\nmanager = {{ {manager} }}\n");
+        let config = Config::parse(Path::new("test.toml"), &text)?;
+        let service = config.services.values().next().ok_or("no service")?;
+        let Manager::Builtin(config) = &service.manager else { return Err("another manager".into()) };
+        Ok(builtin("manager", config, root, root).map(|finding| finding.level).into())
+    }
+
+    #[test]
+    fn what_the_built_in_manager_needs() -> Result<(), Box<dyn Error>> {
+        let root = tempfile::tempdir()?;
+        let root = root.path();
+        let fine = "command = [\"/bin/sh\"]";
+        assert_eq!(levels(fine, root)?, [Level::Fail, Level::Ok, Level::Ok, Level::Ok], "no cgroup2");
+        fs::write(root.join("cgroup.procs"), "")?;
+        assert_eq!(levels(fine, root)?, [Level::Ok; 4]);
+        let outside = format!("{fine}, cgroup = {:?}", Path::new("/nonexistent/x"));
+        assert_eq!(levels(&outside, root)?[0], Level::Fail);
+        let wrong = "command = [\"nonexistent-program\"], user = \"nobody-has-it\", directory = \"/nonexistent\"";
+        assert_eq!(levels(wrong, root)?[1..], [Level::Fail, Level::Warn, Level::Warn]);
+        Ok(())
+    }
+}

@@ -1,0 +1,95 @@
+//! What starts and stops the workers: `manager`. Its kind is told by the key that only that kind has.
+
+mod builtin;
+mod exec;
+
+use std::time::Duration;
+
+use super::{
+    Manager,
+    check::UP_TO_AN_HOUR,
+    command::known_placeholders,
+    paths,
+    raw::{Table, Value, quoted},
+};
+
+/// What is replaced in a worker's command, environment and log.
+const OF_A_WORKER: &[&str] = &["port", "address", "service"];
+
+/// The kinds, by their key.
+#[derive(Clone, Copy)]
+enum Kind {
+    Supervisord,
+    Builtin,
+    Exec,
+}
+
+const KINDS: &[(&str, Kind)] = &[("supervisord", Kind::Supervisord), ("builtin", Kind::Builtin), ("exec", Kind::Exec)];
+
+/// `manager`; `workers`: how many, if that is known.
+pub(super) fn manager(value: &Value<'_>, workers: Option<usize>) -> Option<Manager> {
+    let mut table = value.table()?;
+    let several = workers.is_some_and(|workers| workers > 1);
+    let kind = match table.take("kind") {
+        Some(kind) => kind.choice(KINDS)?,
+        None if table.has("command") => Kind::Builtin,
+        None if table.has("start") => Kind::Exec,
+        None => Kind::Supervisord,
+    };
+    let manager = match kind {
+        Kind::Supervisord => supervisord(&mut table, several),
+        Kind::Builtin => builtin::builtin(&mut table, several).map(|builtin| Manager::Builtin(Box::new(builtin))),
+        Kind::Exec => exec::exec(&mut table, several).map(Manager::Exec),
+    };
+    table.done();
+    manager
+}
+
+/// `manager = { supervisord, program, username, password, stop_within }`
+fn supervisord(table: &mut Table<'_>, several: bool) -> Option<Manager> {
+    let socket = table.need("supervisord", "supervisord = \"/run/supervisor.sock\"", paths::socket);
+    let program = table.need("program", "program = \"web:web_{port}\"", |value| program(value, several));
+    let login = login(table);
+    let stop_within = table.or("stop_within", Duration::from_secs(30), |value| value.duration(UP_TO_AN_HOUR));
+    Some(Manager::Supervisord { socket: socket?, program: program?, login: login?, stop_within: stop_within? })
+}
+
+fn login(table: &mut Table<'_>) -> Option<Option<(String, String)>> {
+    let username = table.maybe("username", |value| value.word().map(str::to_owned));
+    let password = table.maybe("password", |value| value.text().map(str::to_owned));
+    match (username?, password?) {
+        (Some(username), Some(password)) => Some(Some((username, password))),
+        (None, None) => Some(None),
+        (Some(_), None) => table.refuse("has a username and no password; write both or neither"),
+        (None, Some(_)) => table.refuse("has a password and no username; write both or neither"),
+    }
+}
+
+fn program(value: &Value<'_>, several: bool) -> Option<String> {
+    let text = value.word()?;
+    known_placeholders(value, text, &["port"])?;
+    let name = text.split_once(':').map_or(text, |(_, name)| name);
+    // supervisord takes `group:*` and `group:` for all processes of the group at once.
+    if matches!(name, "" | "*") {
+        return value.refuse(format!("{} names a whole group; write one process, \"web:web_{{port}}\"", quoted(text)));
+    }
+    if name.contains(':') || text.contains(|char: char| char.is_whitespace() || char.is_control()) {
+        return value.refuse(format!("{} is no process name; write \"group:name_{{port}}\"", quoted(text)));
+    }
+    if several && !text.contains("{port}") {
+        return value.refuse(format!(
+            "{} is the same for every worker; \
+             write {{port}} where their names differ, \"web:web_{{port}}\"",
+            quoted(text)
+        ));
+    }
+    Some(text.to_owned())
+}
+
+/// Refuses what would be the same for every one of several workers.
+fn tells_apart(value: &Value<'_>, several: bool, texts: &[&str], example: &str) -> Option<()> {
+    if several && !texts.iter().any(|text| text.contains("{port}")) {
+        return value.refuse(format!("is the same for every worker; write {{port}} where they differ, {example}"));
+    }
+    Some(())
+}

@@ -1,0 +1,182 @@
+//! The built-in manager in the daemon: a boot, a roll under load, a daemon that is killed, a reload.
+
+use std::{
+    collections::BTreeMap,
+    fs,
+    process::Stdio,
+    thread::sleep,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context, Result, ensure};
+use deployer_tests::{
+    api::{Api, Roll},
+    app::{App, Fault},
+    daemon::{Daemon, ServiceConfig},
+    journal::Journal,
+    load::{Load, LoadHandle},
+    nginx::{Nginx, Upstream},
+    process::send,
+    sandbox::{Place, Sandbox},
+    stage::default_signals,
+};
+use rustix::process::Signal;
+
+use super::scene::{PORTS, SOON, is_alive};
+
+/// Quick workers that the daemon starts, with nginx in front of them, and a load.
+struct Built<'a> {
+    sandbox: &'a Sandbox,
+    app: App,
+    daemon: Daemon<'a>,
+    nginx: Nginx,
+    load: LoadHandle,
+}
+
+fn config(sandbox: &Sandbox, app: &App) -> String {
+    let (worker, cgroup, dir) = (app.worker(), sandbox.cgroup(Place::Workers), sandbox.dir().display());
+    let manager = format!(
+        "{{ command = [\"/usr/bin/python3\", \"-sE\", {worker:?}, \"--port={{port}}\"], cgroup = {cgroup:?}, \
+         log = \"{dir}/log/{{port}}.log\", restart = {{ first = \"200ms\", most = \"1s\" }}, environment = \
+         {{ APP_DIR = {:?}, IMPORT_SECONDS = \"0.3\", COLD_SECONDS = \"0.05\" }} }}",
+        app.dir()
+    );
+    let workers = format!("127.0.0.1:{}-{}", PORTS.start(), PORTS.end());
+    ServiceConfig::default().text_of(sandbox, app, &workers, &manager)
+}
+
+impl<'a> Built<'a> {
+    /// As after a boot: nothing runs, and the daemon begins.
+    fn new(sandbox: &'a Sandbox) -> Result<Self> {
+        let app = App::new(sandbox, &["v1", "v2"])?;
+        let daemon = Daemon::start(sandbox, &config(sandbox, &app))?;
+        all_up(sandbox).with_context(|| daemon.log())?;
+        let nginx = Nginx::start(sandbox, &Upstream::workers(PORTS, "max_fails=0"))?;
+        let load = Load { rate: 150.0, slow_one_in: 0, ..Load::new("load") }.start(sandbox)?;
+        Ok(Self { sandbox, app, daemon, nginx, load })
+    }
+
+    fn roll(&self) -> Result<Roll> {
+        let mut command = default_signals(&self.daemon.cli_command(&["roll", "web", "--to", "v2", "--json"]));
+        command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        Roll::by(command.spawn().context("start deployer roll")?)
+    }
+
+    /// The workers' processes, by port.
+    fn pids(&self) -> Result<BTreeMap<u16, u32>> {
+        let pid = |port: u16| {
+            let procs = self.sandbox.cgroup(Place::Workers).join(format!("web/{port}/cgroup.procs"));
+            let text = fs::read_to_string(&procs).with_context(|| procs.display().to_string())?;
+            Ok((port, text.trim().parse().with_context(|| format!("processes of {port}: {text:?}"))?))
+        };
+        PORTS.map(pid).collect()
+    }
+
+    /// Ends the load, which has lost nothing.
+    fn unharmed(self, what: &str) -> Result<()> {
+        let (errors, journal) = (self.nginx.error_lines()?, self.app.journal_dir());
+        let report = self.load.stop()?;
+        sleep(Duration::from_millis(100));
+        let journal = Journal::read(&journal)?;
+        eprintln!("{what}: {} doubled, {} lines in nginx's log; {report}", journal.doubled().len(), errors.len());
+        ensure!(report.requests > 20, "hardly any load");
+        ensure!(report.failed == 0 && report.cold == 0 && journal.cold().is_empty(), "{report}");
+        ensure!(journal.doubled().is_empty() && errors.is_empty(), "{errors:#?}");
+        Ok(())
+    }
+}
+
+fn all_up(sandbox: &Sandbox) -> Result<()> {
+    let begun = Instant::now();
+    loop {
+        let phases = Api::of(sandbox).phases();
+        if phases.as_ref().is_ok_and(|phases| phases.values().all(|phase| phase == "up")) {
+            return Ok(());
+        }
+        ensure!(begun.elapsed() < SOON, "not all up: {phases:?}");
+        sleep(Duration::from_millis(20));
+    }
+}
+
+#[test]
+fn a_roll_loses_nothing() -> Result<()> {
+    let sandbox = Sandbox::new("built")?;
+    let built = Built::new(&sandbox)?;
+    let before = built.pids()?;
+    let end = built.roll()?.end()?;
+    end.must("done", &["4 workers"])?;
+    let after = built.pids()?;
+    let mut ports = PORTS;
+    ensure!(ports.all(|port| before[&port] != after[&port] && !is_alive(before[&port])), "{before:?} {after:?}");
+    built.unharmed("a roll of workers of the daemon's own")
+}
+
+#[test]
+fn workers_outlive_a_killed_daemon() -> Result<()> {
+    let sandbox = Sandbox::new("outlive")?;
+    let mut built = Built::new(&sandbox)?;
+    let before = built.pids()?;
+    built.daemon.process().kill()?;
+    sleep(Duration::from_millis(500));
+    ensure!(built.pids()? == before, "other processes");
+    built.daemon = Daemon::start(&sandbox, &config(&sandbox, &built.app))?;
+    all_up(&sandbox)?;
+    ensure!(built.pids()? == before, "other processes");
+    built.roll()?.end()?.must("done", &["4 workers"])?;
+    // As does one that is stopped in an orderly way.
+    let before = built.pids()?;
+    ensure!(built.daemon.stop()?.success(), "{}", built.daemon.log());
+    sleep(Duration::from_millis(300));
+    ensure!(built.pids()? == before, "other processes");
+    built.unharmed("a killed daemon")
+}
+
+/// Who tends the workers goes on doing so, once; a worker that is new is started.
+#[test]
+fn a_reload_leaves_workers_alone() -> Result<()> {
+    let sandbox = Sandbox::new("reloaded")?;
+    let built = Built::new(&sandbox)?;
+    let before = built.pids()?;
+    let text = config(&sandbox, &built.app);
+    for text in [&text.replace("8000-8003", "8000-8004"), &text] {
+        reload(&built, text)?;
+        all_up(&sandbox)?;
+        ensure!(built.pids()? == before, "other processes");
+    }
+    send(before[&8001], Signal::KILL)?;
+    let begun = Instant::now();
+    // Between two processes there is none.
+    while built.pids().map_or(true, |pids| pids[&8001] == before[&8001]) {
+        ensure!(begun.elapsed() < SOON, "8001 is not restarted: {}", built.daemon.log());
+        sleep(Duration::from_millis(20));
+    }
+    all_up(&sandbox)?;
+    let pids = built.pids()?;
+    sleep(Duration::from_secs(1));
+    ensure!(built.pids()? == pids, "restarted twice");
+    Ok(())
+}
+
+fn reload(built: &Built<'_>, text: &str) -> Result<()> {
+    Daemon::write_config(built.sandbox, text)?;
+    let before = built.daemon.log().len();
+    send(built.daemon.pid(), Signal::HUP)?;
+    let begun = Instant::now();
+    while !built.daemon.log()[before..].contains("configuration read again") {
+        ensure!(begun.elapsed() < SOON, "{}", built.daemon.log());
+        sleep(Duration::from_millis(20));
+    }
+    Ok(())
+}
+
+/// A release that does not start: the roll says what the worker said, and the worker is out.
+#[test]
+fn a_release_that_ends_at_once() -> Result<()> {
+    let sandbox = Sandbox::new("ends")?;
+    let built = Built::new(&sandbox)?;
+    built.app.set_fault("v2", 8000, Some(Fault::Crash))?;
+    let end = built.roll()?.end()?;
+    eprintln!("{end:?}");
+    end.must("failed", &["127.0.0.1:8000", "web/8000", "exit status: 1", "fault: crash at start"])?;
+    built.unharmed("a release that ends at once")
+}
