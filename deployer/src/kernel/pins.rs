@@ -63,7 +63,7 @@ impl Pins {
             }
             std::thread::sleep(Duration::from_millis(20));
         }
-        Ok(Self { dir: dir.to_owned(), lock: lock })
+        Ok(Self { dir: dir.to_owned(), lock })
     }
 
     /// Where it is.
