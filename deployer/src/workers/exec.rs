@@ -1,8 +1,8 @@
 //! The operator's own commands as a process manager.
 //!
-//! `start` starts a worker and ends. `stop` asks it to end; it need not wait for that. `status` exits with 0 if the worker
-//! runs and with 3 if it does not, as init scripts do; any other status says that it cannot tell. It may say `pid N` in
-//! the first line of its output.
+//! `start` starts a worker and ends. `stop` asks it to end; it need not wait for that. `status` exits with 0 if the
+//! worker runs and with 3 if it does not, as init scripts do; any other status says that it cannot tell. It may say
+//! `pid N` in the first line of its output.
 
 mod command;
 
@@ -109,34 +109,23 @@ impl Exec {
             return Ok(());
         }
         let ended = self.run(&self.config.stop, at, &tried).await?;
-        let failed =
-            (!ended.status.success()).then(|| refused(&self.config.stop, &tried, &ended, "Run the command by hand"));
         loop {
             // Whatever the command made of it, it has had its try: nothing from here on says that nothing was done.
-            let now = self.look(at, &tried).await.map_err(ManagerError::begun)?;
-            match (now.phase, &failed) {
-                (ProcessPhase::Stopped, _) => return Ok(()),
-                (_, Some(_)) => break,
-                _ if begun.elapsed() >= self.config.within => {
-                    let within = self.config.within;
-                    let ProcessStatus { phase, pid, detail } = now;
-                    let pid = pid.map(|pid| format!("pid {pid} ")).unwrap_or_default();
-                    let detail = format!("{pid}{detail}").trim().to_owned();
-                    return Err(ManagerError::Late { manager: MANAGER, tried, within, phase, detail });
-                }
-                _ => sleep(LOOK).await,
+            let ProcessStatus { phase, pid, detail } = self.look(at, &tried).await.map_err(ManagerError::begun)?;
+            if phase == ProcessPhase::Stopped {
+                return Ok(());
             }
+            if !ended.status.success() {
+                return Err(refused(&self.config.stop, &tried, &ended, "Run the command by hand").begun());
+            }
+            if begun.elapsed() >= self.config.within {
+                let within = self.config.within;
+                let pid = pid.map(|pid| format!("pid {pid} ")).unwrap_or_default();
+                let detail = format!("{pid}{detail}").trim().to_owned();
+                return Err(ManagerError::Late { manager: MANAGER, tried, within, phase, detail });
+            }
+            sleep(LOOK).await;
         }
-        Err(failed.map_or(
-            ManagerError::Late {
-                manager: MANAGER,
-                tried,
-                within: self.config.within,
-                phase: ProcessPhase::Running,
-                detail: String::new(),
-            },
-            ManagerError::begun,
-        ))
     }
 }
 

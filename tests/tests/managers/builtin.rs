@@ -158,37 +158,24 @@ fn as_another_user() -> Result<()> {
     })
 }
 
+/// What is changed for the worse, what is said of it, and whether a check says so before.
+type Wrong = (fn(&mut config::Builtin), &'static str, bool);
+
+const WRONG: [Wrong; 7] = [
+    (|it| it.command.argv[0] = "/nonexistent/app".into(), "trying to run /nonexistent/app: No such file", false),
+    (|it| it.directory = "/nonexistent".into(), "the directory /nonexistent: No such file", false),
+    (|it| it.user = Some("nobody-has-it".into()), "there is no user `nobody-has-it` in /etc/passwd", true),
+    (|it| it.group = Some("nobody-has-it".into()), "there is no group `nobody-has-it` in /etc/group", true),
+    (|it| it.cgroup = "/proc/deployer".into(), "cgroup /proc/deployer/web", true),
+    // A directory of the sandbox's that is no cgroup.
+    (|it| it.cgroup = Path::new(&it.log).with_file_name("no-cgroup"), "cgroup.procs: No such file", false),
+    (|it| it.log = "/proc/{port}.log".into(), "the log /proc/8000.log: ", false),
+];
+
 #[test]
 fn what_cannot_be_started_is_said() -> Result<()> {
     play::<Builtin>(async |scene| {
-        type Change<'a> = &'a dyn Fn(&mut config::Builtin);
-        let elsewhere = scene.sandbox.dir().join("no-cgroup");
-        let cases: [(Change<'_>, &str, bool); 7] = [
-            (
-                &|it: &mut config::Builtin| it.command.argv[0] = "/nonexistent/app".into(),
-                "trying to run /nonexistent/app: No such file",
-                false,
-            ),
-            (
-                &|it: &mut config::Builtin| it.directory = "/nonexistent".into(),
-                "the directory /nonexistent: No such file",
-                false,
-            ),
-            (
-                &|it: &mut config::Builtin| it.user = Some("nobody-has-it".into()),
-                "there is no user `nobody-has-it` in /etc/passwd",
-                true,
-            ),
-            (
-                &|it: &mut config::Builtin| it.group = Some("nobody-has-it".into()),
-                "there is no group `nobody-has-it` in /etc/group",
-                true,
-            ),
-            (&|it: &mut config::Builtin| it.cgroup = "/proc/deployer".into(), "cgroup /proc/deployer/web", true),
-            (&|it: &mut config::Builtin| it.cgroup.clone_from(&elsewhere), "cgroup.procs: No such file", false),
-            (&|it: &mut config::Builtin| it.log = "/proc/{port}.log".into(), "the log /proc/8000.log: ", false),
-        ];
-        for (change, said, checked) in cases {
+        for (change, said, checked) in WRONG {
             let manager = scene.fixture.with(change);
             let Err(error) = manager.start(at(8000)).await else { anyhow::bail!("started without {said}") };
             eprintln!("{error}");

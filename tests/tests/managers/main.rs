@@ -1,7 +1,7 @@
-//! The process managers, each with its real parts: what all of them must do alike (`cases`), and what only one of them does.
+//! The process managers, each with its real parts: what all of them must do alike (`cases`), and what only one of them
+//! does.
 //!
-//! A manager takes part by a file with a [`scene::Fixture`] and `suite!(ITS_NAME)`.
-//! Run with `--test-threads=1`.
+//! A manager takes part by a file with a [`scene::Fixture`] and `super::cases::suite!(ITS_TYPE)`. Run with `--test-threads=1`.
 
 mod builtin;
 mod cases;

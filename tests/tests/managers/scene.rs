@@ -27,7 +27,8 @@ pub(crate) trait Fixture: Sized + Send + Sync {
     /// Whether it kills a worker that does not end.
     const KILLS: bool;
 
-    /// Has workers on [`PORTS`], none of them running, that run `worker PORT DIRECTORY`; [`STOP_WITHIN`] is their time to end.
+    /// Has workers on [`PORTS`], none of them running, that run `worker PORT DIRECTORY`; [`STOP_WITHIN`] is their time
+    /// to end.
     fn new(sandbox: &Sandbox, worker: &[String], directory: &Path) -> Result<Self>;
 
     /// A manager object. Called in the sandbox's network namespace and a tokio runtime, any number of times.

@@ -1,5 +1,5 @@
-//! `manager = { command, user, group, directory, environment, log, log_size, log_keep, cgroup, stop_signal, stop_within,
-//! kill, restart }`: the daemon starts the workers itself.
+//! `manager = { command, user, group, directory, environment, log, log_size, log_keep, cgroup, stop_signal,
+//! stop_within, kill, restart }`: the daemon starts the workers itself.
 
 use std::{
     collections::BTreeMap,

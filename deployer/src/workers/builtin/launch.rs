@@ -1,10 +1,10 @@
 //! What becomes a worker: this program, run again as `deployer launch`, which puts itself into the worker's cgroup,
 //! takes its user, and executes its command.
 //!
-//! All this happens in a process of its own, and not between fork and exec, where only few calls are safe: so it needs no
-//! unsafe code. The plan comes by standard input rather than as arguments, which everybody may read in `/proc`.
-//! Standard output is a pipe to the daemon: a [`Report`] in it is what failed, and its end without one says that the
-//! command runs, since the pipe is closed by the exec.
+//! All this happens in a process of its own, and not between fork and exec, where only few calls are safe: so it
+//! needs no unsafe code. The plan comes by standard input rather than as arguments, which everybody may read in
+//! `/proc`. Standard output is a pipe to the daemon: a [`Report`] in it is what failed, and its end without one says
+//! that the command runs, since the pipe is closed by the exec.
 
 use std::{
     collections::BTreeMap,

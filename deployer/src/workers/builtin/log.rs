@@ -41,9 +41,9 @@ impl Log {
         Ok(0)
     }
 
-    /// Rotates it, if it is large, under a worker that writes to it: a copy is made, then it is cut to nothing. The worker
-    /// appends, so it goes on at the new end. What it writes between the end of the copy and the cut is lost: a few
-    /// microseconds' worth. Whether it was rotated.
+    /// Rotates it, if it is large, under a worker that writes to it: a copy is made, then it is cut to nothing. The
+    /// worker appends, so it goes on at the new end. What it writes between the end of the copy and the cut is lost: a
+    /// few microseconds' worth. Whether it was rotated.
     pub(super) fn rotate(&self) -> io::Result<bool> {
         if self.length() < self.size {
             return Ok(false);

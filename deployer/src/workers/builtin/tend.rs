@@ -77,7 +77,7 @@ async fn again(worker: &Worker) {
     if matches!(worker.place.is_populated(), Ok(false))
         && listeners(worker.at).await.is_ok_and(|found| !found.is_empty())
     {
-        warn!(worker = worker.name(), at = %worker.at, "not started: a process of somebody else listens at its address");
+        warn!(worker = worker.name(), at = %worker.at, "not started: somebody else listens at its address");
         worker.again(failures + 1, format!("a process of somebody else listens at {}", worker.at));
         return;
     }

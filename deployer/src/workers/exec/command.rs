@@ -58,8 +58,8 @@ pub(super) async fn run(argv: &[String], within: Duration) -> Result<Ended, Comm
     }
 }
 
-/// A file in memory, and not a pipe: a worker that inherits it keeps a pipe open, and would be killed by writing to it when
-/// nobody reads it any more. It cannot grow, so such a worker fills it, and that is all.
+/// A file in memory, and not a pipe: a worker that inherits it keeps a pipe open, and would be killed by writing to it
+/// when nobody reads it any more. It cannot grow, so such a worker fills it, and that is all.
 fn note() -> io::Result<File> {
     let file = memfd_create("said", MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING)?;
     ftruncate(&file, KEPT)?;
