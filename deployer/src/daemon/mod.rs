@@ -4,6 +4,7 @@ mod actions;
 mod error;
 mod keeper;
 mod manual;
+mod selftest;
 mod server;
 mod status;
 
@@ -21,6 +22,7 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 use tracing::{error, info, warn};
 
 use crate::{
+    api::SelfTest,
     config::{self, Config},
     kernel::{self, Attachment, Programs, Tables},
     roll::Record,
@@ -40,6 +42,8 @@ pub(crate) struct Daemon {
     programs: Mutex<Option<Programs>>,
     /// What the last look at links and pins found to be lost.
     lost: Mutex<BTreeSet<String>>,
+    /// The last self-test.
+    self_test: Mutex<Option<SelfTest>>,
     /// The youngest last.
     rolls: Mutex<Vec<Arc<Record>>>,
     /// Held while something is looked at and then changed (a roll begun, a worker claimed, the configuration read again,
@@ -91,6 +95,7 @@ pub async fn run(path: &Path) -> Result<()> {
         config: Mutex::new(config),
         programs: Mutex::new(Some(programs)),
         lost: Mutex::default(),
+        self_test: Mutex::default(),
         rolls: Mutex::default(),
         gate: Mutex::default(),
         closing: AtomicBool::new(false),
@@ -98,6 +103,7 @@ pub async fn run(path: &Path) -> Result<()> {
     tokio::spawn(watch::ask_versions(Arc::clone(&registry)));
     let watch = tokio::spawn(watch::run(registry, tables));
     let keeper = tokio::spawn(Arc::clone(&daemon).keep());
+    let tester = tokio::spawn(Arc::clone(&daemon).test_itself());
     let server = tokio::spawn(server::run(socket.publish()?, Arc::clone(&daemon)));
     // Outside systemd there is nobody to tell.
     let _ = sd_notify::notify(&[sd_notify::NotifyState::Ready]);
@@ -106,6 +112,7 @@ pub async fn run(path: &Path) -> Result<()> {
     daemon.wind_up().await;
     watch.abort();
     keeper.abort();
+    tester.abort();
     server.abort();
     let _ = std::fs::remove_file(path_of_socket);
     info!("stopped; the programs go on steering (deployer detach takes them out of the kernel)");

@@ -262,6 +262,15 @@ impl Tables {
         Ok(())
     }
 
+    /// Removes an address from frontends and listeners, in all its spellings. What is missing is no error.
+    pub fn forget(&self, at: SocketAddr) {
+        let mut entries = self.entries();
+        for spelling in spellings(at) {
+            let _ = entries.frontends.remove(&self.key(spelling));
+            let _ = entries.listeners.remove(&self.key(spelling));
+        }
+    }
+
     /// What an earlier daemon has entered.
     ///
     /// # Errors
