@@ -64,10 +64,11 @@ impl Setup {
         let callers = self.callers.clone().unwrap_or_else(|| vec![sandbox.cgroup(Place::Callers)]);
         let Self { name, at, ports, lease, extra, .. } = self;
         format!(
-            "[daemon]\nsocket = {:?}\n[kernel]\ncallers = {:?}\nworkers = {:?}\nlease = {lease:?}\npins = {:?}\n\
+            "[daemon]\nsocket = {:?}\nstate = {:?}\n[kernel]\ncallers = {:?}\nworkers = {:?}\nlease = {lease:?}\npins = {:?}\n\
              [service.{name}]\nworkers = \"{at}:{}-{}\"\ncallers = {callers:?}\n\
              manager = {{ supervisord = \"/nonexistent.sock\", program = \"web:web_{{port}}\" }}\n{extra}\n",
             self.socket(sandbox),
+            sandbox.state().with_file_name(format!("state-{name}")),
             cgroup(Place::Callers),
             cgroup(Place::Workers),
             self.pins(sandbox),

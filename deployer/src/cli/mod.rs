@@ -10,6 +10,7 @@ mod detach;
 mod drain;
 mod lines;
 mod out;
+mod pump;
 mod roll;
 mod signals;
 mod status;
