@@ -29,6 +29,8 @@ pub struct Setup {
     pub apart: bool,
     /// Ports of the workers.
     pub ports: RangeInclusive<u16>,
+    /// Name of the journal's directory, if it is not to be the service's own.
+    pub state: Option<&'static str>,
     /// `kernel.lease`.
     pub lease: &'static str,
     /// Who is steered; `None`: the sandbox's callers.
@@ -45,6 +47,7 @@ impl Default for Setup {
             at: "127.0.0.1",
             apart: false,
             ports: 8000..=8003,
+            state: None,
             lease: "10s",
             callers: None,
             extra: "",
@@ -58,6 +61,16 @@ impl Setup {
         sandbox.dir().join(format!("{}.sock", self.name))
     }
 
+    /// Where its programs and tables are pinned.
+    fn pins(&self, sandbox: &Sandbox) -> PathBuf {
+        sandbox.pins().with_file_name(self.name)
+    }
+
+    /// The directory of the daemon's journal.
+    fn state(&self, sandbox: &Sandbox) -> PathBuf {
+        sandbox.dir().join(self.state.map_or_else(|| format!("state-{}", self.name), str::to_owned))
+    }
+
     /// The configuration. Nothing is rolled, so the manager need not be there.
     fn text(&self, sandbox: &Sandbox) -> String {
         let cgroup = |place| if self.apart { sandbox.cgroup(place) } else { sandbox.root_cgroup().to_owned() };
@@ -68,7 +81,7 @@ impl Setup {
              [service.{name}]\nworkers = \"{at}:{}-{}\"\ncallers = {callers:?}\n\
              manager = {{ supervisord = \"/nonexistent.sock\", program = \"web:web_{{port}}\" }}\n{extra}\n",
             self.socket(sandbox),
-            sandbox.state().with_file_name(format!("state-{name}")),
+            self.state(sandbox),
             cgroup(Place::Callers),
             cgroup(Place::Workers),
             self.pins(sandbox),
@@ -206,6 +219,16 @@ impl Rig<'_> {
         self.setup.pins(self.sandbox)
     }
 
+    /// The directory of the daemon's journal.
+    pub fn state(&self) -> PathBuf {
+        self.setup.state(self.sandbox)
+    }
+
+    /// Takes out of the kernel what a daemon that has ended has left there.
+    pub fn detach_offline(&self) -> Result<()> {
+        self.must(&["detach", "--pins", &self.setup.pins(self.sandbox).display().to_string()]).map(drop)
+    }
+
     /// Kills a worker and waits until the daemon has noticed.
     pub fn stop_worker(&mut self, port: u16) -> Result<()> {
         let index = self.servers.iter().position(|server| server.port == port).context("no such server")?;
@@ -257,6 +280,8 @@ pub struct Status {
     pub attached: bool,
     /// Whether all services are bypassed.
     pub bypassed: bool,
+    /// What must not be overlooked.
+    pub trouble: Vec<String>,
     services: Vec<Service>,
 }
 

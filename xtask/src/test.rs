@@ -20,7 +20,7 @@ use crate::{fitness, setup};
 const UNIT: &str = "unit";
 
 /// The end-to-end suites: integration tests of the package deployer-tests.
-const END_TO_END: &[&str] = &["harness", "steer", "managers", "roll", "faults", "outlive", "cli"];
+const END_TO_END: &[&str] = &["harness", "steer", "managers", "roll", "faults", "outlive", "journal", "cli"];
 
 /// Suites that need the same source built with another feature of crate deployer, too.
 const VARIANTS: &[(&str, &str)] = &[("outlive", "next-layout")];

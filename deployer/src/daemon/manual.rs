@@ -122,6 +122,13 @@ impl Daemon {
                 drain.publish();
             }
         }
+        let written = self.journal.commit(|state| {
+            if let Some(known) = state.worker(&worker.service, worker.at) {
+                known.drained = None;
+            }
+        });
+        // At worst the next daemon drains it once more, and can be told.
+        let _ = written.await;
         if lives && same_process(worker).await {
             let serving = worker.control().listeners.clone();
             put_up(&self.tables, worker, serving, "back in rotation");

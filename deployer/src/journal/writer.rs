@@ -150,10 +150,13 @@ impl Shared {
     }
 
     fn write(&self, mut store: impl Store, progress: &watch::Sender<Progress>) {
-        while let Some((bytes, generation)) = self.next(&progress.borrow()) {
+        loop {
+            // Borrowed no longer than that: whoever changes it waits for readers.
+            let before = progress.borrow().clone();
+            let Some((bytes, generation)) = self.next(&before) else { return };
             let result = bytes.map_err(io::Error::other).and_then(|bytes| store.replace(&bytes));
             let trouble = result.err().map(|error| format!("the journal {} cannot be written: {error}", store.place()));
-            tell(progress.borrow().trouble.as_deref(), trouble.as_deref());
+            tell(before.trouble.as_deref(), trouble.as_deref());
             progress.send_modify(|it| {
                 it.tried = generation;
                 if trouble.is_none() {

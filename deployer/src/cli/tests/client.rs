@@ -170,7 +170,7 @@ async fn events_come_one_by_one_however_they_are_cut() {
     // What this version does not know reaches the reader of --json.
     assert_eq!(events.next().await.unwrap().unwrap().line, second.trim());
     assert!(events.next().await.is_none());
-    assert!(daemon.task.await.unwrap().starts_with("GET /v1/rolls/a%2Fb/events "));
+    assert!(daemon.task.await.unwrap().starts_with("GET /v1/rolls/a%2Fb/events?from=0 "));
 }
 
 #[tokio::test]
