@@ -61,11 +61,6 @@ impl Setup {
         sandbox.dir().join(format!("{}.sock", self.name))
     }
 
-    /// Where its programs and tables are pinned.
-    fn pins(&self, sandbox: &Sandbox) -> PathBuf {
-        sandbox.pins().with_file_name(self.name)
-    }
-
     /// The directory of the daemon's journal.
     fn state(&self, sandbox: &Sandbox) -> PathBuf {
         sandbox.dir().join(self.state.map_or_else(|| format!("state-{}", self.name), str::to_owned))

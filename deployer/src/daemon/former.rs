@@ -1,9 +1,6 @@
 //! What the daemon before has left: rolls, operators' drains, what was known of the workers.
 
-use std::{
-    collections::{BTreeMap, BTreeSet},
-    sync::Arc,
-};
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use anyhow::{Context, Result};
 use tracing::{error, warn};
@@ -12,9 +9,8 @@ use crate::{
     api::{Event, What},
     config::{Config, OnStart},
     journal::{ByHand, Folder, Hand, Journal, RollState, State, WorkerState, events::Shelf, folder::boot_id},
-    kernel::Tables,
     roll::{Record, run::Roll, world::World},
-    service::{Service, Worker, registry::Registry},
+    service::{Service, Worker, registry::Services},
 };
 
 const HELD: &str = "held after a restart of the daemon; roll again to go on";
@@ -38,12 +34,10 @@ pub(super) struct Former {
 
 /// Where it all comes back to life.
 pub(super) struct Scene<'a> {
-    pub(super) registry: &'a Registry,
-    pub(super) tables: &'a Arc<Tables>,
+    pub(super) services: &'a Services,
     pub(super) world: &'a Arc<dyn World>,
-    pub(super) config: &'a Config,
-    /// Services that the kernel's tables have kept.
-    pub(super) inherited: &'a BTreeSet<String>,
+    pub(super) lease: Duration,
+    pub(super) on_start: OnStart,
 }
 
 /// What goes on in the new daemon.
@@ -98,7 +92,7 @@ impl Former {
             drop_it();
             return;
         }
-        let service = scene.registry.service(&roll.service);
+        let service = scene.services.get(&roll.service).cloned();
         let same =
             |service: &Arc<Service>| service.workers.iter().map(|worker| worker.at).eq(roll.workers.iter().copied());
         match service {
@@ -121,7 +115,7 @@ impl Former {
 
     fn going_on(&self, roll: &RollState, record: Arc<Record>, service: Arc<Service>, scene: &Scene<'_>) -> Roll {
         let mut machine = roll.machine.clone();
-        if scene.config.daemon.on_start == OnStart::Hold {
+        if scene.on_start == OnStart::Hold {
             machine.stop(HELD, !roll.hand.is_empty());
         }
         Roll {
@@ -129,7 +123,7 @@ impl Former {
             journal: Arc::clone(&self.journal),
             service,
             record,
-            lease: scene.config.kernel.lease,
+            lease: scene.lease,
             to: roll.to.clone(),
             before: roll.before.clone(),
             machine,

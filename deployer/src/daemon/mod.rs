@@ -95,8 +95,10 @@ pub async fn run(path: &Path) -> Result<()> {
     watch::take_over(&registry, &tables, &inherited).await.context("looking for listening workers (sock_diag)")?;
     watch::adopt(&registry, &tables, &inherited).await.context("looking for listening workers (sock_diag)")?;
     let world: Arc<dyn World> = Arc::new(Host(Arc::clone(&tables)));
-    let scene = Scene { registry: &registry, tables: &tables, world: &world, config: &config, inherited: &inherited };
-    let resumed = former.settle(&scene).await?;
+    former.bypass(&registry, &tables, &inherited);
+    let (lease, on_start) = (config.kernel.lease, config.daemon.on_start);
+    let scene = Scene { services: &registry.services(), world: &world, lease, on_start };
+    let resumed = former.settle(&scene).await.context("looking for listening workers (sock_diag)")?;
     registry.apply(&config)?;
     service::adopt(&registry.services()).await;
     info!(

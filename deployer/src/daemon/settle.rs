@@ -3,10 +3,10 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
+    io,
     sync::Arc,
 };
 
-use anyhow::{Context, Result};
 use deployer_common::word::State as Word;
 use tracing::warn;
 
@@ -17,39 +17,49 @@ use crate::{
         ByHand, Hand, State, WorkerState,
         recover::{Onward, Verdict, judge, onward},
     },
-    kernel::host,
+    kernel::Tables,
     roll::{
         Record,
         machine::{Machine, Outcome, Plan},
         record::unix_ms,
         run::{Roll, entry},
     },
-    service::{Owner, Service, Worker, registry::Services},
+    service::{
+        Owner, Service, Worker,
+        registry::{Registry, Services},
+    },
 };
 
 const AS_LEFT: &str = "as the daemon before has left it";
 
 impl Former {
-    /// Judges all workers. What was bypassed by an operator is again.
-    pub(super) async fn settle(&self, scene: &Scene<'_>) -> Result<Resumed> {
-        let mut resumed = self.rolls(scene);
-        // What the kernel has kept is newer than what was written down of it.
-        if self.state.bypassed && scene.inherited.is_empty() {
-            scene.tables.bypass(true);
+    /// Bypasses what an operator had bypassed, unless the kernel has kept that (`inherited`): what it has is newer than
+    /// what was written down of it.
+    pub(super) fn bypass(&self, registry: &Registry, tables: &Tables, inherited: &BTreeSet<String>) {
+        if self.state.bypassed && inherited.is_empty() {
+            tables.bypass(true);
         }
-        for (name, service) in scene.registry.services() {
+        for (name, service) in registry.services() {
             let known = self.state.services.get(&name);
-            if !scene.inherited.contains(&name) && known.is_some_and(|known| known.bypassed) {
-                scene.registry.bypass(&service, true);
+            if !inherited.contains(&name) && known.is_some_and(|known| known.bypassed) {
+                registry.bypass(&service, true);
             }
-            self.settle_service(&service, scene, &mut resumed)
-                .await
-                .context("looking for listening workers (sock_diag)")?;
+        }
+    }
+
+    /// Judges all workers.
+    ///
+    /// # Errors
+    /// When sock_diag fails.
+    pub(super) async fn settle(&self, scene: &Scene<'_>) -> io::Result<Resumed> {
+        let mut resumed = self.rolls(scene);
+        for service in scene.services.values() {
+            self.settle_service(service, scene, &mut resumed).await?;
         }
         Ok(resumed)
     }
 
-    async fn settle_service(&self, service: &Arc<Service>, scene: &Scene<'_>, resumed: &mut Resumed) -> Result<()> {
+    async fn settle_service(&self, service: &Arc<Service>, scene: &Scene<'_>, resumed: &mut Resumed) -> io::Result<()> {
         let mut orphans = resumed.orphans.remove(&service.config.name).unwrap_or_default();
         let roll = resumed.rolls.iter_mut().find(|roll| Arc::ptr_eq(&roll.service, service));
         let mut unheld = BTreeMap::new();
@@ -121,8 +131,7 @@ impl Former {
                 worker.control().listeners.clone_from(&known.listeners);
             }
             if is_up {
-                let lease = host::now_ms() + scene.config.kernel.lease.as_millis() as u64;
-                scene.tables.publish(worker.index, Word::Draining, lease);
+                scene.world.hold(worker, scene.lease);
             }
             drains.push((Arc::clone(worker), drained));
         } else if is_up && scene.world.state(worker) != Word::Up {
@@ -133,7 +142,12 @@ impl Former {
     }
 
     /// A roll of workers that were taken out by one that nobody can go on with: they are restarted.
-    async fn rescue(&self, service: &Arc<Service>, scene: &Scene<'_>, orphans: BTreeMap<usize, Hand>) -> Result<Roll> {
+    async fn rescue(
+        &self,
+        service: &Arc<Service>,
+        scene: &Scene<'_>,
+        orphans: BTreeMap<usize, Hand>,
+    ) -> io::Result<Roll> {
         let name = &service.config.name;
         let (id, by) = (format!("{name}-{}", unix_ms()), "the daemon, for what the one before had in hand".to_owned());
         warn!(roll = id, workers = orphans.len(), "workers were in hand of a roll that cannot go on; restarting them");
@@ -155,7 +169,7 @@ impl Former {
             journal: Arc::clone(&self.journal),
             service: Arc::clone(service),
             record: Arc::new(record),
-            lease: scene.config.kernel.lease,
+            lease: scene.lease,
             to: None,
             before: None,
             machine,
@@ -212,3 +226,6 @@ pub(super) fn note(state: &mut State, services: &Services) {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

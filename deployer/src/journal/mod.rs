@@ -12,6 +12,8 @@ pub mod file;
 pub mod folder;
 pub mod recover;
 pub mod state;
+#[cfg(test)]
+pub(crate) mod tests;
 mod writer;
 
 pub use folder::{Folder, OpenError};

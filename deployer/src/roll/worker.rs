@@ -79,7 +79,7 @@ impl Restart {
             let control = self.worker.control();
             Taken { before: control.phase, was: control.reason.clone(), serving }
         };
-        self.from_drain(&taken).await
+        self.drain_and_on(&taken).await
     }
 
     async fn resume(&self, hand: Hand, _: &Claim) -> Outcome {
@@ -93,13 +93,13 @@ impl Restart {
         let before = if same || hand.before == Phase::Failed { hand.before } else { Phase::Down };
         let taken = Taken { before, was: hand.was, serving: if same { hand.serving } else { now } };
         match onward {
-            Onward::Drain => self.from_drain(&taken).await,
-            Onward::Stop => self.from_stop(&taken).await,
-            Onward::Start => self.from_start().await,
+            Onward::Drain => self.drain_and_on(&taken).await,
+            Onward::Stop => self.stop_and_on(&taken).await,
+            Onward::Start => self.start_and_on().await,
         }
     }
 
-    async fn from_drain(&self, taken: &Taken) -> Outcome {
+    async fn drain_and_on(&self, taken: &Taken) -> Outcome {
         self.reach(Point::DrainingBefore).await;
         if let Err(why) = self.intend(Phase::Draining, Some(taken)).await {
             return Outcome::Kept(format!("{}: nothing was done to it: {why}", self.worker.at));
@@ -109,10 +109,10 @@ impl Restart {
             return self.put_back(taken, &why).await;
         }
         self.reach(Point::Drained).await;
-        self.from_stop(taken).await
+        self.stop_and_on(taken).await
     }
 
-    async fn from_stop(&self, taken: &Taken) -> Outcome {
+    async fn stop_and_on(&self, taken: &Taken) -> Outcome {
         if let Err(why) = self.intend(Phase::Stopping, Some(taken)).await {
             return self.put_back(taken, &format!("it was not stopped: {why}")).await;
         }
@@ -131,10 +131,10 @@ impl Restart {
         if let Err(why) = start::nobody_listens(self.worker.at, still).await {
             return self.fail(why).await;
         }
-        self.from_start().await
+        self.start_and_on().await
     }
 
-    async fn from_start(&self) -> Outcome {
+    async fn start_and_on(&self) -> Outcome {
         match self.bring_up().await {
             Ok(version) => {
                 self.worker.control().version.clone_from(&version);

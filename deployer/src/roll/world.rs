@@ -29,6 +29,9 @@ pub trait World: Send + Sync {
     /// Puts a worker into a state that has no lease.
     fn publish(&self, worker: &Worker, state: State);
 
+    /// Drains a worker for the length of a lease.
+    fn hold(&self, worker: &Worker, lease: Duration);
+
     /// Drains a worker until nothing selects it and it is empty; see [`Drain`].
     fn drain<'a>(&'a self, worker: &'a Worker, how: How<'a>) -> Pending<'a, Result<(), DrainError>>;
 
@@ -72,6 +75,10 @@ impl World for Host {
 
     fn publish(&self, worker: &Worker, state: State) {
         self.0.publish(worker.index, state, 0);
+    }
+
+    fn hold(&self, worker: &Worker, lease: Duration) {
+        self.0.publish(worker.index, State::Draining, host::now_ms() + lease.as_millis() as u64);
     }
 
     fn drain<'a>(&'a self, worker: &'a Worker, how: How<'a>) -> Pending<'a, Result<(), DrainError>> {
