@@ -68,7 +68,8 @@ async fn life(sim: &Arc<Sim>, shelf: &Shelf, rollback: bool, on_start: OnStart) 
         for roll in rolls {
             roll.run().await;
         }
-        former.journal.flush().await.unwrap();
+        // On a full disk there is nothing more to do.
+        let _ = former.journal.flush().await;
     };
     tokio::select! {
         () = work => {}
@@ -156,4 +157,23 @@ async fn held_rolls_leave_nobody_out() {
         let (end, _) = run(&[after], false, &[], OnStart::Hold).await;
         assert!(matches!(end, Exit::Done | Exit::Stopped), "ended after {after}: {end:?}");
     }
+}
+
+#[tokio::test]
+async fn a_full_disk_stops_the_roll_and_leaves_nobody_out() {
+    let (_, ops) = run(&[], false, &[], OnStart::Resume).await;
+    let mut stopped = 0;
+    // The first two writes are those of the daemon and of the roll that begins.
+    for after in 2..=ops {
+        let dir = tempfile::tempdir().unwrap();
+        let (sim, shelf) = (Sim::new(&[], 0), Shelf::new(dir.path().join("rolls")));
+        sim.fill(after);
+        sim.live(None);
+        let end = life(&sim, &shelf, false, OnStart::Resume).await;
+        assert!(matches!(end, Some(Exit::Done | Exit::Stopped)), "full after {after}: {end:?}");
+        stopped += usize::from(end == Some(Exit::Stopped));
+        assert!(sim.problems().is_empty(), "full after {after}: {sim:?}");
+        assert!(sim.words().values().all(|word| *word == Word::Up), "full after {after}: {sim:?}");
+    }
+    assert!(stopped > ops / 3, "{stopped} of {ops}");
 }

@@ -38,6 +38,8 @@ struct Inner {
     ops: usize,
     /// After which it ends.
     most: Option<usize>,
+    /// After so many the disk is full.
+    full: Option<usize>,
     problems: Vec<String>,
 }
 
@@ -68,7 +70,16 @@ impl Sim {
             broken: if broken.contains(&nth) { times } else { 0 },
         };
         let (workers, cookies) = ((0..WORKERS).map(one).collect(), WORKERS as u64);
-        let inner = Inner { workers, cookies, disk: Vec::new(), lives: 0, ops: 0, most: None, problems: Vec::new() };
+        let inner = Inner {
+            workers,
+            cookies,
+            disk: Vec::new(),
+            lives: 0,
+            ops: 0,
+            most: None,
+            full: None,
+            problems: Vec::new(),
+        };
         Arc::new(Self(Mutex::new(inner)))
     }
 
@@ -86,6 +97,11 @@ impl Sim {
             worker.control().listeners = one.cookie.into_iter().collect();
             worker.enter(Phase::Up, "found");
         }
+    }
+
+    /// The disk is full after so many effects and writes, for good.
+    pub(super) fn fill(&self, after: usize) {
+        self.0.lock().unwrap().full = Some(after);
     }
 
     pub(super) async fn ended(&self) {
@@ -264,8 +280,15 @@ impl ProcessManager for SimManager {
 impl Store for SimDisk {
     fn replace(&mut self, bytes: &[u8]) -> io::Result<()> {
         let life = self.0.0.lock().unwrap().lives;
-        match self.0.act(|inner| inner.disk = bytes.to_vec()) {
-            Some(()) => Ok(()),
+        let write = |inner: &mut Inner| {
+            if inner.full.is_some_and(|after| inner.ops > after) {
+                return Err(io::ErrorKind::StorageFull.into());
+            }
+            inner.disk = bytes.to_vec();
+            Ok(())
+        };
+        match self.0.act(write) {
+            Some(result) => result,
             None => {
                 // Nobody is told of a write after the end.
                 while self.0.0.lock().unwrap().lives == life {
