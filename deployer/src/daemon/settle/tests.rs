@@ -50,7 +50,7 @@ async fn life(sim: &Arc<Sim>, shelf: &Shelf, rollback: bool, on_start: OnStart) 
         _ => None,
     };
     let state = before.clone().unwrap_or_else(|| State::new("boot"));
-    let journal = Arc::new(Journal::start(state.clone(), SimDisk(Arc::clone(sim))).unwrap());
+    let journal = Arc::new(Journal::start(state.clone(), SimDisk::new(sim)).unwrap());
     let former = Former { journal, shelf: shelf.clone(), warnings: Vec::new(), state, rebooted: false };
     let services = BTreeMap::from([("web".to_owned(), Arc::clone(&service))]);
     let scene = Scene { services: &services, world: &world, lease: LEASE, on_start };

@@ -26,7 +26,6 @@ pub(super) const WORKERS: usize = 5;
 #[derive(Debug)]
 pub(super) struct Sim(Mutex<Inner>);
 
-#[derive(Debug)]
 struct Inner {
     workers: Vec<One>,
     /// Cookies that have been used.
@@ -57,8 +56,11 @@ struct One {
 /// What starts and stops its processes.
 pub(super) struct SimManager(pub(super) Arc<Sim>);
 
-/// Its disk.
-pub(super) struct SimDisk(pub(super) Arc<Sim>);
+/// Its disk, as one of its daemons writes it.
+pub(super) struct SimDisk {
+    sim: Arc<Sim>,
+    life: usize,
+}
 
 impl Sim {
     pub(super) fn new(broken: &[usize], times: usize) -> Arc<Self> {
@@ -142,6 +144,18 @@ impl Sim {
             Some(done) => done,
             None => pending().await,
         }
+    }
+}
+
+impl std::fmt::Debug for Inner {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let disk = String::from_utf8_lossy(&self.disk);
+        f.debug_struct("Inner")
+            .field("problems", &self.problems)
+            .field("workers", &self.workers)
+            .field("ops", &self.ops)
+            .field("disk", &disk)
+            .finish_non_exhaustive()
     }
 }
 
@@ -277,9 +291,18 @@ impl ProcessManager for SimManager {
     }
 }
 
+impl SimDisk {
+    pub(super) fn new(sim: &Arc<Sim>) -> Self {
+        Self { sim: Arc::clone(sim), life: sim.0.lock().unwrap().lives }
+    }
+
+    fn is_mine(&self) -> bool {
+        self.sim.0.lock().unwrap().lives == self.life
+    }
+}
+
 impl Store for SimDisk {
     fn replace(&mut self, bytes: &[u8]) -> io::Result<()> {
-        let life = self.0.0.lock().unwrap().lives;
         let write = |inner: &mut Inner| {
             if inner.full.is_some_and(|after| inner.ops > after) {
                 return Err(io::ErrorKind::StorageFull.into());
@@ -287,16 +310,16 @@ impl Store for SimDisk {
             inner.disk = bytes.to_vec();
             Ok(())
         };
-        match self.0.act(write) {
-            Some(result) => result,
-            None => {
-                // Nobody is told of a write after the end.
-                while self.0.0.lock().unwrap().lives == life {
-                    std::thread::sleep(Duration::from_millis(1));
-                }
-                Err(io::ErrorKind::NotConnected.into())
-            }
+        if self.is_mine()
+            && let Some(result) = self.sim.act(write)
+        {
+            return result;
         }
+        // Nobody is told of a write after the end.
+        while self.is_mine() {
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        Err(io::ErrorKind::NotConnected.into())
     }
 
     fn place(&self) -> String {
