@@ -161,7 +161,10 @@ async fn enable(State(daemon): Shared, Name(name): Name<String>, body: Bytes) ->
 }
 
 async fn bypass(State(daemon): Shared, who: Who, body: Bytes) -> Answer<Done> {
-    daemon.bypass(&parse(&body)?, &who.0.0).map(Json)
+    let done = daemon.bypass(&parse(&body)?, &who.0.0)?;
+    // It is in force in any case; where it cannot be written down, the status says so.
+    let _ = daemon.journal.flush().await;
+    Ok(Json(done))
 }
 
 async fn detach(State(daemon): Shared, who: Who, body: Bytes) -> Answer<Done> {

@@ -130,8 +130,13 @@ impl Sim {
 
     /// Has an effect, or none where the daemon has ended.
     fn act<T>(&self, effect: impl FnOnce(&mut Inner) -> T) -> Option<T> {
+        self.act_in(None, effect)
+    }
+
+    /// The same, where it is still this daemon's life.
+    fn act_in<T>(&self, life: Option<usize>, effect: impl FnOnce(&mut Inner) -> T) -> Option<T> {
         let mut inner = self.0.lock().unwrap();
-        if inner.is_over() {
+        if inner.is_over() || life.is_some_and(|life| life != inner.lives) {
             return None;
         }
         inner.ops += 1;
@@ -310,9 +315,7 @@ impl Store for SimDisk {
             inner.disk = bytes.to_vec();
             Ok(())
         };
-        if self.is_mine()
-            && let Some(result) = self.sim.act(write)
-        {
+        if let Some(result) = self.sim.act_in(Some(self.life), write) {
             return result;
         }
         // Nobody is told of a write after the end.
