@@ -4,7 +4,7 @@
 //! |---|---|
 //! | `GET /v1/status` | [`Status`] |
 //! | `POST /v1/services/NAME/roll` [`RollRequest`] | [`RollStarted`]; with `dry_run` the plan alone |
-//! | `GET /v1/rolls/ID/events` | [`Event`]s from the first, one JSON object a line, until the roll has ended |
+//! | `GET /v1/rolls/ID/events?from=SEQ` | [`Event`]s from the first, or from SEQ, one JSON object a line, until the roll has ended |
 //! | `POST /v1/rolls/ID/stop` | [`Done`] |
 //! | `POST /v1/services/NAME/drain` [`DrainRequest`] | [`Done`] when the worker is out of rotation |
 //! | `POST /v1/services/NAME/enable` [`EnableRequest`] | [`Done`] |
@@ -366,6 +366,11 @@ pub enum What {
         tickets: u64,
         /// Who, by process and state, with one address: "nginx (pid 4711): 3 established, 127.0.0.1:43210".
         by: Vec<String>,
+    },
+    /// Another daemon has taken the roll up.
+    Resumed {
+        /// What it goes on with, in words.
+        text: String,
     },
     /// A stop after the batch in hand was asked for.
     StopAsked {

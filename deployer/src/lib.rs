@@ -7,6 +7,8 @@ pub mod check;
 pub mod cli;
 pub mod config;
 pub mod daemon;
+pub mod failpoint;
+pub mod journal;
 pub mod kernel;
 pub mod roll;
 pub mod service;

@@ -219,7 +219,7 @@ impl ServiceConfig {
             None => String::new(),
         };
         let lines = [
-            format!("[daemon]\nsocket = {socket:?}\n{}", self.daemon_extra),
+            format!("[daemon]\nsocket = {socket:?}\nstate = {:?}\n{}", sandbox.state(), self.daemon_extra),
             format!("[kernel]\ncallers = \"{root}\"\nworkers = \"{root}\"\npins = {:?}\n", sandbox.pins()),
             "[service.web]\n".to_owned(),
             line("address", &self.address),

@@ -29,6 +29,8 @@ pub struct Setup {
     pub apart: bool,
     /// Ports of the workers.
     pub ports: RangeInclusive<u16>,
+    /// Name of the journal's directory, if it is not to be the service's own.
+    pub state: Option<&'static str>,
     /// `kernel.lease`.
     pub lease: &'static str,
     /// Who is steered; `None`: the sandbox's callers.
@@ -47,6 +49,7 @@ impl Default for Setup {
             at: "127.0.0.1",
             apart: false,
             ports: 8000..=8003,
+            state: None,
             lease: "10s",
             callers: None,
             self_test: "60s",
@@ -61,16 +64,23 @@ impl Setup {
         sandbox.dir().join(format!("{}.sock", self.name))
     }
 
+    /// The directory of the daemon's journal.
+    fn state(&self, sandbox: &Sandbox) -> PathBuf {
+        sandbox.dir().join(self.state.map_or_else(|| format!("state-{}", self.name), str::to_owned))
+    }
+
     /// The configuration. Nothing is rolled, so the manager need not be there.
     fn text(&self, sandbox: &Sandbox) -> String {
         let cgroup = |place| if self.apart { sandbox.cgroup(place) } else { sandbox.root_cgroup().to_owned() };
         let callers = self.callers.clone().unwrap_or_else(|| vec![sandbox.cgroup(Place::Callers)]);
         let Self { name, at, ports, lease, self_test, extra, .. } = self;
         format!(
-            "[daemon]\nsocket = {:?}\n[kernel]\ncallers = {:?}\nworkers = {:?}\nlease = {lease:?}\npins = {:?}\nself_test = {self_test:?}\n\
+            "[daemon]\nsocket = {:?}\nstate = {:?}\n[kernel]\ncallers = {:?}\nworkers = {:?}\nlease = {lease:?}\n\
+             pins = {:?}\nself_test = {self_test:?}\n\
              [service.{name}]\nworkers = \"{at}:{}-{}\"\ncallers = {callers:?}\n\
              manager = {{ supervisord = \"/nonexistent.sock\", program = \"web:web_{{port}}\" }}\n{extra}\n",
             self.socket(sandbox),
+            self.state(sandbox),
             cgroup(Place::Callers),
             cgroup(Place::Workers),
             self.pins(sandbox),
@@ -218,6 +228,16 @@ impl Rig<'_> {
         self.setup.pins(self.sandbox)
     }
 
+    /// The directory of the daemon's journal.
+    pub fn state(&self) -> PathBuf {
+        self.setup.state(self.sandbox)
+    }
+
+    /// Takes out of the kernel what a daemon that has ended has left there.
+    pub fn detach_offline(&self) -> Result<()> {
+        self.must(&["detach", "--pins", &self.setup.pins(self.sandbox).display().to_string()]).map(drop)
+    }
+
     /// Kills a worker and waits until the daemon has noticed.
     pub fn stop_worker(&mut self, port: u16) -> Result<()> {
         let index = self.servers.iter().position(|server| server.port == port).context("no such server")?;
@@ -271,6 +291,8 @@ pub struct Status {
     pub bypassed: bool,
     /// The last self-test.
     pub self_test: Option<SelfTest>,
+    /// What must not be overlooked.
+    pub trouble: Vec<String>,
     services: Vec<Service>,
 }
 

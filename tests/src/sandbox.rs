@@ -137,6 +137,11 @@ impl Sandbox {
         self.owned.dir.join(BPF).join("deployer")
     }
 
+    /// The directory of a daemon's journal.
+    pub fn state(&self) -> PathBuf {
+        self.owned.dir.join("state")
+    }
+
     /// The file that names the network namespace.
     pub fn netns_path(&self) -> &Path {
         &self.owned.netns

@@ -21,10 +21,10 @@ const UNIT: &str = "unit";
 
 /// The end-to-end suites: integration tests of the package deployer-tests.
 const END_TO_END: &[&str] =
-    &["harness", "steer", "managers", "roll", "faults", "outlive", "systemd", "selftest", "cli"];
+    &["harness", "steer", "managers", "systemd", "roll", "faults", "outlive", "journal", "matrix", "selftest", "cli"];
 
 /// Suites that need the same source built with another feature of crate deployer, too.
-const VARIANTS: &[(&str, &str)] = &[("outlive", "next-layout")];
+const VARIANTS: &[(&str, &str)] = &[("outlive", "next-layout"), ("matrix", "failpoints")];
 
 /// The checks of the unit suite, as cargo commands; each counts as one test.
 const CHECKS: &[(&str, &str)] = &[

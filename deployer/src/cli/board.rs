@@ -60,7 +60,7 @@ impl Board {
                 self.rows.clear();
                 Some(lines::text(&event.what))
             }
-            What::Command { .. } | What::StopAsked { .. } => Some(lines::text(&event.what)),
+            What::Command { .. } | What::Resumed { .. } | What::StopAsked { .. } => Some(lines::text(&event.what)),
         }
     }
 

@@ -85,9 +85,9 @@ impl Client {
         self.call(Method::POST, path, body.into()).await
     }
 
-    /// Follows a roll.
-    pub(super) async fn events(&self, roll: &str) -> Result<Events, Failure> {
-        let path = format!("/v1/rolls/{}/events", encoded(roll));
+    /// Follows a roll from an event on.
+    pub(super) async fn events(&self, roll: &str, from: u64) -> Result<Events, Failure> {
+        let path = format!("/v1/rolls/{}/events?from={from}", encoded(roll));
         let answer = self.in_time(self.ask(Method::GET, &path, Bytes::new())).await?;
         Ok(Events { client: self.clone(), body: answer.into_body(), buffer: Vec::new(), searched: 0 })
     }

@@ -37,6 +37,7 @@ pub(super) fn text(what: &What) -> String {
             format!("{worker} {} -> {}{reason}", word(*was), word(*phase))
         }
         What::Held { worker, open, tickets, by } => format!("{worker} held by {}", held(*open, *tickets, by)),
+        What::Resumed { text } => format!("the roll {}", clean(text)),
         What::StopAsked { by } => format!("{} asked for a stop after the batch in hand", clean(by)),
         What::Finished { result, text, changed, failed, seconds } => {
             let failed = if failed.is_empty() {

@@ -10,6 +10,7 @@ mod detach;
 mod drain;
 mod lines;
 mod out;
+mod pump;
 mod roll;
 mod signals;
 mod status;
@@ -120,6 +121,9 @@ enum Verb {
         #[arg(long)]
         force: bool,
     },
+    /// Print the names of all failpoints (tests only)
+    #[cfg(feature = "failpoints")]
+    Failpoints,
     /// Take everything out of the kernel, also what a daemon that has ended has left there
     #[command(after_help = EXIT_CODES)]
     Detach {
@@ -194,6 +198,8 @@ fn run(cli: Cli) -> Exit {
         Verb::Drain { worker, for_ms } => block_on(drain::drain(&client, &worker, for_ms)),
         Verb::Enable { worker } => block_on(drain::enable(&client, &worker)),
         Verb::Bypass { service, off, force } => block_on(bypass::run(&client, service, !off, force)),
+        #[cfg(feature = "failpoints")]
+        Verb::Failpoints => failpoints(),
         Verb::Detach { force, pins } => block_on(detach::run(&client, force, &pins)),
         Verb::Launch => {
             crate::workers::launch();
@@ -213,6 +219,12 @@ fn block_on(verb: impl Future<Output = Result<Exit, Failure>>) -> Exit {
         out::error(&failure.message);
         failure.exit
     })
+}
+
+#[cfg(feature = "failpoints")]
+fn failpoints() -> Exit {
+    let names: Vec<_> = crate::failpoint::Point::ALL.iter().map(|point| point.name()).collect();
+    out::say(&names.join("\n")).unwrap_or_else(|failure| failure.exit)
 }
 
 fn daemon(config: &Path) -> Exit {

@@ -1,13 +1,18 @@
 //! `deployer roll`: starts a roll and follows it. The daemon does the work, so that a client may go at any time.
 
-use std::{io, ops::ControlFlow, time::Duration};
+use std::{
+    io,
+    ops::ControlFlow,
+    time::{Duration, Instant},
+};
 
 use clap::{Args, builder::NonEmptyStringValueParser};
-use tokio::{task::JoinSet, time::interval};
+use tokio::{sync::mpsc, task::JoinSet, time::interval};
 
 use super::{
-    client::{Client, Events, Failure, Received, encoded},
+    client::{Client, Failure, Received, encoded},
     lines, out,
+    pump::{self, Heard},
     signals::{Asked, Signals},
     view::{self, View},
 };
@@ -18,6 +23,9 @@ use crate::{
 
 /// How often times on the screen move.
 const TICK: Duration = Duration::from_millis(200);
+const GONE: &str = "the daemon has gone; waiting for it to come back";
+const BACK: &str = "the daemon is back";
+const UNHEARD: &str = "the daemon is not there to be asked; it will be when it is back. Press Ctrl-C again to detach";
 const STOPPING: &str = "stopping after the batch in hand; press Ctrl-C again to detach";
 const GOES_ON: &str = "the roll goes on in the daemon, `deployer status` shows it";
 
@@ -39,11 +47,18 @@ pub(super) struct Options {
     /// Print every event as one JSON object a line
     #[arg(long)]
     json: bool,
+    /// How long to wait for a daemon that goes away in the middle of the roll: 30s, 5m
+    #[arg(long, value_name = "TIME", default_value = "60s", value_parser = patience)]
+    wait: Duration,
 }
 
 /// Refuses what the daemon would refuse; it is the daemon that counts the workers.
 fn batch(text: &str) -> Result<String, String> {
     text.parse::<Batch>().map(|_| text.to_owned())
+}
+
+fn patience(text: &str) -> Result<Duration, String> {
+    crate::config::duration(text).ok_or_else(|| "write a whole number and ms, s, m or h: 60s".to_owned())
 }
 
 pub(super) async fn run(client: &Client, options: &Options) -> Result<Exit, Failure> {
@@ -63,10 +78,10 @@ pub(super) async fn run(client: &Client, options: &Options) -> Result<Exit, Fail
             return Err(Failure::new(Exit::Incomplete, message));
         }
     };
-    let events = client.events(&started.id).await?;
-    let view = view::fitting(options.json);
-    Follow { client: client.clone(), roll: started.id, view, stops: JoinSet::new(), interrupted: false }
-        .follow(events, &mut signals)
+    let (client, view) = (client.clone(), view::fitting(options.json));
+    let (stops, patience) = (JoinSet::new(), options.wait);
+    Follow { client, roll: started.id, view, stops, interrupted: false, unheard: false, gone: None, patience }
+        .follow(&mut signals)
         .await
 }
 
@@ -88,12 +103,17 @@ pub(super) struct Follow {
     pub(super) stops: JoinSet<Result<Done, Failure>>,
     /// Ctrl-C was pressed.
     pub(super) interrupted: bool,
+    /// The daemon went away before it had taken the request to stop.
+    pub(super) unheard: bool,
+    /// Since when it has been gone.
+    pub(super) gone: Option<Instant>,
+    /// How long a daemon that has gone is waited for.
+    pub(super) patience: Duration,
 }
 
 /// What the client of a roll meets.
 pub(super) enum Step {
-    /// `None`: no more will come.
-    Event(Option<Result<Received, Failure>>),
+    Heard(Heard),
     Signal(Asked),
     /// The daemon's answer to the request to stop.
     StopAnswered(Result<Done, Failure>),
@@ -103,11 +123,15 @@ pub(super) enum Step {
 type End = ControlFlow<Result<Exit, Failure>>;
 
 impl Follow {
-    async fn follow(mut self, mut events: Events, signals: &mut Signals) -> Result<Exit, Failure> {
+    /// To the roll's end, over restarts of the daemon.
+    pub(super) async fn follow(mut self, signals: &mut Signals) -> Result<Exit, Failure> {
         let mut ticks = interval(TICK);
+        let (sender, mut heard) = mpsc::channel(1);
+        let mut pump = JoinSet::new();
+        pump.spawn(pump::run(self.client.clone(), self.roll.clone(), sender));
         loop {
             let step = tokio::select! {
-                next = events.next() => Step::Event(next),
+                Some(heard) = heard.recv() => Step::Heard(heard),
                 asked = signals.next() => Step::Signal(asked),
                 // A task that panicked has been reported by the panic itself.
                 Some(Ok(answer)) = self.stops.join_next() => Step::StopAnswered(answer),
@@ -121,9 +145,12 @@ impl Follow {
 
     pub(super) fn apply(&mut self, step: Step) -> End {
         match step {
-            Step::Event(Some(Ok(received))) => return self.event(&received),
-            Step::Event(Some(Err(failure))) => return End::Break(Err(failure)),
-            Step::Event(None) => return End::Break(Err(lost())),
+            Step::Heard(Heard::Event(received)) => {
+                self.back();
+                return self.event(&received);
+            }
+            Step::Heard(Heard::Gone(failure)) => return self.gone(&failure),
+            Step::Heard(Heard::Refused(failure)) => return End::Break(Err(failure)),
             Step::Signal(Asked::Leave) => return End::Break(Ok(Exit::Incomplete)),
             Step::Signal(Asked::Interrupt) if self.interrupted => {
                 self.view.note(GOES_ON);
@@ -131,6 +158,10 @@ impl Follow {
             }
             Step::Signal(Asked::Interrupt) => self.stop(),
             Step::StopAnswered(Ok(_)) => {}
+            Step::StopAnswered(Err(failure)) if failure.exit == Exit::NoDaemon => {
+                self.unheard = true;
+                self.view.note(UNHEARD);
+            }
             // Ctrl-C may be pressed again, which detaches: the roll goes on in either case.
             Step::StopAnswered(Err(failure)) => {
                 self.view.note(&format!("the stop was not taken: {}", out::clean(&failure.message)));
@@ -155,10 +186,31 @@ impl Follow {
         }
     }
 
+    fn gone(&mut self, failure: &Failure) -> End {
+        if self.gone.is_none() {
+            self.view.note(GONE);
+        }
+        let since = *self.gone.get_or_insert_with(Instant::now);
+        if since.elapsed() < self.patience { End::Continue(()) } else { End::Break(Err(lost(failure))) }
+    }
+
+    fn back(&mut self) {
+        if self.gone.take().is_some() {
+            self.view.note(BACK);
+        }
+        if std::mem::take(&mut self.unheard) {
+            self.ask();
+        }
+    }
+
     /// Asks for a stop while events go on coming.
     fn stop(&mut self) {
         self.interrupted = true;
         self.view.note(STOPPING);
+        self.ask();
+    }
+
+    fn ask(&mut self) {
         let client = self.client.clone();
         let path = format!("/v1/rolls/{}/stop", encoded(&self.roll));
         self.stops.spawn(async move { client.post(&path, &serde_json::json!({})).await });
@@ -170,8 +222,10 @@ fn quiet(error: &io::Error) -> bool {
     error.kind() == io::ErrorKind::BrokenPipe || error.raw_os_error() == Some(libc::EIO)
 }
 
-fn lost() -> Failure {
-    let message = "the daemon went away in the middle of the roll; when it is back, `deployer status` shows how the \
-                   roll stands (`systemctl status deployer` may tell why it went)";
+fn lost(failure: &Failure) -> Failure {
+    let message = format!(
+        "the daemon went away in the middle of the roll and has not come back; when it is back, it goes on with the roll, \
+         and `deployer status` shows how that stands (`systemctl status deployer` may tell why it went): {failure}"
+    );
     Failure::new(Exit::NoDaemon, message)
 }

@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, ops::RangeInclusive, path::Path, path::PathBuf,
 use toml::de::DeTable;
 
 use super::{
-    Config, ConfigError, DEFAULT_PINS, Daemon, Kernel, Mode, Service,
+    Config, ConfigError, DEFAULT_PINS, Daemon, Kernel, Mode, OnStart, Service,
     error::Report,
     http, manager,
     paths::{self, Mounts},
@@ -49,8 +49,11 @@ fn daemon(mut table: Table<'_>) -> (Option<Daemon>, Option<Mode>) {
     let socket = table.or("socket", PathBuf::from("/run/deployer/deployer.sock"), paths::socket);
     let group = table.maybe("group", |value| value.word().map(str::to_owned));
     let mode = table.or("mode", Mode::Enforce, mode);
+    let state = table.or("state", PathBuf::from("/var/lib/deployer"), paths::absolute);
+    let choices = [("resume", OnStart::Resume), ("hold", OnStart::Hold)];
+    let on_start = table.or("on_start", OnStart::Resume, |value| value.choice(&choices));
     table.done();
-    let section = || Some(Daemon { socket: socket?, group: group? });
+    let section = || Some(Daemon { socket: socket?, group: group?, state: state?, on_start: on_start? });
     (section(), mode)
 }
 

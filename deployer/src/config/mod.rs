@@ -50,6 +50,19 @@ pub struct Daemon {
     pub socket: PathBuf,
     /// Group that owns the socket; default: the daemon's own.
     pub group: Option<String>,
+    /// Directory of the journal: what outlives the daemon. Default `/var/lib/deployer`.
+    pub state: PathBuf,
+    /// What becomes of the rolls that a former daemon had in hand. Default [`OnStart::Resume`].
+    pub on_start: OnStart,
+}
+
+/// What a daemon does with the rolls that the one before it had in hand. No worker is left out in either case.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum OnStart {
+    /// They go on.
+    Resume,
+    /// The batch in hand is brought through, and the roll ends as stopped.
+    Hold,
 }
 
 /// `[kernel]`: where the programs are attached, and kept.

@@ -17,6 +17,8 @@ manager = { supervisord = "/run/supervisor.sock", program = "web" }
 
 const FULL: &str = r#"[daemon]
 socket = "/run/d.sock"
+state = "/srv/state"
+on_start = "hold"
 group = "deploy"
 mode = "observe"
 
@@ -136,7 +138,12 @@ fn full_web() -> Service {
 #[test]
 fn minimal() {
     let expected = Config {
-        daemon: Daemon { socket: "/run/deployer/deployer.sock".into(), group: None },
+        daemon: Daemon {
+            socket: "/run/deployer/deployer.sock".into(),
+            group: None,
+            state: "/var/lib/deployer".into(),
+            on_start: OnStart::Resume,
+        },
         kernel: Kernel {
             callers: None,
             workers: None,
@@ -157,7 +164,12 @@ fn full() {
     api.version =
         Some(VersionRequest { request: request("GET", "/v"), place: VersionPlace::Json("build.version".to_owned()) });
     let expected = Config {
-        daemon: Daemon { socket: "/run/d.sock".into(), group: Some("deploy".to_owned()) },
+        daemon: Daemon {
+            socket: "/run/d.sock".into(),
+            group: Some("deploy".to_owned()),
+            state: "/srv/state".into(),
+            on_start: OnStart::Hold,
+        },
         kernel: Kernel {
             callers: Some("/sys/fs/cgroup/lb.slice".into()),
             workers: Some("/sys/fs/cgroup/app.slice".into()),

@@ -1,6 +1,9 @@
 //! What clients ask for: rolls, bypass, detach.
 
-use std::sync::{Arc, atomic::Ordering};
+use std::{
+    collections::BTreeMap,
+    sync::{Arc, atomic::Ordering},
+};
 
 use deployer_common::word;
 
@@ -8,7 +11,13 @@ use super::{Daemon, error::Refusal, lock};
 use crate::{
     api::{BypassRequest, DetachRequest, Done, RollRequest, RollStarted},
     config::{Batch, Mode, OnDeadline, OnFailure},
-    roll::{Record, machine::Plan, record::unix_ms, run::Roll},
+    journal::RollState,
+    roll::{
+        Record,
+        machine::{Machine, Plan},
+        record::unix_ms,
+        run::{Roll, entry, version_before},
+    },
     service::Service,
 };
 
@@ -47,7 +56,7 @@ impl Daemon {
             .check(&workers)
             .await
             .map_err(|error| Refusal::failed(format!("{error}; no worker was touched")))?;
-        let _gate = lock(&self.gate);
+        let gate = lock(&self.gate);
         if !Arc::ptr_eq(&service, &self.service(&service.config.name)?) {
             return Err(Refusal::busy("the configuration was read again just now; try again"));
         }
@@ -55,10 +64,40 @@ impl Daemon {
         no_hands(&service)?;
         let record = self.begin(&service.config.name, by)?;
         started.id.clone_from(&record.id);
-        let lease = lock(&self.config).kernel.lease;
-        let roll = Roll { tables: Arc::clone(&self.tables), service, record, lease, to: request.to, plan };
-        tokio::spawn(roll.run());
+        let roll = self.prepared(service, record, request.to, Machine::new(plan));
+        let entry = entry(&roll.record, &roll.service, roll.to.clone(), &roll.machine);
+        // A task of its own: it must come to its end even if the client does not wait for it.
+        let daemon = Arc::clone(self);
+        let written = tokio::spawn(async move { daemon.write_down(roll, entry).await });
+        drop(gate);
+        written.await.unwrap_or_else(|error| Err(Refusal::failed(error.to_string())))?;
         Ok(started)
+    }
+
+    fn prepared(&self, service: Arc<Service>, record: Arc<Record>, to: Option<String>, machine: Machine) -> Roll {
+        let before = version_before(&service);
+        let lease = lock(&self.config).kernel.lease;
+        let (world, journal) = (Arc::clone(&self.world), Arc::clone(&self.journal));
+        Roll { world, journal, service, record, lease, to, before, machine, hand: BTreeMap::new() }
+    }
+
+    /// Begins a roll that is entered, as soon as the journal has it.
+    async fn write_down(&self, roll: Roll, entry: RollState) -> Result<(), Refusal> {
+        match self.journal.commit(|state| state.rolls.push(entry)).await {
+            Ok(()) => {
+                tokio::spawn(roll.run());
+                Ok(())
+            }
+            Err(why) => {
+                let id = &roll.record.id;
+                self.journal.update(|state| state.rolls.retain(|other| other.id != *id));
+                self.rolls().retain(|record| record.id != *id);
+                roll.record.park();
+                Err(Refusal::failed(format!(
+                    "{why}; a roll that is not written down would not outlive the daemon, so none begins"
+                )))
+            }
+        }
     }
 
     /// Enters a roll of a service, unless one runs.
@@ -75,7 +114,8 @@ impl Daemon {
                 )));
             }
             let id = format!("{service}-{}", unix_ms());
-            let record = Arc::new(Record::new(id, service.to_owned(), by));
+            let log = self.shelf.log(&id, 0);
+            let record = Arc::new(Record::resumed(id, service.to_owned(), by, Vec::new(), Some(log)));
             rolls.push(Arc::clone(&record));
             record
         };
@@ -121,6 +161,10 @@ impl Daemon {
             Some(_) => named.iter().for_each(|service| self.registry.bypass(service, request.on)),
             None => self.tables.bypass(request.on),
         }
+        self.journal.update(|state| match &request.service {
+            Some(name) => state.services.entry(name.clone()).or_default().bypassed = request.on,
+            None => state.bypassed = request.on,
+        });
         let what = request.service.as_deref().unwrap_or("every service");
         tracing::warn!(service = what, on = request.on, by, "bypass");
         let done = if request.on {

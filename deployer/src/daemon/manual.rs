@@ -12,7 +12,9 @@ use tokio::sync::Notify;
 use super::{Daemon, error::Refusal, lock};
 use crate::{
     api::{Done, DrainRequest, EnableRequest, Phase},
+    journal::{ByHand, WorkerState},
     kernel::host,
+    roll::record::unix_ms,
     service::{
         Claim, Owner, Service, Worker,
         drain::{Drain, Held},
@@ -21,16 +23,38 @@ use crate::{
     warm,
 };
 
+/// A worker in an operator's hand: what is written down of it, what ends it, and how long it lasts.
+type Taken = (Arc<Worker>, Claim, ByHand, Arc<Notify>, Duration);
+
 /// The longest drain that renews itself when no end was given: a year.
 const FOR_GOOD: Duration = Duration::from_secs(365 * 24 * 3600);
 
 impl Daemon {
     /// Takes a worker out of rotation until the time is over or it is enabled.
-    pub(super) fn drain(self: &Arc<Self>, name: &str, request: &DrainRequest, by: &str) -> Result<Done, Refusal> {
+    pub(super) async fn drain(self: &Arc<Self>, name: &str, request: &DrainRequest, by: &str) -> Result<Done, Refusal> {
+        let (worker, claim, drained, end, time) = self.take(name, request, by)?;
+        let done = format!("{} is out of rotation {}", worker.at, drained.reason);
+        let written = self.journal.commit(|state| {
+            let service = state.services.entry(worker.service.clone()).or_default();
+            let known = WorkerState { drained: Some(drained.clone()), ..worker.control().known() };
+            service.workers.insert(worker.at, known);
+        });
+        // An operator who wants a worker out gets that, with or without a journal.
+        let lost = written.await.err().map(|why| format!(", until the daemon ends ({why})")).unwrap_or_default();
+        worker.enter(Phase::Draining, &drained.reason);
+        let lease = lock(&self.config).kernel.lease;
+        self.tables.publish(worker.index, State::Draining, host::now_ms() + lease.as_millis() as u64);
+        let daemon = Arc::clone(self);
+        tokio::spawn(async move { daemon.hold(claim, &worker, lease, time, &end).await });
+        Ok(Done { done: format!("{done}{lost}") })
+    }
+
+    /// Takes a worker in hand, if it may be.
+    fn take(&self, name: &str, request: &DrainRequest, by: &str) -> Result<Taken, Refusal> {
         let _gate = lock(&self.gate);
         let service = self.service(name)?;
         self.must_steer(&service)?;
-        let worker = worker(&service, request.port)?;
+        let worker = Arc::clone(worker(&service, request.port)?);
         if let Some(roll) = self.running(&service.config.name) {
             return Err(Refusal::busy(format!("roll {} of {} runs", roll.id, service.config.name)));
         }
@@ -44,24 +68,31 @@ impl Daemon {
         if phase != Phase::Up {
             return Err(Refusal::failed(format!("{} is {phase}, not up: there is nothing to drain", worker.at)));
         }
-        let end = Arc::new(Notify::new());
-        let claim = worker.claim(Owner::Hand(Arc::clone(&end))).map_err(Refusal::busy)?;
         let time = match request.for_ms {
             Some(0) => return Err(Refusal::usage("a drain lasts at least a millisecond")),
             Some(ms) => Duration::from_millis(ms).min(FOR_GOOD),
             None => FOR_GOOD,
         };
-        let lease = lock(&self.config).kernel.lease;
         let reason = match request.for_ms {
             Some(_) => format!("by {by}, for {} s", time.as_secs_f64()),
             None => format!("by {by}, until it is enabled"),
         };
-        let done = format!("{} is out of rotation {reason}", worker.at);
-        worker.enter(Phase::Draining, &reason);
+        let until_ms = request.for_ms.map(|_| unix_ms() + time.as_millis() as u64);
+        let end = Arc::new(Notify::new());
+        let claim = worker.claim(Owner::Hand(Arc::clone(&end))).map_err(Refusal::busy)?;
+        Ok((worker, claim, ByHand { reason, until_ms }, end, time))
+    }
+
+    /// Goes on with a drain that was begun under a former daemon.
+    pub(super) fn hold_again(self: &Arc<Self>, worker: &Arc<Worker>, drained: &ByHand) {
+        let end = Arc::new(Notify::new());
+        let Ok(claim) = worker.claim(Owner::Hand(Arc::clone(&end))) else { return };
+        let left = drained.until_ms.map(|until| Duration::from_millis(until.saturating_sub(unix_ms())));
+        let time = left.unwrap_or(FOR_GOOD).min(FOR_GOOD);
+        let lease = lock(&self.config).kernel.lease;
+        worker.enter(Phase::Draining, &drained.reason);
         let (daemon, worker) = (Arc::clone(self), Arc::clone(worker));
-        daemon.tables.publish(worker.index, State::Draining, host::now_ms() + lease.as_millis() as u64);
         tokio::spawn(async move { daemon.hold(claim, &worker, lease, time, &end).await });
-        Ok(Done { done })
     }
 
     /// Holds a drain. Its lease is renewed here and nowhere else: without the daemon the worker is back within a lease.
@@ -69,9 +100,13 @@ impl Daemon {
         let silent = |_: &Held| {};
         let until = Instant::now() + time;
         let mut drain = Drain::new(&self.tables, worker, lease, until, &silent);
-        drain.publish();
+        let mut lives = same_process(worker).await;
+        if lives {
+            drain.publish();
+        } else {
+            self.ended(worker);
+        }
         let tick = (lease / 4).min(Duration::from_millis(100));
-        let mut lives = true;
         while Instant::now() < until {
             tokio::select! {
                 () = end.notified() => break,
@@ -82,13 +117,18 @@ impl Daemon {
             }
             lives = same_process(worker).await;
             if !lives {
-                // The dead are nobody's fallback, and no lease brings them back. What listens later is not warm.
-                self.tables.publish(worker.index, State::Down, 0);
-                worker.enter(Phase::Draining, "by hand; its process has ended meanwhile");
+                self.ended(worker);
             } else if !drain.keep() {
                 drain.publish();
             }
         }
+        let written = self.journal.commit(|state| {
+            if let Some(known) = state.worker(&worker.service, worker.at) {
+                known.drained = None;
+            }
+        });
+        // At worst the next daemon drains it once more, and can be told.
+        let _ = written.await;
         if lives && same_process(worker).await {
             let serving = worker.control().listeners.clone();
             put_up(&self.tables, worker, serving, "back in rotation");
@@ -98,6 +138,12 @@ impl Daemon {
             worker.enter(Phase::Down, "its process has ended while it was drained");
         }
         drop(claim);
+    }
+
+    /// The dead are nobody's fallback, and no lease brings them back. What listens later is not warm.
+    fn ended(&self, worker: &Worker) {
+        self.tables.publish(worker.index, State::Down, 0);
+        worker.enter(Phase::Draining, "by hand; its process has ended meanwhile");
     }
 
     /// Puts a worker back: ends an operator's drain, or warms one that had failed.
@@ -148,6 +194,13 @@ impl Daemon {
         let result = self.warm_again(service, worker).await;
         match result {
             Ok(serving) => {
+                let (phase, listeners) = (Phase::Up, serving.clone());
+                let known = WorkerState { phase, listeners, ..worker.control().known() };
+                let written = self.journal.commit(|state| {
+                    state.services.entry(worker.service.clone()).or_default().workers.insert(worker.at, known);
+                });
+                // At worst it is found failed, and out, by the next daemon.
+                let _ = written.await;
                 put_up(&self.tables, worker, serving, "enabled by hand");
                 Ok(Done { done: format!("{} is warm, and back in rotation", worker.at) })
             }

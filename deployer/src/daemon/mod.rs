@@ -2,10 +2,12 @@
 
 mod actions;
 mod error;
+mod former;
 mod keeper;
 mod manual;
 mod selftest;
 mod server;
+mod settle;
 mod status;
 
 use std::{
@@ -15,27 +17,41 @@ use std::{
         Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicBool, Ordering},
     },
+    time::Duration,
 };
 
 use anyhow::{Context, Result};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tracing::{error, info, warn};
 
+use self::former::{Former, Resumed, Scene};
 use crate::{
     api::SelfTest,
     config::{self, Config},
+    journal::{Journal, events::Shelf},
     kernel::{self, Attachment, Programs, Tables},
-    roll::Record,
+    roll::{
+        Record,
+        world::{Host, World},
+    },
     service::{self, registry::Registry, watch},
 };
 
 /// Rolls that are remembered.
 const REMEMBERED: usize = 32;
+/// Between two looks at what is known of the workers, for the journal.
+const NOTE: Duration = Duration::from_millis(500);
 
 /// Everything the daemon holds.
 pub(crate) struct Daemon {
     tables: Arc<Tables>,
     registry: Arc<Registry>,
+    world: Arc<dyn World>,
+    journal: Arc<Journal>,
+    /// Where the rolls' events outlive the daemon.
+    shelf: Shelf,
+    /// What was found at the start and must not be overlooked.
+    warnings: Vec<String>,
     attachment: Attachment,
     config: Mutex<Config>,
     /// `None`: detached.
@@ -67,6 +83,8 @@ pub async fn run(path: &Path) -> Result<()> {
     // First of all: until they are caught, a reload asked for ends the process.
     let mut signals = Signals::catch()?;
     let config = Config::load(path)?;
+    // A state directory that is another's, or a later deployer's, is not to be worked with.
+    let former = Former::open(&config)?;
     let attachment = kernel::attachment(config.kernel.callers.as_deref(), config.kernel.workers.as_deref())?;
     // Before anything is attached: a second daemon must not even begin.
     let socket = server::bind(&config.daemon)?;
@@ -80,6 +98,11 @@ pub async fn run(path: &Path) -> Result<()> {
     registry.apply(&observing(&config, &inherited))?;
     watch::take_over(&registry, &tables, &inherited).await.context("looking for listening workers (sock_diag)")?;
     watch::adopt(&registry, &tables, &inherited).await.context("looking for listening workers (sock_diag)")?;
+    let world: Arc<dyn World> = Arc::new(Host(Arc::clone(&tables)));
+    former.bypass(&registry, &tables, &inherited);
+    let (lease, on_start) = (config.kernel.lease, config.daemon.on_start);
+    let scene = Scene { services: &registry.services(), world: &world, lease, on_start };
+    let resumed = former.settle(&scene).await.context("looking for listening workers (sock_diag)")?;
     registry.apply(&config)?;
     service::adopt(&registry.services()).await;
     info!(
@@ -91,6 +114,10 @@ pub async fn run(path: &Path) -> Result<()> {
     let daemon = Arc::new(Daemon {
         tables: Arc::clone(&tables),
         registry: Arc::clone(&registry),
+        world,
+        journal: former.journal,
+        shelf: former.shelf,
+        warnings: former.warnings,
         attachment,
         config: Mutex::new(config),
         programs: Mutex::new(Some(programs)),
@@ -100,6 +127,8 @@ pub async fn run(path: &Path) -> Result<()> {
         gate: Mutex::default(),
         closing: AtomicBool::new(false),
     });
+    daemon.go_on(resumed);
+    let noting = tokio::spawn(note_for_ever(Arc::clone(&daemon)));
     tokio::spawn(watch::ask_versions(Arc::clone(&registry)));
     let watch = tokio::spawn(watch::run(registry, tables));
     let keeper = tokio::spawn(Arc::clone(&daemon).keep());
@@ -113,6 +142,10 @@ pub async fn run(path: &Path) -> Result<()> {
     watch.abort();
     keeper.abort();
     tester.abort();
+    noting.abort();
+    daemon.note();
+    // What cannot be written has been told.
+    let _ = daemon.journal.flush().await;
     server.abort();
     let _ = std::fs::remove_file(path_of_socket);
     info!("stopped; the programs go on steering (deployer detach takes them out of the kernel)");
@@ -172,8 +205,27 @@ impl Daemon {
         let mut rolls = self.rolls();
         while rolls.len() > REMEMBERED {
             let Some(ended) = rolls.iter().position(|roll| roll.result().is_some()) else { return };
-            rolls.remove(ended);
+            self.shelf.remove(&rolls.remove(ended).id);
         }
+    }
+
+    /// Goes on with what the daemon before has left.
+    fn go_on(self: &Arc<Self>, resumed: Resumed) {
+        *self.rolls() = resumed.records;
+        self.forget();
+        for (worker, drained) in resumed.drains {
+            self.hold_again(&worker, &drained);
+        }
+        for roll in resumed.rolls {
+            tokio::spawn(roll.run());
+        }
+        self.note();
+    }
+
+    /// Has the journal know what is known of the workers.
+    fn note(&self) {
+        let services = self.registry.services();
+        self.journal.refresh(|state| settle::note(state, &services));
     }
 
     fn attached(&self) -> bool {
@@ -211,8 +263,8 @@ impl Daemon {
         if config.kernel.callers != current.kernel.callers || config.kernel.workers != current.kernel.workers {
             warn!("[kernel] callers and workers take effect at the next start of the daemon");
         }
-        if config.daemon.socket != current.daemon.socket {
-            warn!("[daemon] socket takes effect at the next start of the daemon");
+        if config.daemon.socket != current.daemon.socket || config.daemon.state != current.daemon.state {
+            warn!("[daemon] socket and state take effect at the next start of the daemon");
         }
         if config.kernel.pins != current.kernel.pins {
             warn!("[kernel] pins takes effect at the next start of the daemon");
@@ -227,7 +279,8 @@ impl Daemon {
         Ok(())
     }
 
-    /// Before the programs go: rolls stop after the batch in hand, so that no worker is left out.
+    /// Before the daemon goes: the batches in hand are brought through, so that no worker is left out, and the rolls are
+    /// left to the next daemon.
     async fn wind_up(&self) {
         let running: Vec<_> = {
             let rolls = self.rolls();
@@ -235,15 +288,19 @@ impl Daemon {
             rolls.iter().filter(|roll| roll.result().is_none()).cloned().collect()
         };
         for roll in &running {
-            warn!(roll = roll.id, "the daemon was asked to stop; the roll ends after the batch in hand");
-            roll.ask_stop("the daemon, which was asked to stop");
+            warn!(roll = roll.id, "the daemon was asked to stop; the roll is left to the next after the batch in hand");
+            roll.suspend();
         }
         for roll in &running {
-            let mut seq = 0;
-            while roll.event(seq).await.is_some() {
-                seq += 1;
-            }
+            roll.over().await;
         }
+    }
+}
+
+async fn note_for_ever(daemon: Arc<Daemon>) {
+    loop {
+        tokio::time::sleep(NOTE).await;
+        daemon.note();
     }
 }
 

@@ -25,7 +25,7 @@ impl Daemon {
                 tokio::time::sleep(AGAIN).await;
                 verdict = self.test().await;
             }
-            self.note(verdict);
+            self.noted(verdict);
             let every = lock(&self.config).kernel.self_test;
             tokio::time::sleep(every).await;
         }
@@ -48,7 +48,7 @@ impl Daemon {
         self.tables.bypassed().then(|| (TestResult::Bypassed, String::new()))
     }
 
-    fn note(&self, (result, detail): Verdict) {
+    fn noted(&self, (result, detail): Verdict) {
         let mut noted = lock(&self.self_test);
         let (was, runs, failures) = noted
             .as_ref()

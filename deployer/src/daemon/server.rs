@@ -12,7 +12,7 @@ use anyhow::{Context, Result, anyhow, bail};
 use axum::{
     Json, Router,
     body::{Body, Bytes},
-    extract::{DefaultBodyLimit, Path as Name, Request, State, connect_info::Connected},
+    extract::{DefaultBodyLimit, Path as Name, Query, Request, State, connect_info::Connected},
     http::header::CONTENT_TYPE,
     response::{IntoResponse, Response},
     routing::{get, post},
@@ -153,7 +153,7 @@ async fn roll(State(daemon): Shared, Name(name): Name<String>, who: Who, body: B
 }
 
 async fn drain(State(daemon): Shared, Name(name): Name<String>, who: Who, body: Bytes) -> Answer<Done> {
-    daemon.drain(&name, &parse(&body)?, &who.0.0).map(Json)
+    daemon.drain(&name, &parse(&body)?, &who.0.0).await.map(Json)
 }
 
 async fn enable(State(daemon): Shared, Name(name): Name<String>, body: Bytes) -> Answer<Done> {
@@ -161,7 +161,10 @@ async fn enable(State(daemon): Shared, Name(name): Name<String>, body: Bytes) ->
 }
 
 async fn bypass(State(daemon): Shared, who: Who, body: Bytes) -> Answer<Done> {
-    daemon.bypass(&parse(&body)?, &who.0.0).map(Json)
+    let done = daemon.bypass(&parse(&body)?, &who.0.0)?;
+    // It is in force in any case; where it cannot be written down, the status says so.
+    let _ = daemon.journal.flush().await;
+    Ok(Json(done))
 }
 
 async fn detach(State(daemon): Shared, who: Who, body: Bytes) -> Answer<Done> {
@@ -182,13 +185,20 @@ fn find(daemon: &Daemon, id: &str) -> Result<Arc<crate::roll::Record>, Refusal> 
     found.ok_or_else(|| Refusal::usage(format!("there is no roll `{id}`; this daemon remembers the last few only")))
 }
 
+/// Where to begin.
+#[derive(serde::Deserialize)]
+struct From {
+    #[serde(default)]
+    from: usize,
+}
+
 /// Events as they happen, a line each, until the roll has ended.
-async fn events(State(daemon): Shared, Name(id): Name<String>) -> Result<Response, Refusal> {
+async fn events(State(daemon): Shared, Name(id): Name<String>, Query(from): Query<From>) -> Result<Response, Refusal> {
     let roll = find(&daemon, &id)?;
     let (mut sender, body) = tokio::io::duplex(MOST);
     tokio::spawn(async move {
         use tokio::io::AsyncWriteExt as _;
-        let mut seq = 0;
+        let mut seq = from.from;
         while let Some(event) = roll.event(seq).await {
             seq += 1;
             let Ok(mut line) = serde_json::to_vec(&event) else { return };

@@ -17,10 +17,16 @@ impl Daemon {
             attached: self.attached(),
             bypassed: self.tables.bypassed(),
             callers: self.attachment.callers.display().to_string(),
-            trouble: lock(&self.lost).iter().cloned().collect(),
+            trouble: self.trouble(),
             self_test: lock(&self.self_test).clone(),
             services: self.registry.services().values().map(|service| self.service_status(service)).collect(),
         }
+    }
+
+    /// What must not be overlooked.
+    fn trouble(&self) -> Vec<String> {
+        let lost: Vec<_> = lock(&self.lost).iter().cloned().collect();
+        lost.into_iter().chain(self.journal.trouble()).chain(self.warnings.iter().cloned()).collect()
     }
 
     fn service_status(&self, service: &Service) -> ServiceStatus {

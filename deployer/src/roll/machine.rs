@@ -1,9 +1,11 @@
 //! A roll as a pure machine: it says what to do next and is told what came of it.
 
+use serde::{Deserialize, Serialize};
+
 use crate::api::Exit;
 
 /// What is fixed before a roll begins. Workers are named by their place in the service.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Plan {
     /// The workers, batch by batch; no batch is empty.
     pub batches: Vec<Vec<usize>>,
@@ -27,7 +29,8 @@ impl Plan {
 }
 
 /// What came of one worker.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
 pub enum Outcome {
     /// Restarted, warm, and up.
     Changed,
@@ -60,7 +63,7 @@ pub enum Step {
 }
 
 /// How a roll ended.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct End {
     /// In a code.
     pub result: Exit,
@@ -68,7 +71,8 @@ pub struct End {
     pub text: String,
 }
 
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
 enum Stage {
     Switch,
     Forward(usize),
@@ -77,12 +81,13 @@ enum Stage {
     Over(End),
 }
 
-/// A roll under way.
-#[derive(Debug, Clone)]
+/// A roll under way; the journal holds it between two steps.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Machine {
     plan: Plan,
     stage: Stage,
-    stop: bool,
+    /// Why it is to stop after the batch in hand.
+    stop: Option<String>,
     changed: Vec<usize>,
     failed: Vec<(usize, String)>,
     back: Vec<Vec<usize>>,
@@ -97,7 +102,7 @@ impl Machine {
         let mut machine = Self {
             plan,
             stage,
-            stop: false,
+            stop: None,
             changed: Vec::new(),
             failed: Vec::new(),
             back: Vec::new(),
@@ -119,6 +124,18 @@ impl Machine {
         }
     }
 
+    /// What was fixed before it began.
+    #[must_use]
+    pub fn plan(&self) -> &Plan {
+        &self.plan
+    }
+
+    /// How it ends where it cannot go on: `why` begins the text.
+    #[must_use]
+    pub fn abandoned(&self, why: &str) -> End {
+        End { result: Exit::Stopped, text: format!("{why}; {}", self.left()) }
+    }
+
     /// Workers that are on the new version, or restarted.
     #[must_use]
     pub fn changed(&self) -> usize {
@@ -130,10 +147,34 @@ impl Machine {
         self.failed.iter().map(|(worker, _)| *worker)
     }
 
-    /// A stop after the batch in hand is asked for. A roll back goes on: half of it would be no state to be in.
-    pub fn stop(&mut self) {
-        self.stop = true;
-        self.settle();
+    /// A stop is asked for, after the batch in hand where one is. A roll back goes on: half of it would be no state to
+    /// be in. `why` begins the text of the end ("stopped on request"); the first reason stays.
+    pub fn stop(&mut self, why: &str, in_hand: bool) {
+        self.stop.get_or_insert_with(|| why.to_owned());
+        if !in_hand {
+            self.settle();
+        }
+    }
+
+    /// Whether its numbers fit each other and this many workers: it may come from a file.
+    ///
+    /// # Errors
+    /// What does not fit.
+    pub fn check(&self, workers: usize) -> Result<(), String> {
+        let batches = self.plan.batches.iter().chain(&self.back);
+        let failed = self.failed.iter().map(|(worker, _)| worker);
+        let stage = match self.stage {
+            Stage::Forward(nth) => nth < self.plan.batches.len(),
+            Stage::Back(nth) => nth < self.back.len(),
+            Stage::Switch | Stage::Unswitch | Stage::Over(_) => true,
+        };
+        if batches.clone().any(Vec::is_empty) || self.plan.max_failures == 0 || !stage {
+            return Err("its plan makes no sense".to_owned());
+        }
+        match batches.flatten().chain(&self.changed).chain(failed).find(|worker| **worker >= workers) {
+            Some(worker) => Err(format!("it has {workers} workers, and names number {worker}")),
+            None => Ok(()),
+        }
     }
 
     /// What came of [`Step::Switch`] or [`Step::Unswitch`].
@@ -225,12 +266,13 @@ impl Machine {
     /// Goes past stages in which there is nothing (more) to do.
     fn settle(&mut self) {
         match self.stage {
-            Stage::Switch if self.stop => {
-                self.over(Exit::Stopped, "stopped on request; no worker was touched".to_owned());
+            Stage::Switch if self.stop.is_some() => {
+                let text = format!("{}; no worker was touched", self.why());
+                self.over(Exit::Stopped, text);
             }
             Stage::Forward(nth) if nth >= self.plan.batches.len() => self.end_forward(),
-            Stage::Forward(_) if self.stop => {
-                let text = format!("stopped on request; {}", self.left());
+            Stage::Forward(_) if self.stop.is_some() => {
+                let text = format!("{}; {}", self.why(), self.left());
                 self.over(Exit::Stopped, text);
             }
             Stage::Back(nth) if nth >= self.back.len() => self.end_back(),
@@ -258,6 +300,10 @@ impl Machine {
 
     fn over(&mut self, result: Exit, text: String) {
         self.stage = Stage::Over(End { result, text });
+    }
+
+    fn why(&self) -> &str {
+        self.stop.as_deref().unwrap_or_default()
     }
 
     fn failures(&self) -> String {

@@ -9,9 +9,12 @@ use std::{
 };
 
 use tokio::sync::watch;
-use tracing::info;
+use tracing::{info, warn};
 
-use crate::api::{Event, Exit, What};
+use crate::{
+    api::{Event, Exit, What},
+    journal::events::Log,
+};
 
 /// A roll's record; readers follow it from any point.
 pub struct Record {
@@ -21,48 +24,69 @@ pub struct Record {
     pub service: String,
     /// Who asked for it.
     pub by: String,
-    events: Mutex<Vec<Event>>,
+    told: Mutex<Told>,
     written: watch::Sender<usize>,
     stop: AtomicBool,
+    suspend: AtomicBool,
+    parked: AtomicBool,
+}
+
+struct Told {
+    events: Vec<Event>,
+    /// Where they outlive the daemon.
+    log: Option<Log>,
+    /// The log cannot be written, which has been said.
+    torn: bool,
 }
 
 impl Record {
-    /// An empty record.
+    /// An empty record, kept in memory only.
     #[must_use]
     pub fn new(id: String, service: String, by: String) -> Self {
-        let (written, _) = watch::channel(0);
-        Self { id, service, by, events: Mutex::default(), written, stop: AtomicBool::new(false) }
+        Self::resumed(id, service, by, Vec::new(), None)
     }
 
-    fn events(&self) -> MutexGuard<'_, Vec<Event>> {
-        self.events.lock().unwrap_or_else(PoisonError::into_inner)
+    /// One that has `events` already, and goes on in a log.
+    #[must_use]
+    pub fn resumed(id: String, service: String, by: String, events: Vec<Event>, log: Option<Log>) -> Self {
+        let (written, _) = watch::channel(events.len());
+        let stop = AtomicBool::new(events.iter().any(|event| matches!(event.what, What::StopAsked { .. })));
+        let told = Mutex::new(Told { events, log, torn: false });
+        let (suspend, parked) = (AtomicBool::new(false), AtomicBool::new(false));
+        Self { id, service, by, told, written, stop, suspend, parked }
     }
 
-    /// Adds an event, and logs it.
+    fn told(&self) -> MutexGuard<'_, Told> {
+        self.told.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Adds an event, and logs it. It is in the log before anybody reads it.
     pub fn add(&self, what: What) {
         let len = {
-            let mut events = self.events();
-            let event = Event { seq: events.len() as u64, time_ms: unix_ms(), roll: self.id.clone(), what };
+            let mut told = self.told();
+            let event = Event { seq: told.events.len() as u64, time_ms: unix_ms(), roll: self.id.clone(), what };
             // Phases are logged by the worker itself.
             if !matches!(event.what, What::Phase { .. }) {
                 info!(roll = self.id, event = serde_json::to_string(&event.what).unwrap_or_default(), "roll");
             }
-            events.push(event);
-            events.len()
+            told.write(&self.id, &event);
+            told.events.push(event);
+            told.events.len()
         };
         self.written.send_replace(len);
     }
 
-    /// The event at `seq`, as soon as there is one; `None`: the roll has ended before it.
+    /// The event at `seq`, as soon as there is one; `None`: the roll has ended before it, or this daemon has left it to
+    /// the next.
     pub async fn event(&self, seq: usize) -> Option<Event> {
         let mut written = self.written.subscribe();
         loop {
             {
-                let events = self.events();
-                if let Some(event) = events.get(seq) {
+                let told = self.told();
+                if let Some(event) = told.events.get(seq) {
                     return Some(event.clone());
                 }
-                if events.last().is_some_and(|event| matches!(event.what, What::Finished { .. })) {
+                if told.result().is_some() || self.parked.load(Ordering::SeqCst) {
                     return None;
                 }
             }
@@ -70,13 +94,32 @@ impl Record {
         }
     }
 
+    /// Waits until this daemon does nothing more for it.
+    pub async fn over(&self) {
+        let mut written = self.written.subscribe();
+        while self.result().is_none() && !self.parked.load(Ordering::SeqCst) {
+            if written.changed().await.is_err() {
+                return;
+            }
+        }
+    }
+
+    /// Whether nothing has been told yet.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.told().events.is_empty()
+    }
+
+    /// When it began, milliseconds since 1970.
+    #[must_use]
+    pub fn begun_ms(&self) -> Option<u64> {
+        self.told().events.first().map(|event| event.time_ms)
+    }
+
     /// How it ended; `None`: it has not.
     #[must_use]
     pub fn result(&self) -> Option<Exit> {
-        match self.events().last()?.what {
-            What::Finished { result, .. } => Some(result),
-            _ => None,
-        }
+        self.told().result()
     }
 
     /// Asks for a stop after the batch in hand.
@@ -90,6 +133,44 @@ impl Record {
     #[must_use]
     pub fn stop_asked(&self) -> bool {
         self.stop.load(Ordering::SeqCst)
+    }
+
+    /// Leaves the roll to the next daemon, after the batch in hand.
+    pub fn suspend(&self) {
+        self.suspend.store(true, Ordering::SeqCst);
+    }
+
+    /// Whether it is to be left to the next daemon.
+    #[must_use]
+    pub fn is_suspended(&self) -> bool {
+        self.suspend.load(Ordering::SeqCst)
+    }
+
+    /// This daemon does nothing more for it.
+    pub fn park(&self) {
+        self.parked.store(true, Ordering::SeqCst);
+        self.written.send_modify(|_| {});
+    }
+}
+
+impl Told {
+    fn result(&self) -> Option<Exit> {
+        match self.events.last()?.what {
+            What::Finished { result, .. } => Some(result),
+            _ => None,
+        }
+    }
+
+    fn write(&mut self, id: &str, event: &Event) {
+        let Some(log) = &mut self.log else { return };
+        match log.add(event) {
+            Ok(()) => self.torn = false,
+            Err(error) if !self.torn => {
+                self.torn = true;
+                warn!(roll = id, %error, "its events cannot be written down; they are with the next that can");
+            }
+            Err(_) => {}
+        }
     }
 }
 

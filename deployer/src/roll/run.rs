@@ -1,32 +1,41 @@
-//! A roll, run: asks the machine what to do, does it, and tells it what came of it.
+//! A roll, run: asks the machine what to do, does it, and tells it what came of it. Where it stands is in the journal
+//! before each step, so that another daemon can go on.
 
 use std::{
-    process::Stdio,
+    collections::BTreeMap,
+    net::SocketAddr,
     sync::Arc,
     time::{Duration, Instant},
 };
 
-use tokio::{process::Command, task::JoinSet};
+use tokio::task::JoinSet;
 
 use super::{
-    machine::{End, Machine, Outcome, Plan, Step},
-    record::Record,
+    command::execute,
+    machine::{End, Machine, Outcome, Step},
+    record::{Record, unix_ms},
     worker::Restart,
+    world::World,
 };
 use crate::{
     api::{Phase, What},
     config,
-    kernel::Tables,
-    service::Service,
+    failpoint::{Point, reach},
+    journal::{Hand, Journal, RollState},
+    service::{Claim, Service},
 };
 
-/// Output of a command that is kept for its error message, in characters.
-const SAID: usize = 400;
+/// How long a process manager that does not answer is waited for after a restart of the daemon.
+const MANAGER_WITHIN: Duration = Duration::from_secs(60);
+/// Between two questions to it.
+const ASK: Duration = Duration::from_secs(1);
 
 /// A roll with all it needs.
 pub struct Roll {
-    /// The tables.
-    pub tables: Arc<Tables>,
+    /// The kernel and the workers.
+    pub world: Arc<dyn World>,
+    /// Where it outlives the daemon. It holds this roll already.
+    pub journal: Arc<Journal>,
     /// The service, as configured when the roll began.
     pub service: Arc<Service>,
     /// Where its events go.
@@ -35,74 +44,156 @@ pub struct Roll {
     pub lease: Duration,
     /// The version aimed at.
     pub to: Option<String>,
-    /// What is planned.
-    pub plan: Plan,
+    /// What the workers said they run before it: what a roll back must restore.
+    pub before: Option<String>,
+    /// Where it stands.
+    pub machine: Machine,
+    /// Workers that a former daemon had in hand.
+    pub hand: BTreeMap<usize, (Hand, Option<Claim>)>,
+}
+
+/// A roll that has not begun, for the journal.
+#[must_use]
+pub fn entry(record: &Record, service: &Service, to: Option<String>, machine: &Machine) -> RollState {
+    RollState {
+        id: record.id.clone(),
+        service: record.service.clone(),
+        by: record.by.clone(),
+        to,
+        before: version_before(service),
+        workers: service.workers.iter().map(|worker| worker.at).collect(),
+        machine: machine.clone(),
+        hand: BTreeMap::new(),
+    }
+}
+
+/// What the workers that are up last said they run.
+#[must_use]
+pub fn version_before(service: &Service) -> Option<String> {
+    service.workers.iter().find_map(|worker| {
+        let control = worker.control();
+        if control.phase == Phase::Up { control.version.clone() } else { None }
+    })
 }
 
 impl Roll {
-    /// Runs it to its end.
-    pub async fn run(self) {
+    /// Runs it to its end, or until it is left to the next daemon.
+    pub async fn run(mut self) {
         let begun = Instant::now();
-        self.record.add(What::Begun {
-            service: self.service.config.name.clone(),
-            to: self.to.clone(),
-            by: self.record.by.clone(),
-            batches: self.plan.batches.iter().map(|batch| self.addresses(batch)).collect(),
-        });
-        let before = self.version_before();
-        let mut machine = Machine::new(self.plan.clone());
+        self.announce().await;
         let end = loop {
             if self.record.stop_asked() {
-                machine.stop();
+                self.machine.stop("stopped on request", !self.hand.is_empty());
             }
-            match machine.step() {
+            let step = self.machine.step();
+            if self.is_to_park(&step).await {
+                return self.record.park();
+            }
+            match step {
                 Step::Switch => {
-                    let result = self.command("switch", self.service.config.roll.switch.as_ref(), self.to.as_deref());
-                    machine.commanded(result.await);
+                    let command = self.service.config.roll.switch.clone();
+                    let points = [Point::SwitchBefore, Point::SwitchJournaled, Point::SwitchDone];
+                    self.command("switch", command.as_ref(), self.to.clone(), points).await;
                 }
                 Step::Unswitch => {
-                    let unswitch = self.service.config.roll.unswitch.as_ref();
-                    machine.commanded(self.command("unswitch", unswitch, before.as_deref()).await);
+                    let command = self.service.config.roll.unswitch.clone();
+                    let points = [Point::UnswitchBefore, Point::UnswitchJournaled, Point::UnswitchDone];
+                    self.command("unswitch", command.as_ref(), self.before.clone(), points).await;
                 }
                 Step::Batch { nth, of, workers, back } => {
                     self.record.add(What::Batch { nth: nth + 1, of, workers: self.addresses(&workers), back });
-                    let to = if back { before.clone() } else { self.to.clone() };
-                    machine.batch_done(self.batch(&workers, to.as_deref()).await);
+                    reach(Point::Batch, None).await;
+                    let to = if back { self.before.clone() } else { self.to.clone() };
+                    let outcomes = self.batch(&workers, to.as_deref()).await;
+                    reach(Point::BatchDone, None).await;
+                    self.machine.batch_done(outcomes);
+                    // Where this fails, so does the next worker's intent, and the roll ends there.
+                    let _ = self.save().await;
+                    reach(Point::BatchJournaled, None).await;
                 }
                 Step::Finish(end) => break end,
             }
         };
-        self.finish(&machine, end, begun);
+        self.finish(end, begun).await;
     }
 
-    fn addresses(&self, workers: &[usize]) -> Vec<std::net::SocketAddr> {
+    /// Tells that it begins, or goes on.
+    async fn announce(&mut self) {
+        if self.record.is_empty() {
+            let batches = self.machine.plan().batches.iter().map(|batch| self.addresses(batch)).collect();
+            let (service, by) = (self.record.service.clone(), self.record.by.clone());
+            self.record.add(What::Begun { service, to: self.to.clone(), by, batches });
+            reach(Point::Begun, None).await;
+        } else {
+            let text = match self.hand.values().filter(|(hand, _)| hand.outcome.is_none()).count() {
+                0 => "goes on after a restart of the daemon".to_owned(),
+                some => format!("goes on after a restart of the daemon, with workers in hand: {some}"),
+            };
+            self.record.add(What::Resumed { text });
+        }
+        if !self.hand.is_empty() {
+            self.wait_for_manager().await;
+        }
+    }
+
+    /// A host that comes up starts its daemons in any order.
+    async fn wait_for_manager(&mut self) {
+        let until = Instant::now() + MANAGER_WITHIN;
+        let workers: Vec<_> = self.service.workers.iter().map(|worker| worker.at).collect();
+        while let Err(error) = self.service.manager.check(&workers).await {
+            if Instant::now() >= until {
+                let why = format!("stopped: {} s after a restart of the daemon, {error}", MANAGER_WITHIN.as_secs());
+                return self.machine.stop(&why, true);
+            }
+            tokio::time::sleep(ASK).await;
+        }
+    }
+
+    /// Whether it is left to the next daemon here. What the journal does not hold would be lost.
+    async fn is_to_park(&mut self, step: &Step) -> bool {
+        if !self.record.is_suspended() || !self.hand.is_empty() || matches!(step, Step::Finish(_)) {
+            return false;
+        }
+        match self.save().await {
+            Ok(()) => true,
+            Err(why) => {
+                self.machine.stop(&format!("stopped with the daemon, since no other can go on with it ({why})"), false);
+                // A roll back goes on: there is no half of it.
+                false
+            }
+        }
+    }
+
+    fn addresses(&self, workers: &[usize]) -> Vec<SocketAddr> {
         workers.iter().filter_map(|nth| self.service.workers.get(*nth)).map(|worker| worker.at).collect()
     }
 
-    /// What the workers that are up last said they run: what a roll back must restore.
-    fn version_before(&self) -> Option<String> {
-        self.service.workers.iter().find_map(|worker| {
-            let control = worker.control();
-            if control.phase == Phase::Up { control.version.clone() } else { None }
-        })
-    }
-
-    async fn batch(&self, workers: &[usize], to: Option<&str>) -> Vec<(usize, Outcome)> {
+    async fn batch(&mut self, workers: &[usize], to: Option<&str>) -> Vec<(usize, Outcome)> {
         let mut restarts = JoinSet::new();
-        for nth in workers {
-            let Some(worker) = self.service.workers.get(*nth) else { continue };
+        let mut outcomes = Vec::with_capacity(workers.len());
+        let mut known = std::mem::take(&mut self.hand);
+        for nth in workers.iter().copied() {
+            let Some(worker) = self.service.workers.get(nth) else { continue };
+            let hand = match known.remove(&nth) {
+                Some((Hand { outcome: Some(outcome), .. }, _)) => {
+                    outcomes.push((nth, outcome));
+                    continue;
+                }
+                Some((hand, Some(claim))) => Some((hand, claim)),
+                _ => None,
+            };
             let restart = Restart {
-                tables: Arc::clone(&self.tables),
+                world: Arc::clone(&self.world),
+                journal: Arc::clone(&self.journal),
                 service: Arc::clone(&self.service),
                 worker: Arc::clone(worker),
+                nth,
                 record: Arc::clone(&self.record),
                 lease: self.lease,
                 to: to.map(ToOwned::to_owned),
             };
-            let nth = *nth;
-            restarts.spawn(async move { (nth, restart.run().await) });
+            restarts.spawn(async move { (nth, restart.run(hand).await) });
         }
-        let mut outcomes = Vec::with_capacity(workers.len());
         while let Some(result) = restarts.join_next().await {
             match result {
                 Ok(outcome) => outcomes.push(outcome),
@@ -117,46 +208,56 @@ impl Roll {
         outcomes
     }
 
+    /// Runs a command, which is run once more where the daemon ends before it is written down that it was.
     async fn command(
-        &self,
+        &mut self,
         which: &str,
         command: Option<&config::Command>,
-        version: Option<&str>,
-    ) -> Result<(), String> {
-        let Some(command) = command else { return Ok(()) };
+        version: Option<String>,
+        [before, journaled, done]: [Point; 3],
+    ) {
+        let Some(command) = command else { return self.machine.commanded(Ok(())) };
+        reach(before, None).await;
+        if let Err(why) = self.save().await {
+            return self.machine.commanded(Err(format!("it was not run: {why}")));
+        }
+        reach(journaled, None).await;
         let replace = |word: &String| {
-            word.replace("{version}", version.unwrap_or_default()).replace("{service}", &self.service.config.name)
+            word.replace("{version}", version.as_deref().unwrap_or_default())
+                .replace("{service}", &self.service.config.name)
         };
         let argv: Vec<_> = command.argv.iter().map(replace).collect();
         let result = execute(&argv, self.service.config.roll.switch_within).await;
         self.record.add(What::Command { which: which.to_owned(), argv, error: result.clone().err() });
-        result
+        reach(done, None).await;
+        self.machine.commanded(result);
+        let _ = self.save().await;
     }
 
-    fn finish(&self, machine: &Machine, end: End, begun: Instant) {
+    /// Writes down where it stands, with nobody in hand.
+    async fn save(&self) -> Result<(), String> {
+        let committed = self.journal.commit(|state| {
+            if let Some(roll) = state.roll(&self.record.id) {
+                roll.machine = self.machine.clone();
+                roll.hand.clear();
+            }
+        });
+        committed.await
+    }
+
+    async fn finish(&self, end: End, begun: Instant) {
+        reach(Point::FinishBefore, None).await;
+        let since = self.record.begun_ms().map(|ms| Duration::from_millis(unix_ms().saturating_sub(ms)));
         self.record.add(What::Finished {
             result: end.result,
             text: end.text,
-            changed: machine.changed(),
-            failed: self.addresses(&machine.failed().collect::<Vec<_>>()),
-            seconds: begun.elapsed().as_secs_f64(),
+            changed: self.machine.changed(),
+            failed: self.addresses(&self.machine.failed().collect::<Vec<_>>()),
+            seconds: since.unwrap_or_else(|| begun.elapsed()).as_secs_f64(),
         });
-    }
-}
-
-/// Runs a command to its end; what it says is kept for the error message.
-async fn execute(argv: &[String], within: Duration) -> Result<(), String> {
-    let Some((program, arguments)) = argv.split_first() else { return Err("the command has no words".to_owned()) };
-    let shown = argv.join(" ");
-    let mut command = Command::new(program);
-    command.args(arguments).stdin(Stdio::null()).kill_on_drop(true);
-    match tokio::time::timeout(within, command.output()).await {
-        Err(_) => Err(format!("`{shown}` was still running after {} s, and was ended", within.as_secs_f32())),
-        Ok(Err(error)) => Err(format!("`{shown}` cannot be run: {error}")),
-        Ok(Ok(output)) if output.status.success() => Ok(()),
-        Ok(Ok(output)) => {
-            let said: String = String::from_utf8_lossy(&output.stderr).trim().chars().take(SAID).collect();
-            Err(format!("`{shown}` failed ({}): {said}", output.status))
-        }
+        reach(Point::Finished, None).await;
+        // A roll that has told its end is not taken up again, whatever the journal says.
+        self.journal.update(|state| state.rolls.retain(|roll| roll.id != self.record.id));
+        reach(Point::Forgotten, None).await;
     }
 }

@@ -2,13 +2,15 @@
 
 use std::{
     collections::BTreeSet,
+    io,
     net::SocketAddr,
     time::{Duration, Instant},
 };
 
+use super::world::World;
 use crate::{
     kernel::{diag, procs},
-    service::{Service, Worker, blocking, listeners},
+    service::{Service, Worker, blocking},
     warm,
     workers::{ProcessPhase, ProcessStatus},
 };
@@ -24,9 +26,8 @@ const CRASHES: usize = 3;
 ///
 /// # Errors
 /// Says who listens there.
-pub(super) async fn nobody_listens(worker: &Worker) -> Result<(), String> {
-    let at = worker.at;
-    let still = listeners(at).await.map_err(|error| format!("{at}: sock_diag: {error}"))?;
+pub(super) async fn nobody_listens(at: SocketAddr, still: io::Result<BTreeSet<u64>>) -> Result<(), String> {
+    let still = still.map_err(|error| format!("{at}: sock_diag: {error}"))?;
     if still.is_empty() {
         return Ok(());
     }
@@ -40,13 +41,18 @@ pub(super) async fn nobody_listens(worker: &Worker) -> Result<(), String> {
 ///
 /// # Errors
 /// What the process did instead, in words.
-pub(super) async fn start(service: &Service, worker: &Worker, until: Instant) -> Result<BTreeSet<u64>, String> {
+pub(super) async fn start(
+    world: &dyn World,
+    service: &Service,
+    worker: &Worker,
+    until: Instant,
+) -> Result<BTreeSet<u64>, String> {
     let at = worker.at;
     service.manager.start(at).await.map_err(|error| format!("{at}: {error}"))?;
     let mut asked = Instant::now();
     let mut pids = BTreeSet::new();
     loop {
-        let found = listeners(at).await.map_err(|error| format!("{at}: sock_diag: {error}"))?;
+        let found = world.listeners(worker).await.map_err(|error| format!("{at}: sock_diag: {error}"))?;
         if !found.is_empty() {
             return Ok(found);
         }

@@ -1,4 +1,4 @@
-//! One worker's restart: drain, stop, start, warm, enable.
+//! One worker's restart: drain, stop, start, warm, enable. Each step is in the journal before it is done.
 
 use std::{
     collections::BTreeSet,
@@ -8,15 +8,24 @@ use std::{
 
 use deployer_common::word::State;
 
-use super::{machine::Outcome, record::Record, start};
+use super::{
+    machine::Outcome,
+    record::Record,
+    start,
+    world::{How, World},
+};
 use crate::{
     api::{Phase, What},
     config::OnDeadline,
-    kernel::{Tables, host},
+    failpoint::{Point, reach},
+    journal::{
+        Hand, Journal, WorkerState,
+        recover::{Onward, onward},
+    },
     service::{
-        Owner, Service, Worker,
-        drain::{Drain, DrainError, Held},
-        listeners, phase, put_up,
+        Claim, Owner, Service, Worker,
+        drain::{DrainError, Held},
+        phase,
     },
 };
 
@@ -25,71 +34,144 @@ const AFTERMATH: Duration = Duration::from_secs(1);
 
 /// A restart with all it needs.
 pub(super) struct Restart {
-    pub(super) tables: Arc<Tables>,
+    pub(super) world: Arc<dyn World>,
+    pub(super) journal: Arc<Journal>,
     pub(super) service: Arc<Service>,
     pub(super) worker: Arc<Worker>,
+    /// Its number in the roll.
+    pub(super) nth: usize,
     pub(super) record: Arc<Record>,
     pub(super) lease: Duration,
     /// The version it must say afterwards.
     pub(super) to: Option<String>,
 }
 
+/// What a restart began with: where it goes back to, if it comes to that.
+struct Taken {
+    before: Phase,
+    was: String,
+    serving: BTreeSet<u64>,
+}
+
 impl Restart {
-    /// Does it all.
-    pub(super) async fn run(self) -> Outcome {
-        let _claim = match self.worker.claim(Owner::Roll(self.record.id.clone())) {
-            Ok(claim) => claim,
-            Err(who) => return Outcome::Kept(who),
+    /// Does it all, or what is left of it where a former daemon had the worker in `hand`.
+    pub(super) async fn run(self, hand: Option<(Hand, Claim)>) -> Outcome {
+        let outcome = match hand {
+            Some((hand, claim)) => self.resume(hand, &claim).await,
+            None => match self.worker.claim(Owner::Roll(self.record.id.clone())) {
+                Ok(claim) => self.begin(&claim).await,
+                Err(who) => return Outcome::Kept(who),
+            },
         };
-        let serving = match listeners(self.worker.at).await {
+        // A failure is written down before it takes effect.
+        if !matches!(outcome, Outcome::Failed(_)) {
+            self.settle(&outcome, self.known()).await;
+        }
+        outcome
+    }
+
+    async fn begin(&self, _: &Claim) -> Outcome {
+        let serving = match self.world.listeners(&self.worker).await {
             Ok(serving) => serving,
             Err(error) => return Outcome::Kept(format!("{}: sock_diag: {error}", self.worker.at)),
         };
-        let (before, was) = {
+        let taken = {
             let control = self.worker.control();
-            (control.phase, control.reason.clone())
+            Taken { before: control.phase, was: control.reason.clone(), serving }
         };
-        if let Err(why) = self.empty(before).await {
-            return self.put_back(before, &was, serving, &why).await;
+        self.drain_and_on(&taken).await
+    }
+
+    async fn resume(&self, hand: Hand, _: &Claim) -> Outcome {
+        let now = match self.world.listeners(&self.worker).await {
+            Ok(now) => now,
+            Err(error) => return self.fail(format!("{}: sock_diag: {error}", self.worker.at)).await,
+        };
+        let onward = onward(&hand, self.world.state(&self.worker), &now);
+        let same = !now.is_disjoint(&hand.serving);
+        // Another process than the one that was drained has been seen by nobody: it is as good as down.
+        let before = if same || hand.before == Phase::Failed { hand.before } else { Phase::Down };
+        let taken = Taken { before, was: hand.was, serving: if same { hand.serving } else { now } };
+        match onward {
+            Onward::Drain => self.drain_and_on(&taken).await,
+            Onward::Stop => self.stop_and_on(&taken).await,
+            Onward::Start => self.start_and_on().await,
         }
+    }
+
+    async fn drain_and_on(&self, taken: &Taken) -> Outcome {
+        self.reach(Point::DrainingBefore).await;
+        if let Err(why) = self.intend(Phase::Draining, Some(taken)).await {
+            return Outcome::Kept(format!("{}: nothing was done to it: {why}", self.worker.at));
+        }
+        self.reach(Point::DrainingJournaled).await;
+        if let Err(why) = self.empty(taken.before).await {
+            return self.put_back(taken, &why).await;
+        }
+        self.reach(Point::Drained).await;
+        self.stop_and_on(taken).await
+    }
+
+    async fn stop_and_on(&self, taken: &Taken) -> Outcome {
+        if let Err(why) = self.intend(Phase::Stopping, Some(taken)).await {
+            return self.put_back(taken, &format!("it was not stopped: {why}")).await;
+        }
+        self.reach(Point::StoppingJournaled).await;
         self.enter(Phase::Stopping, "");
         if let Err(error) = self.service.manager.stop(self.worker.at).await {
             // A worker that is being stopped, or may be stopped yet, must not be given any requests.
             if error.may_come_yet() {
-                return self.fail(format!("{}: {error}; it may yet be stopped, so it stays out", self.worker.at));
+                let why = format!("{}: {error}; it may yet be stopped, so it stays out", self.worker.at);
+                return self.fail(why).await;
             }
-            return self.not_stopped(before, &was, serving, &error.to_string()).await;
+            return self.not_stopped(taken, &error.to_string()).await;
         }
+        self.reach(Point::Stopped).await;
+        let still = self.world.listeners(&self.worker).await;
+        if let Err(why) = start::nobody_listens(self.worker.at, still).await {
+            return self.fail(why).await;
+        }
+        self.start_and_on().await
+    }
+
+    async fn start_and_on(&self) -> Outcome {
         match self.bring_up().await {
             Ok(version) => {
                 self.worker.control().version.clone_from(&version);
                 self.enter(Phase::Up, version.as_deref().unwrap_or_default());
+                self.reach(Point::Up).await;
                 Outcome::Changed
             }
-            Err(why) => self.fail(why),
+            Err(why) => self.fail(why).await,
         }
     }
 
     /// Empties the worker, and makes that final.
     async fn empty(&self, before: Phase) -> Result<(), String> {
         let limits = self.service.config.drain;
-        let deadline = Instant::now() + limits.deadline;
-        let on_held = |held: &Held| self.held(held);
-        let mut drain = Drain::new(&self.tables, &self.worker, self.lease, deadline, &on_held);
+        let how = How {
+            lease: self.lease,
+            deadline: Instant::now() + limits.deadline,
+            on_held: &|held| self.held(held),
+            on_published: &|| self.enter(Phase::Draining, ""),
+            is_other_up: &|| self.is_other_up(),
+        };
         let result = match before {
             // Nobody is sent there, or only for want of anybody else. A lease would make it up when it runs out.
-            Phase::Failed | Phase::Down | Phase::Listening | Phase::Warming => drain.stopping_at_once().await,
-            _ => self.drain(&mut drain).await,
+            Phase::Failed | Phase::Down | Phase::Listening | Phase::Warming => {
+                self.world.empty(&self.worker, how).await
+            }
+            _ => self.world.drain(&self.worker, how).await.inspect(|()| self.enter(Phase::Drained, "")),
         };
         match result {
             Ok(()) => Ok(()),
             Err(DrainError::Deadline(held)) if limits.on_deadline == OnDeadline::Kill || before == Phase::Failed => {
-                self.tables.publish(self.worker.index, State::Stopping, 0);
+                self.world.publish(&self.worker, State::Stopping);
                 self.enter(Phase::Drained, &format!("at the deadline, with {held}"));
                 Ok(())
             }
             Err(DrainError::Alone) if limits.on_deadline == OnDeadline::Kill => {
-                self.tables.publish(self.worker.index, State::Stopping, 0);
+                self.world.publish(&self.worker, State::Stopping);
                 self.enter(Phase::Drained, "at the deadline, though no other worker is up");
                 Ok(())
             }
@@ -100,90 +182,125 @@ impl Restart {
         }
     }
 
-    async fn drain(&self, drain: &mut Drain<'_>) -> Result<(), DrainError> {
-        drain.publish();
-        self.enter(Phase::Draining, "");
-        drain.empty().await?;
-        drain.relieved(|| self.is_other_up()).await?;
-        drain.stopping().await?;
-        self.enter(Phase::Drained, "");
-        Ok(())
-    }
-
     /// Whether a sibling serves that this batch does not hold. A service of one worker is rolled only where the
     /// configuration says that it may be (`on_deadline = "kill"`).
     fn is_other_up(&self) -> bool {
-        let (now, workers) = (host::now_ms(), &self.service.workers);
+        let workers = &self.service.workers;
         workers.len() == 1
             || workers.iter().any(|other| {
-                other.index != self.worker.index
-                    && other.control().is_watched()
-                    && self.tables.word(other.index).at(now) == State::Up
+                other.index != self.worker.index && other.control().is_watched() && self.world.state(other) == State::Up
             })
     }
 
-    /// Back to what it was: serving, if it is still the same process; failed, as it `was`; or left to the watch.
-    async fn put_back(&self, before: Phase, was: &str, serving: BTreeSet<u64>, why: &str) -> Outcome {
-        let at = self.worker.at;
-        let now = listeners(at).await.unwrap_or_else(|_| serving.clone());
-        match before {
-            Phase::Failed => return self.fail(format!("{was}; and now: {why}")),
-            _ if now.is_disjoint(&serving) => {
-                self.tables.publish(self.worker.index, State::Down, 0);
+    /// Back to what it was: serving, if it is still the same process; failed, as it was; or left to the watch.
+    async fn put_back(&self, taken: &Taken, why: &str) -> Outcome {
+        let (at, worker) = (self.worker.at, &self.worker);
+        self.reach(Point::KeepingBefore).await;
+        let now = self.world.listeners(worker).await.unwrap_or_else(|_| taken.serving.clone());
+        match taken.before {
+            Phase::Failed => return self.fail(format!("{}; and now: {why}", taken.was)).await,
+            _ if now.is_disjoint(&taken.serving) => {
+                self.world.publish(worker, State::Down);
                 self.enter(Phase::Down, "its process has ended while it was drained");
             }
             Phase::Up | Phase::Draining => {
-                let from = self.worker.control().phase;
-                put_up(&self.tables, &self.worker, serving, why);
+                worker.control().listeners.clone_from(&taken.serving);
+                self.world.publish(worker, State::Up);
+                let from = worker.enter(Phase::Up, why);
                 self.tell(Phase::Up, from, why);
             }
             _ => {
-                self.tables.publish(self.worker.index, State::Cold, 0);
+                self.world.publish(worker, State::Cold);
                 self.enter(Phase::Listening, why);
             }
         }
+        self.reach(Point::Kept).await;
         Outcome::Kept(format!("{at}: {why}"))
     }
 
     /// The manager did not stop it. If it is still there after a while, it is put back; nothing is lost.
-    async fn not_stopped(&self, before: Phase, was: &str, serving: BTreeSet<u64>, why: &str) -> Outcome {
+    async fn not_stopped(&self, taken: &Taken, why: &str) -> Outcome {
         let begun = Instant::now();
         while begun.elapsed() < AFTERMATH {
-            let now = listeners(self.worker.at).await.unwrap_or_default();
-            if now.is_disjoint(&serving) {
-                return self.fail(format!("{}: {why}; and its process is gone", self.worker.at));
+            let now = self.world.listeners(&self.worker).await.unwrap_or_default();
+            if now.is_disjoint(&taken.serving) {
+                return self.fail(format!("{}: {why}; and its process is gone", self.worker.at)).await;
             }
             tokio::time::sleep(Duration::from_millis(50)).await;
         }
-        self.put_back(before, was, serving, why).await
+        self.put_back(taken, why).await
     }
 
-    /// Starts and warms it, and publishes it as up if it is still the process that was warmed.
+    /// Starts and warms it, and publishes it as up if it is still the process that was warmed. From here on the journal
+    /// may fail: a worker that is down is brought up all the same.
     async fn bring_up(&self) -> Result<Option<String>, String> {
-        let at = self.worker.at;
-        start::nobody_listens(&self.worker).await?;
+        let (at, world) = (self.worker.at, &*self.world);
         let until = Instant::now() + self.service.config.warm.within;
+        let _ = self.intend(Phase::Starting, None).await;
+        self.reach(Point::StartingJournaled).await;
         self.enter(Phase::Starting, "");
-        let serving = start::start(&self.service, &self.worker, until).await?;
-        self.tables.publish(self.worker.index, State::Cold, 0);
+        let serving = start::start(world, &self.service, &self.worker, until).await?;
+        self.reach(Point::Listening).await;
+        let _ = self.intend(Phase::Warming, None).await;
+        self.reach(Point::WarmingJournaled).await;
+        world.publish(&self.worker, State::Cold);
         self.enter(Phase::Listening, "");
         self.enter(Phase::Warming, "");
-        let version = start::warm_up(&self.service, &self.worker, self.to.as_deref(), until).await?;
-        let now = listeners(at).await.map_err(|error| format!("{at}: sock_diag: {error}"))?;
+        self.reach(Point::Warming).await;
+        let version = world.warm_up(&self.service, &self.worker, self.to.as_deref(), until).await?;
+        let now = world.listeners(&self.worker).await.map_err(|error| format!("{at}: sock_diag: {error}"))?;
         if now.is_disjoint(&serving) {
             return Err(format!(
                 "{at}: its process has ended, or was restarted, while it was being warmed; see its log"
             ));
         }
+        self.reach(Point::Warm).await;
         self.worker.control().listeners = now;
-        self.tables.publish(self.worker.index, State::Up, 0);
+        world.publish(&self.worker, State::Up);
         Ok(version)
     }
 
-    fn fail(&self, why: String) -> Outcome {
-        self.tables.publish(self.worker.index, State::Failed, 0);
+    async fn fail(&self, why: String) -> Outcome {
+        self.reach(Point::FailingBefore).await;
+        let outcome = Outcome::Failed(why.clone());
+        self.settle(&outcome, WorkerState { phase: Phase::Failed, reason: why.clone(), ..self.known() }).await;
+        self.reach(Point::FailingJournaled).await;
+        self.world.publish(&self.worker, State::Failed);
         self.enter(Phase::Failed, &why);
-        Outcome::Failed(why)
+        self.reach(Point::Failed).await;
+        outcome
+    }
+
+    /// Writes down what is about to be done.
+    async fn intend(&self, intent: Phase, taken: Option<&Taken>) -> Result<(), String> {
+        let committed = self.journal.commit(|state| {
+            let Some(roll) = state.roll(&self.record.id) else { return };
+            if let Some(Taken { before, was, serving }) = taken {
+                let (was, serving) = (was.clone(), serving.clone());
+                roll.hand.insert(self.nth, Hand { intent, before: *before, was, serving, outcome: None });
+            } else if let Some(hand) = roll.hand.get_mut(&self.nth) {
+                hand.intent = intent;
+            }
+        });
+        committed.await
+    }
+
+    /// Writes down what came of it.
+    async fn settle(&self, outcome: &Outcome, known: WorkerState) {
+        let committed = self.journal.commit(|state| {
+            if let Some(hand) = state.roll(&self.record.id).and_then(|roll| roll.hand.get_mut(&self.nth)) {
+                hand.outcome = Some(outcome.clone());
+            }
+            let service = state.services.entry(self.worker.service.clone()).or_default();
+            service.workers.insert(self.worker.at, known);
+        });
+        // What cannot be written has been told by the writer, and the worker is where it should be.
+        let _ = committed.await;
+        self.reach(Point::Settled).await;
+    }
+
+    fn known(&self) -> WorkerState {
+        self.worker.control().known()
     }
 
     fn enter(&self, phase: Phase, reason: &str) {
@@ -203,5 +320,9 @@ impl Restart {
     fn held(&self, held: &Held) {
         let Held { open, tickets, by } = held.clone();
         self.record.add(What::Held { worker: self.worker.at, open, tickets, by });
+    }
+
+    async fn reach(&self, point: Point) {
+        reach(point, Some(self.worker.at)).await;
     }
 }

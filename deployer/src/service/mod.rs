@@ -21,6 +21,7 @@ use tracing::info;
 use crate::{
     api::Phase,
     config,
+    journal::WorkerState,
     kernel::{Tables, diag},
     workers::{self, Builtin, Exec, ProcessManager, Supervisord, Systemd},
 };
@@ -169,6 +170,18 @@ impl Worker {
 }
 
 impl Control {
+    /// What of it outlives the daemon.
+    #[must_use]
+    pub fn known(&self) -> WorkerState {
+        WorkerState {
+            phase: self.phase,
+            reason: self.reason.clone(),
+            version: self.version.clone(),
+            listeners: self.listeners.clone(),
+            drained: None,
+        }
+    }
+
     /// Whether the watch may act on the worker.
     #[must_use]
     pub fn is_watched(&self) -> bool {

@@ -97,9 +97,10 @@ pub async fn take_over(registry: &Registry, tables: &Tables, inherited: &BTreeSe
                 State::Failed => {
                     worker.enter(Phase::Failed, "failed before this daemon was started");
                 }
-                // A drain that nobody renews.
+                // Whether a drain goes on, the journal says; until then its word stays.
                 State::Up | State::Draining if !found.is_empty() => {
-                    put_up(tables, worker, found, "serving, as the daemon before this one has left it");
+                    worker.control().listeners = found;
+                    worker.enter(Phase::Up, "serving, as the daemon before this one has left it");
                 }
                 State::Up | State::Draining => {
                     tables.publish(worker.index, State::Down, 0);

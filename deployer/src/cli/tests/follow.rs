@@ -6,7 +6,10 @@ use std::{
 
 use tokio::task::JoinSet;
 
-use super::{super::client::Received, super::roll::*, super::signals::Asked, super::view::*, client::Daemon, *};
+use super::{
+    super::client::Received, super::pump::Heard, super::roll::*, super::signals::Asked, super::view::*, client::Daemon,
+    *,
+};
 
 /// Notes what is shown; fails as told.
 #[derive(Debug, Clone, Default)]
@@ -34,7 +37,8 @@ impl View for Screen {
 
 fn following(screen: &Screen, client: Client) -> Follow {
     let (view, roll) = (Box::new(screen.clone()), "web-1".to_owned());
-    Follow { client, roll, view, stops: JoinSet::new(), interrupted: false }
+    let patience = std::time::Duration::from_secs(1);
+    Follow { client, roll, view, stops: JoinSet::new(), interrupted: false, unheard: false, gone: None, patience }
 }
 
 fn nowhere(screen: &Screen) -> Follow {
@@ -42,7 +46,7 @@ fn nowhere(screen: &Screen) -> Follow {
 }
 
 fn step(what: What) -> Step {
-    Step::Event(Some(Ok(Received { line: "an event".to_owned(), event: event(0, what) })))
+    Step::Heard(Heard::Event(Received { line: "an event".to_owned(), event: event(0, what) }))
 }
 
 fn end(flow: ControlFlow<Result<Exit, Failure>>) -> Option<Result<Exit, Exit>> {
@@ -59,11 +63,16 @@ fn the_roll_says_how_it_ends() {
     assert_eq!(screen.text(), "an event\nan event");
 }
 
-#[test]
-fn a_lost_daemon_is_no_daemon() {
-    let end = nowhere(&Screen::default()).apply(Step::Event(None)).break_value().unwrap().unwrap_err();
+#[tokio::test]
+async fn a_lost_daemon_is_no_daemon() {
+    let screen = Screen::default();
+    let mut follow = nowhere(&screen);
+    follow.patience = std::time::Duration::ZERO;
+    let mut signals = super::super::signals::Signals::catch().unwrap();
+    let end = follow.follow(&mut signals).await.unwrap_err();
     assert_eq!(end.exit, Exit::NoDaemon);
     assert!(end.message.contains("went away") && end.message.contains("`deployer status`"), "{end}");
+    assert_eq!(screen.text(), "the daemon has gone; waiting for it to come back");
 }
 
 #[test]
@@ -97,13 +106,13 @@ async fn the_first_interrupt_stops_and_the_second_detaches() {
 }
 
 #[tokio::test]
-async fn a_stop_that_is_not_taken_is_said() {
+async fn a_stop_that_is_not_heard_is_said() {
     let screen = Screen::default();
     let mut follow = nowhere(&screen);
     assert_eq!(end(follow.apply(Step::Signal(Asked::Interrupt))), None);
     let answer = follow.stops.join_next().await.unwrap().unwrap();
     assert_eq!(end(follow.apply(Step::StopAnswered(answer))), None);
-    assert!(screen.text().contains("the stop was not taken: cannot reach the daemon"), "{}", screen.text());
+    assert!(screen.text().contains("it will be when it is back"), "{}", screen.text());
 }
 
 /// A pipe whose reader has gone.

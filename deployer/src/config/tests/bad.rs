@@ -45,7 +45,7 @@ fn every_problem_of_a_file_at_once() {
         &[
             (2, "daemon.socket", "write the absolute path"),
             (3, "daemon.mode", "\"off\" is unknown; write \"observe\" or \"enforce\""),
-            (4, "daemon.colour", "is unknown; write one of: socket, group, mode"),
+            (4, "daemon.colour", "is unknown; write one of: socket, group, mode, state, on_start"),
             (6, "kernel.lease", "has no unit"),
             (8, "service.web.workers", "port 0"),
             (9, "service.web.manager.supervisord", "is missing; write supervisord = "),

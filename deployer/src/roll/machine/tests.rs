@@ -33,7 +33,7 @@ fn play(plan: Plan, draws: &[u8]) -> (Machine, Vec<Step>) {
             }
             Step::Batch { workers, .. } => {
                 if draws.next() == Some(1) {
-                    machine.stop();
+                    machine.stop("stopped on request", false);
                 }
                 let outcome = |draw: Option<u8>| match draw {
                     Some(0) => Outcome::Failed("broken".to_owned()),

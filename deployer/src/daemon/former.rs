@@ -1,0 +1,170 @@
+//! What the daemon before has left: rolls, operators' drains, what was known of the workers.
+
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
+
+use anyhow::{Context, Result};
+use tracing::{error, warn};
+
+use crate::{
+    api::{Event, What},
+    config::{Config, OnStart},
+    journal::{ByHand, Folder, Hand, Journal, RollState, State, WorkerState, events::Shelf, folder::boot_id},
+    roll::{Record, run::Roll, world::World},
+    service::{Service, Worker, registry::Services},
+};
+
+const HELD: &str = "held after a restart of the daemon; roll again to go on";
+const REBOOTED: &str = "stopped: the host was rebooted in the middle";
+const RECONFIGURED: &str = "stopped: after a restart of the daemon its service has other workers";
+const LOST: &str = "stopped: the daemon ended in the middle, and its journal was lost";
+
+/// What was read at the start.
+pub(super) struct Former {
+    /// Ours from now on.
+    pub(super) journal: Arc<Journal>,
+    /// Ours from now on.
+    pub(super) shelf: Shelf,
+    /// What must not be overlooked.
+    pub(super) warnings: Vec<String>,
+    /// As it was read.
+    pub(super) state: State,
+    /// The machine has been started anew since: words, cookies and processes are others.
+    pub(super) rebooted: bool,
+}
+
+/// Where it all comes back to life.
+pub(super) struct Scene<'a> {
+    pub(super) services: &'a Services,
+    pub(super) world: &'a Arc<dyn World>,
+    pub(super) lease: Duration,
+    pub(super) on_start: OnStart,
+}
+
+/// What goes on in the new daemon.
+#[derive(Default)]
+pub(super) struct Resumed {
+    /// To be run.
+    pub(super) rolls: Vec<Roll>,
+    /// All rolls that are remembered, the youngest last.
+    pub(super) records: Vec<Arc<Record>>,
+    /// Operators' drains, to be held.
+    pub(super) drains: Vec<(Arc<Worker>, ByHand)>,
+    /// Workers in hand of rolls that cannot go on: by service and number.
+    pub(super) orphans: BTreeMap<String, BTreeMap<usize, Hand>>,
+}
+
+impl Former {
+    /// Takes hold of the state directory and reads it. Nothing else has been touched yet.
+    pub(super) fn open(config: &Config) -> Result<Self> {
+        let boot = boot_id().context("asking for the id of this boot (/proc/sys/kernel/random/boot_id)")?;
+        let (folder, contents) = Folder::open(&config.daemon.state)?;
+        contents.warnings.iter().for_each(|warning| error!("{warning}"));
+        let state = contents.state.unwrap_or_else(|| State::new(&boot));
+        let rebooted = state.boot != boot;
+        let mut next = if rebooted { anew(&state, &boot) } else { state.clone() };
+        next.written_by = crate::journal::state::version();
+        let shelf = folder.events();
+        let journal = Arc::new(Journal::start(next, folder).context("starting the journal's writer")?);
+        Ok(Self { journal, shelf, warnings: contents.warnings, state, rebooted })
+    }
+
+    /// The rolls that were under way, and those that had ended.
+    pub(super) fn rolls(&self, scene: &Scene<'_>) -> Resumed {
+        let mut logs = self.shelf.read();
+        let mut resumed = Resumed::default();
+        for roll in &self.state.rolls {
+            let (events, len) = logs.remove(&roll.id).unwrap_or_default();
+            let log = self.shelf.log(&roll.id, len);
+            let (id, service, by) = (roll.id.clone(), roll.service.clone(), roll.by.clone());
+            let record = Arc::new(Record::resumed(id, service, by, events, Some(log)));
+            self.take_up(roll, &record, scene, &mut resumed);
+            resumed.records.push(record);
+        }
+        resumed.records.extend(logs.into_iter().map(|(id, (events, len))| self.remembered(id, events, len)));
+        resumed.records.sort_by_key(|record| (record.result().is_none(), record.begun_ms()));
+        resumed
+    }
+
+    fn take_up(&self, roll: &RollState, record: &Arc<Record>, scene: &Scene<'_>, resumed: &mut Resumed) {
+        let drop_it = || self.journal.update(|state| state.rolls.retain(|other| other.id != roll.id));
+        if record.result().is_some() {
+            // Killed between the two.
+            drop_it();
+            return;
+        }
+        let service = scene.services.get(&roll.service).cloned();
+        let same =
+            |service: &Arc<Service>| service.workers.iter().map(|worker| worker.at).eq(roll.workers.iter().copied());
+        match service {
+            Some(service) if !self.rebooted && same(&service) => {
+                warn!(roll = roll.id, in_hand = roll.hand.len(), "a roll that a former daemon had begun goes on");
+                resumed.rolls.push(self.going_on(roll, Arc::clone(record), service, scene));
+            }
+            service => {
+                let end = roll.machine.abandoned(if self.rebooted { REBOOTED } else { RECONFIGURED });
+                let failed = roll.machine.failed().filter_map(|nth| roll.workers.get(nth)).copied().collect();
+                let (result, text, changed) = (end.result, end.text, roll.machine.changed());
+                record.add(What::Finished { result, text, changed, failed, seconds: 0.0 });
+                drop_it();
+                if let Some(service) = service.filter(|_| !self.rebooted) {
+                    resumed.orphans.insert(roll.service.clone(), moved(roll, &service));
+                }
+            }
+        }
+    }
+
+    fn going_on(&self, roll: &RollState, record: Arc<Record>, service: Arc<Service>, scene: &Scene<'_>) -> Roll {
+        let mut machine = roll.machine.clone();
+        if scene.on_start == OnStart::Hold {
+            machine.stop(HELD, !roll.hand.is_empty());
+        }
+        Roll {
+            world: Arc::clone(scene.world),
+            journal: Arc::clone(&self.journal),
+            service,
+            record,
+            lease: scene.lease,
+            to: roll.to.clone(),
+            before: roll.before.clone(),
+            machine,
+            hand: roll.hand.iter().map(|(nth, hand)| (*nth, (hand.clone(), None))).collect(),
+        }
+    }
+
+    /// A roll of which only the events are left.
+    fn remembered(&self, id: String, events: Vec<Event>, len: u64) -> Arc<Record> {
+        let (service, by) = match events.first().map(|event| &event.what) {
+            Some(What::Begun { service, by, .. }) => (service.clone(), by.clone()),
+            _ => (String::new(), String::new()),
+        };
+        let log = self.shelf.log(&id, len);
+        let record = Record::resumed(id, service, by, events, Some(log));
+        if record.result().is_none() {
+            let (result, text) = (crate::api::Exit::Stopped, LOST.to_owned());
+            record.add(What::Finished { result, text, changed: 0, failed: Vec::new(), seconds: 0.0 });
+        }
+        Arc::new(record)
+    }
+}
+
+/// What is kept over a restart of the machine: what operators have said.
+fn anew(state: &State, boot: &str) -> State {
+    let mut next = State { rolls: Vec::new(), boot: boot.to_owned(), ..state.clone() };
+    for service in next.services.values_mut() {
+        service.workers.retain(|_, worker| worker.drained.is_some());
+        service.workers.values_mut().for_each(|worker| worker.listeners.clear());
+    }
+    next
+}
+
+/// The workers in hand that the service still has, by their present numbers.
+fn moved(roll: &RollState, service: &Service) -> BTreeMap<usize, Hand> {
+    let now = |nth: &usize| service.workers.iter().position(|worker| Some(&worker.at) == roll.workers.get(*nth));
+    let hand = roll.hand.iter().filter(|(_, hand)| hand.outcome.is_none());
+    hand.filter_map(|(nth, hand)| Some((now(nth)?, hand.clone()))).collect()
+}
+
+/// A worker as the journal knows it.
+pub(super) fn known<'a>(state: &'a State, worker: &Worker) -> Option<&'a WorkerState> {
+    state.services.get(&worker.service)?.workers.get(&worker.at)
+}

@@ -1,0 +1,231 @@
+//! Intent against fact: every worker is judged at the start, and its word made what it must be, before services are
+//! published and before anybody else acts on workers.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    io,
+    sync::Arc,
+};
+
+use deployer_common::word::State as Word;
+use tracing::warn;
+
+use super::former::{Former, Resumed, Scene, known};
+use crate::{
+    api::Phase,
+    journal::{
+        ByHand, Hand, State, WorkerState,
+        recover::{Onward, Verdict, judge, onward},
+    },
+    kernel::Tables,
+    roll::{
+        Record,
+        machine::{Machine, Outcome, Plan},
+        record::unix_ms,
+        run::{Roll, entry},
+    },
+    service::{
+        Owner, Service, Worker,
+        registry::{Registry, Services},
+    },
+};
+
+const AS_LEFT: &str = "as the daemon before has left it";
+
+impl Former {
+    /// Bypasses what an operator had bypassed, unless the kernel has kept that (`inherited`): what it has is newer than
+    /// what was written down of it.
+    pub(super) fn bypass(&self, registry: &Registry, tables: &Tables, inherited: &BTreeSet<String>) {
+        if self.state.bypassed && inherited.is_empty() {
+            tables.bypass(true);
+        }
+        for (name, service) in registry.services() {
+            let known = self.state.services.get(&name);
+            if !inherited.contains(&name) && known.is_some_and(|known| known.bypassed) {
+                registry.bypass(&service, true);
+            }
+        }
+    }
+
+    /// Judges all workers.
+    ///
+    /// # Errors
+    /// When sock_diag fails.
+    pub(super) async fn settle(&self, scene: &Scene<'_>) -> io::Result<Resumed> {
+        let mut resumed = self.rolls(scene);
+        for service in scene.services.values() {
+            self.settle_service(service, scene, &mut resumed).await?;
+        }
+        Ok(resumed)
+    }
+
+    async fn settle_service(&self, service: &Arc<Service>, scene: &Scene<'_>, resumed: &mut Resumed) -> io::Result<()> {
+        let mut orphans = resumed.orphans.remove(&service.config.name).unwrap_or_default();
+        let roll = resumed.rolls.iter_mut().find(|roll| Arc::ptr_eq(&roll.service, service));
+        let mut unheld = BTreeMap::new();
+        let hand = match roll {
+            Some(roll) => &mut roll.hand,
+            None => &mut unheld,
+        };
+        for (nth, worker) in service.workers.iter().enumerate() {
+            let now = scene.world.listeners(worker).await?;
+            match hand.get_mut(&nth) {
+                Some((Hand { outcome: Some(Outcome::Failed(why)), .. }, _)) => failed(scene, worker, why),
+                Some((held, claim)) if held.outcome.is_none() => {
+                    take_in_hand(scene, worker, held, &now);
+                    *claim = worker.claim(Owner::Roll("of the daemon before".to_owned())).ok();
+                }
+                _ if orphans.contains_key(&nth) => {}
+                _ => {
+                    if let Some(lost) = self.settle_worker(scene, worker, now, &mut resumed.drains) {
+                        orphans.insert(nth, lost);
+                    }
+                }
+            }
+        }
+        if !orphans.is_empty() {
+            let roll = self.rescue(service, scene, orphans).await?;
+            resumed.records.push(Arc::clone(&roll.record));
+            resumed.rolls.push(roll);
+        }
+        Ok(())
+    }
+
+    /// A worker that no roll had in hand; returned is one that a roll must have had.
+    fn settle_worker(
+        &self,
+        scene: &Scene<'_>,
+        worker: &Arc<Worker>,
+        now: BTreeSet<u64>,
+        drains: &mut Vec<(Arc<Worker>, ByHand)>,
+    ) -> Option<Hand> {
+        let written = known(&self.state, worker);
+        let valid = written.filter(|_| !self.rebooted);
+        let verdict = judge(valid, scene.world.state(worker), &now);
+        match &verdict {
+            Verdict::AsFound => {}
+            Verdict::Up => {
+                let mut control = worker.control();
+                control.listeners = now;
+                control.version = valid.and_then(|known| known.version.clone());
+                drop(control);
+                worker.enter(Phase::Up, "found serving");
+            }
+            // The watch finds it listening, and warms it.
+            Verdict::Cold => down(scene, worker, Word::Cold, "a process that no daemon has warmed"),
+            Verdict::Down => down(scene, worker, Word::Down, "nothing listens"),
+            Verdict::Failed(why) => {
+                failed(scene, worker, why);
+                return None;
+            }
+            Verdict::Rescue => {
+                let (intent, before, was) = (Phase::Stopping, Phase::Up, String::new());
+                return Some(Hand { intent, before, was, serving: now, outcome: None });
+            }
+        }
+        let drained = written.and_then(|known| known.drained.clone());
+        let drained = drained.filter(|it| it.until_ms.is_none_or(|until| until > unix_ms()));
+        let is_up = worker.control().phase == Phase::Up;
+        if let Some(drained) = drained {
+            if let Some(known) = valid {
+                worker.control().listeners.clone_from(&known.listeners);
+            }
+            if is_up {
+                scene.world.hold(worker, scene.lease);
+            }
+            drains.push((Arc::clone(worker), drained));
+        } else if is_up && scene.world.state(worker) != Word::Up {
+            // A drain that nobody renews.
+            scene.world.publish(worker, Word::Up);
+        }
+        None
+    }
+
+    /// A roll of workers that were taken out by one that nobody can go on with: they are restarted.
+    async fn rescue(
+        &self,
+        service: &Arc<Service>,
+        scene: &Scene<'_>,
+        orphans: BTreeMap<usize, Hand>,
+    ) -> io::Result<Roll> {
+        let name = &service.config.name;
+        let (id, by) = (format!("{name}-{}", unix_ms()), "the daemon, for what the one before had in hand".to_owned());
+        warn!(roll = id, workers = orphans.len(), "workers were in hand of a roll that cannot go on; restarting them");
+        let record = Record::resumed(id.clone(), name.clone(), by, Vec::new(), Some(self.shelf.log(&id, 0)));
+        let batches = vec![orphans.keys().copied().collect()];
+        let machine = Machine::new(Plan { batches, max_failures: orphans.len(), ..Plan::default() });
+        let mut hand = BTreeMap::new();
+        for (nth, held) in &orphans {
+            let worker = &service.workers[*nth];
+            let now = scene.world.listeners(worker).await?;
+            take_in_hand(scene, worker, held, &now);
+            hand.insert(*nth, (held.clone(), worker.claim(Owner::Roll(id.clone())).ok()));
+        }
+        let mut state = entry(&record, service, None, &machine);
+        state.hand = orphans;
+        self.journal.update(|journal| journal.rolls.push(state));
+        Ok(Roll {
+            world: Arc::clone(scene.world),
+            journal: Arc::clone(&self.journal),
+            service: Arc::clone(service),
+            record: Arc::new(record),
+            lease: scene.lease,
+            to: None,
+            before: None,
+            machine,
+            hand,
+        })
+    }
+}
+
+/// Makes word and phase such that the roll can go on, and nobody is sent to a worker who should not be.
+fn take_in_hand(scene: &Scene<'_>, worker: &Arc<Worker>, hand: &Hand, now: &BTreeSet<u64>) {
+    match onward(hand, scene.world.state(worker), now) {
+        Onward::Drain if now.is_disjoint(&hand.serving) => {
+            let word = if now.is_empty() { Word::Down } else { Word::Cold };
+            down(scene, worker, word, "its process has ended while no daemon ran");
+        }
+        Onward::Drain => {
+            if hand.before == Phase::Failed {
+                scene.world.publish(worker, Word::Failed);
+            }
+            worker.enter(hand.before, AS_LEFT);
+        }
+        Onward::Stop => {
+            scene.world.publish(worker, Word::Stopping);
+            worker.enter(Phase::Drained, AS_LEFT);
+        }
+        Onward::Start => {
+            scene.world.publish(worker, Word::Stopping);
+            worker.enter(Phase::Stopping, AS_LEFT);
+        }
+    }
+}
+
+fn down(scene: &Scene<'_>, worker: &Worker, word: Word, why: &str) {
+    scene.world.publish(worker, word);
+    worker.control().listeners.clear();
+    worker.enter(Phase::Down, why);
+}
+
+fn failed(scene: &Scene<'_>, worker: &Worker, why: &str) {
+    scene.world.publish(worker, Word::Failed);
+    worker.enter(Phase::Failed, why);
+}
+
+/// Notes what is known of the workers, for the next daemon.
+pub(super) fn note(state: &mut State, services: &Services) {
+    state.services.retain(|name, _| services.contains_key(name));
+    for (name, service) in services {
+        let entry = state.services.entry(name.clone()).or_default();
+        let before = std::mem::take(&mut entry.workers);
+        for worker in &service.workers {
+            let control = worker.control();
+            let held = control.by_hand().and_then(|_| before.get(&worker.at)?.drained.clone());
+            entry.workers.insert(worker.at, WorkerState { drained: held, ..control.known() });
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,117 @@
+//! Failpoints: the places in a roll where a test may stop the world, to kill, fill or cut something there.
+//!
+//! Only the cargo feature `failpoints` makes them more than names: `DEPLOYER_FAILPOINT=NAME[@PORT]` chooses one, and
+//! whoever reaches it first makes the file `reached` in `DEPLOYER_FAILPOINT_DIR` and waits there for a file `go`.
+
+use std::net::SocketAddr;
+
+macro_rules! points {
+    ($($(#[$doc:meta])* $point:ident = $name:literal,)+) => {
+        /// A place in a roll.
+        #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+        pub enum Point { $($(#[$doc])* $point,)+ }
+
+        impl Point {
+            /// All of them, in the order in which a roll comes to them.
+            pub const ALL: &[Self] = &[$(Self::$point,)+];
+
+            /// Its name, for the environment.
+            #[must_use]
+            pub const fn name(self) -> &'static str {
+                match self { $(Self::$point => $name,)+ }
+            }
+        }
+    };
+}
+
+points! {
+    /// The roll is in the journal, and nothing is done yet.
+    Begun = "begun",
+    /// The switch is to be written down.
+    SwitchBefore = "switch.before",
+    /// It is written down, and the command has not been run.
+    SwitchJournaled = "switch.journaled",
+    /// The command has been run, and what came of it is not written down.
+    SwitchDone = "switch.done",
+    /// A batch has begun, and none of its workers.
+    Batch = "batch",
+    /// A drain is to be written down.
+    DrainingBefore = "draining.before",
+    /// It is written down, and the worker is still up.
+    DrainingJournaled = "draining.journaled",
+    /// Nothing new goes to the worker; it is not known to be empty.
+    DrainingPublished = "draining.published",
+    /// It is empty, and nothing selects it any more.
+    Drained = "drained",
+    /// The stop is written down, and not asked for.
+    StoppingJournaled = "stopping.journaled",
+    /// The process is gone.
+    Stopped = "stopped",
+    /// The start is written down, and not asked for.
+    StartingJournaled = "starting.journaled",
+    /// The process listens.
+    Listening = "listening",
+    /// The warm-up is written down, and the word says stopping.
+    WarmingJournaled = "warming.journaled",
+    /// The word says cold.
+    Warming = "warming",
+    /// It is warm, and the word says cold.
+    Warm = "warm",
+    /// The word says up, and that is not written down.
+    Up = "up",
+    /// What came of the worker is written down.
+    Settled = "settled",
+    /// The worker is to fail.
+    FailingBefore = "failing.before",
+    /// Its failure is written down, and the word says otherwise.
+    FailingJournaled = "failing.journaled",
+    /// The word says failed.
+    Failed = "failed",
+    /// A worker that was not stopped is to be put back.
+    KeepingBefore = "keeping.before",
+    /// It is back, and that is not written down.
+    Kept = "kept",
+    /// All of a batch are through, and the machine has not heard of it.
+    BatchDone = "batch.done",
+    /// It has, and that is written down.
+    BatchJournaled = "batch.journaled",
+    /// As the switch: to be written down.
+    UnswitchBefore = "unswitch.before",
+    /// Written down, not run.
+    UnswitchJournaled = "unswitch.journaled",
+    /// Run, not written down.
+    UnswitchDone = "unswitch.done",
+    /// The roll is to end.
+    FinishBefore = "finish.before",
+    /// Its end has been told, and the journal still holds it.
+    Finished = "finished",
+    /// The journal has dropped it.
+    Forgotten = "forgotten",
+}
+
+/// Waits here, where a test wants that.
+#[cfg(not(feature = "failpoints"))]
+#[inline(always)]
+pub async fn reach(_: Point, _: Option<SocketAddr>) {}
+
+/// Waits here, where a test wants that.
+#[cfg(feature = "failpoints")]
+pub async fn reach(point: Point, worker: Option<SocketAddr>) {
+    use std::{env, path::PathBuf, time::Duration};
+
+    let Ok(wanted) = env::var("DEPLOYER_FAILPOINT") else { return };
+    let Some(dir) = env::var_os("DEPLOYER_FAILPOINT_DIR").map(PathBuf::from) else { return };
+    let (name, port) = wanted.split_once('@').map_or((&*wanted, None), |(name, port)| (name, Some(port)));
+    let elsewhere = port.is_some_and(|port| worker.is_none_or(|at| at.port().to_string() != port));
+    if name != point.name() || elsewhere {
+        return;
+    }
+    // Who makes the file is the first; all others pass.
+    if std::fs::File::create_new(dir.join("reached")).is_err() {
+        return;
+    }
+    tracing::warn!(point = name, worker = ?worker, "failpoint reached");
+    while !dir.join("go").exists() {
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+}

@@ -1,0 +1,182 @@
+//! The events of each roll, a line each, so that whoever follows a roll goes on after a restart where they were.
+//!
+//! They are not synced: what a killed daemon has written is there, and after a loss of power the roll has ended anyway.
+
+use std::{
+    collections::BTreeMap,
+    fs::{self, DirBuilder, File, OpenOptions},
+    io::{self, Read as _, Seek as _, Write as _},
+    os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _},
+    path::{Path, PathBuf},
+};
+
+use super::state::is_id;
+use crate::api::{Event, What};
+
+const SUFFIX: &str = ".ndjson";
+/// No log is so long: a roll of 256 workers, each held for hours.
+const MOST: u64 = 256 << 20;
+
+/// Where the logs are.
+#[derive(Debug, Clone)]
+pub struct Shelf(PathBuf);
+
+/// The log of a roll that is being written.
+#[derive(Debug)]
+pub struct Log {
+    path: PathBuf,
+    file: Option<File>,
+    /// Up to here the file is whole lines.
+    len: u64,
+    /// Lines that could not be written yet.
+    backlog: Vec<u8>,
+}
+
+impl Shelf {
+    /// In a directory, which need not be there.
+    #[must_use]
+    pub fn new(dir: PathBuf) -> Self {
+        Self(dir)
+    }
+
+    fn path(&self, id: &str) -> PathBuf {
+        self.0.join(format!("{id}{SUFFIX}"))
+    }
+
+    /// A log to write to, after the events that it holds.
+    #[must_use]
+    pub fn log(&self, id: &str, whole: u64) -> Log {
+        Log { path: self.path(id), file: None, len: whole, backlog: Vec::new() }
+    }
+
+    /// Every roll's events with the length that they have in the file, by name. What is not understood is left out.
+    #[must_use]
+    pub fn read(&self) -> BTreeMap<String, (Vec<Event>, u64)> {
+        let entries = fs::read_dir(&self.0).into_iter().flatten().flatten();
+        let names = entries.filter_map(|entry| entry.file_name().into_string().ok());
+        let ids = names.filter_map(|name| Some(name.strip_suffix(SUFFIX)?.to_owned())).filter(|id| is_id(id));
+        ids.filter_map(|id| {
+            let read = events(&bytes(&self.path(&id)).ok()?, &id);
+            (!read.0.is_empty()).then_some((id, read))
+        })
+        .collect()
+    }
+
+    /// Drops a roll's log.
+    pub fn remove(&self, id: &str) {
+        // One that stays is read again at the next start, and dropped then.
+        let _ = fs::remove_file(self.path(id));
+    }
+}
+
+fn bytes(path: &Path) -> io::Result<Vec<u8>> {
+    let file = OpenOptions::new().read(true).custom_flags(libc::O_NONBLOCK).open(path)?;
+    let mut bytes = Vec::new();
+    if file.metadata()?.is_file() {
+        file.take(MOST).read_to_end(&mut bytes)?;
+    }
+    Ok(bytes)
+}
+
+/// The events up to the first line that is torn, foreign, or out of order; and their length in bytes.
+fn events(bytes: &[u8], id: &str) -> (Vec<Event>, u64) {
+    let (mut events, mut whole) = (Vec::new(), 0);
+    for line in bytes.split_inclusive(|byte| *byte == b'\n').filter(|line| line.ends_with(b"\n")) {
+        let Ok(event) = serde_json::from_slice::<Event>(line) else { break };
+        let first = matches!(event.what, What::Begun { .. });
+        if event.seq != events.len() as u64 || event.roll != id || first != events.is_empty() {
+            break;
+        }
+        events.push(event);
+        whole += line.len() as u64;
+    }
+    (events, whole)
+}
+
+impl Log {
+    /// Adds an event.
+    ///
+    /// # Errors
+    /// The event is kept, and written with the next.
+    pub fn add(&mut self, event: &Event) -> io::Result<()> {
+        serde_json::to_writer(&mut self.backlog, event)?;
+        self.backlog.push(b'\n');
+        let file = match &mut self.file {
+            Some(file) => file,
+            none => none.insert(open(&self.path)?),
+        };
+        // Behind the last whole line, whatever a former try has left there.
+        file.set_len(self.len)?;
+        file.seek(io::SeekFrom::Start(self.len))?;
+        file.write_all(&self.backlog)?;
+        self.len += self.backlog.len() as u64;
+        self.backlog.clear();
+        Ok(())
+    }
+}
+
+fn open(path: &Path) -> io::Result<File> {
+    if let Some(dir) = path.parent() {
+        DirBuilder::new().recursive(true).mode(0o700).create(dir)?;
+    }
+    OpenOptions::new().write(true).create(true).truncate(false).mode(0o600).open(path)
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn event(seq: u64) -> Event {
+        let begun = What::Begun { service: "web".to_owned(), to: None, by: "me".to_owned(), batches: Vec::new() };
+        let what = if seq == 0 { begun } else { What::StopAsked { by: "me".to_owned() } };
+        Event { seq, time_ms: 1, roll: "web-1".to_owned(), what }
+    }
+
+    fn three(dir: &Path) -> Vec<u8> {
+        let mut log = Shelf::new(dir.join("rolls")).log("web-1", 0);
+        (0..3).for_each(|seq| log.add(&event(seq)).unwrap());
+        fs::read(dir.join("rolls/web-1.ndjson")).unwrap()
+    }
+
+    #[test]
+    fn a_torn_line_is_ignored_and_written_over() {
+        let dir = tempfile::tempdir().unwrap();
+        let shelf = Shelf::new(dir.path().join("rolls"));
+        let bytes = three(dir.path());
+        for cut in 0..bytes.len() {
+            fs::write(dir.path().join("rolls/web-1.ndjson"), &bytes[..cut]).unwrap();
+            let lines = bytes[..cut].iter().filter(|byte| **byte == b'\n').count();
+            let (events, whole) = shelf.read().remove("web-1").unwrap_or_default();
+            assert_eq!(events.len(), lines, "cut at {cut}");
+            let mut log = shelf.log("web-1", whole);
+            (events.len() as u64..3).for_each(|seq| log.add(&event(seq)).unwrap());
+            assert_eq!(fs::read(dir.path().join("rolls/web-1.ndjson")).unwrap(), bytes, "cut at {cut}");
+        }
+    }
+
+    #[test]
+    fn what_cannot_be_written_comes_later() {
+        let dir = tempfile::tempdir().unwrap();
+        fs::write(dir.path().join("rolls"), "in the way").unwrap();
+        let shelf = Shelf::new(dir.path().join("rolls"));
+        let mut log = shelf.log("web-1", 0);
+        assert!(log.add(&event(0)).is_err() && log.add(&event(1)).is_err());
+        fs::remove_file(dir.path().join("rolls")).unwrap();
+        log.add(&event(2)).unwrap();
+        assert_eq!(shelf.read()["web-1"].0.len(), 3);
+    }
+
+    proptest! {
+        #[test]
+        fn any_bytes_are_read(noise in prop::collection::vec(any::<u8>(), 0..300), at in any::<prop::sample::Index>()) {
+            let dir = tempfile::tempdir().unwrap();
+            let mut bytes = three(dir.path());
+            let at = at.index(bytes.len());
+            bytes.splice(at..at, noise);
+            let (events, whole) = events(&bytes, "web-1");
+            prop_assert!(whole <= bytes.len() as u64 && events.len() <= bytes.len());
+        }
+    }
+}

@@ -1,0 +1,163 @@
+//! What is written down.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::SocketAddr,
+};
+
+use serde::{Deserialize, Serialize};
+
+use crate::{
+    api::Phase,
+    roll::machine::{Machine, Outcome},
+};
+
+/// Version of the format. A file of a later one is for a later deployer; fields that are not known here are ignored, so
+/// whatever must not be overlooked raises this number.
+pub const FORMAT: u32 = 1;
+
+/// The longest name of a roll: a service's name and a time.
+const ID_MAX: usize = 96;
+
+/// The whole file.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct State {
+    /// [`FORMAT`].
+    pub format: u32,
+    /// The deployer that has written it, "0.1.0".
+    pub written_by: String,
+    /// `/proc/sys/kernel/random/boot_id`: cookies and words of another boot mean nothing.
+    pub boot: String,
+    /// Every service is bypassed by an operator.
+    pub bypassed: bool,
+    /// By name.
+    pub services: BTreeMap<String, ServiceState>,
+    /// Rolls that have not ended.
+    pub rolls: Vec<RollState>,
+}
+
+/// A service.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct ServiceState {
+    /// Bypassed by an operator.
+    pub bypassed: bool,
+    /// By address.
+    pub workers: BTreeMap<SocketAddr, WorkerState>,
+}
+
+/// A worker, as last known.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct WorkerState {
+    /// What it went through.
+    pub phase: Phase,
+    /// Why.
+    pub reason: String,
+    /// What it last said it runs.
+    pub version: Option<String>,
+    /// Cookies of its listening sockets, of the process that `phase` is about.
+    pub listeners: BTreeSet<u64>,
+    /// Drained by an operator.
+    #[serde(default)]
+    pub drained: Option<ByHand>,
+}
+
+/// An operator's drain.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ByHand {
+    /// In words: "by uid 0 (pid 4711), for 600 s".
+    pub reason: String,
+    /// Its end, milliseconds since 1970; `None`: when it is enabled.
+    pub until_ms: Option<u64>,
+}
+
+/// A roll that has not ended.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct RollState {
+    /// Names it.
+    pub id: String,
+    /// Its service.
+    pub service: String,
+    /// Who asked for it.
+    pub by: String,
+    /// The version aimed at.
+    pub to: Option<String>,
+    /// What the workers said they run before it.
+    pub before: Option<String>,
+    /// The workers that the machine's numbers stand for.
+    pub workers: Vec<SocketAddr>,
+    /// Where it stands.
+    pub machine: Machine,
+    /// The workers of the batch in hand that have been touched.
+    pub hand: BTreeMap<usize, Hand>,
+}
+
+/// A worker in the hands of a roll.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Hand {
+    /// What was about to be done to it: draining, stopping, starting, warming.
+    pub intent: Phase,
+    /// What it went through when it was taken in hand.
+    pub before: Phase,
+    /// Why it did.
+    pub was: String,
+    /// Cookies of the sockets that listened then.
+    pub serving: BTreeSet<u64>,
+    /// What came of it.
+    pub outcome: Option<Outcome>,
+}
+
+impl State {
+    /// An empty one, of this deployer and boot.
+    #[must_use]
+    pub fn new(boot: &str) -> Self {
+        Self { format: FORMAT, written_by: version(), boot: boot.to_owned(), ..Self::default() }
+    }
+
+    /// A worker's entry.
+    pub fn worker(&mut self, service: &str, at: SocketAddr) -> Option<&mut WorkerState> {
+        self.services.get_mut(service)?.workers.get_mut(&at)
+    }
+
+    /// A roll that has not ended.
+    pub fn roll(&mut self, id: &str) -> Option<&mut RollState> {
+        self.rolls.iter_mut().find(|roll| roll.id == id)
+    }
+
+    /// Whether all of it makes sense, and not only its types.
+    ///
+    /// # Errors
+    /// What does not.
+    pub fn check(&self) -> Result<(), String> {
+        if self.boot.is_empty() {
+            return Err("it does not say of which boot of the machine it is".to_owned());
+        }
+        self.rolls.iter().try_for_each(RollState::check)
+    }
+}
+
+impl RollState {
+    fn check(&self) -> Result<(), String> {
+        let Self { id, workers, machine, hand, .. } = self;
+        if !is_id(id) {
+            return Err(format!("`{}` is no name of a roll", id.escape_debug()));
+        }
+        machine.check(workers.len()).map_err(|why| format!("roll {id}: {why}"))?;
+        match hand.keys().find(|nth| **nth >= workers.len()) {
+            Some(nth) => Err(format!("roll {id} has {} workers, and number {nth} in hand", workers.len())),
+            None => Ok(()),
+        }
+    }
+}
+
+/// Names of rolls are names of files, too.
+#[must_use]
+pub fn is_id(id: &str) -> bool {
+    let legal = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || matches!(byte, b'-' | b'_');
+    !id.is_empty() && id.len() <= ID_MAX && id.bytes().all(legal)
+}
+
+/// This deployer.
+#[must_use]
+pub fn version() -> String {
+    env!("CARGO_PKG_VERSION").to_owned()
+}

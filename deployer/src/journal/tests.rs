@@ -1,0 +1,254 @@
+//! State files as they may be found, and disks as they may be.
+
+use std::{
+    io,
+    path::Path,
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
+
+use proptest::prelude::*;
+
+use super::{
+    file::{Found, parse, read},
+    folder::boot_id,
+    *,
+};
+use crate::{
+    api::Phase,
+    roll::machine::{Machine, Outcome, Plan},
+};
+
+/// A state with something of everything.
+pub(crate) fn state() -> State {
+    let worker = |phase| WorkerState {
+        phase,
+        reason: "why \"not\"".to_owned(),
+        version: Some("v2".to_owned()),
+        listeners: [1, u64::MAX].into(),
+        drained: Some(ByHand { reason: "by uid 0".to_owned(), until_ms: Some(u64::MAX) }),
+    };
+    let workers = ["127.0.0.1:8000", "[::1]:8001"].map(|at| at.parse().unwrap());
+    let hand =
+        |outcome| Hand { intent: Phase::Stopping, before: Phase::Up, was: String::new(), serving: [7].into(), outcome };
+    let service = ServiceState { bypassed: true, workers: workers.map(|at| (at, worker(Phase::Up))).into() };
+    let plan = Plan { batches: Plan::batches(2, 2), max_failures: 1, rollback: true, switch: false, unswitch: true };
+    let roll = RollState {
+        id: "web-1".to_owned(),
+        service: "web".to_owned(),
+        by: "uid 0".to_owned(),
+        to: Some("v2".to_owned()),
+        before: None,
+        workers: workers.to_vec(),
+        machine: Machine::new(plan),
+        hand: [(0, hand(None)), (1, hand(Some(Outcome::Failed("broken".to_owned()))))].into(),
+    };
+    State { services: [("web".to_owned(), service)].into(), rolls: vec![roll], ..State::new("a boot") }
+}
+
+fn bytes() -> Vec<u8> {
+    serde_json::to_vec(&state()).unwrap()
+}
+
+fn bad(bytes: &[u8]) -> String {
+    match parse(bytes) {
+        Found::Bad(why) => why,
+        other => panic!("{other:?}"),
+    }
+}
+
+#[test]
+fn what_is_written_is_read() {
+    match parse(&bytes()) {
+        Found::State(found) => assert_eq!(*found, state()),
+        other => panic!("{other:?}"),
+    }
+}
+
+#[test]
+fn a_file_cut_anywhere_is_bad() {
+    let whole = bytes();
+    for cut in 0..whole.len() {
+        let why = bad(&whole[..cut]);
+        assert!(why.contains("cut short") || why.contains("empty"), "at {cut}: {why}");
+    }
+}
+
+#[test]
+fn what_makes_no_sense_is_bad() {
+    let text = String::from_utf8(bytes()).unwrap();
+    for (part, instead) in [
+        ("\"format\":1", "\"format\":\"1\""),
+        ("\"format\":1", "\"format\":-1"),
+        ("\"format\":1", "\"format\":1,\"format\":1"),
+        ("\"format\":1,", ""),
+        ("\"boot\":\"a boot\"", "\"boot\":\"\""),
+        ("web-1", "../../etc/passwd"),
+        ("\"hand\":{\"0\"", "\"hand\":{\"2\""),
+        ("\"hand\":{\"0\"", "\"hand\":{\"99999999999999999999999\""),
+        ("[[0,1]]", "[[0,7]]"),
+        ("[[0,1]]", "[[]]"),
+        ("\"forward\":0", "\"forward\":1"),
+        ("\"forward\":0", "\"forward\":18446744073709551615"),
+        ("\"max_failures\":1", "\"max_failures\":0"),
+        ("18446744073709551615", "18446744073709551616"),
+        ("127.0.0.1:8000", "localhost"),
+        ("\"stopping\"", "\"jumping\""),
+        ("\"services\":{", "\"services\":[{"),
+    ] {
+        assert!(text.contains(part), "{part}");
+        let why = bad(text.replacen(part, instead, 1).as_bytes());
+        assert!(!why.is_empty(), "{part} -> {instead}");
+    }
+    bad(format!("{{\"format\":1,\"services\":{}", "{\"a\":".repeat(100_000)).as_bytes());
+    bad(b"[]");
+    bad(b"null");
+}
+
+#[test]
+fn a_later_format_is_told_apart() {
+    for format in ["2", "18446744073709551615"] {
+        let text = format!("{{\"format\":{format},\"written_by\":\"9.9\",\"services\":7}}");
+        assert!(matches!(parse(text.as_bytes()), Found::Future { by, .. } if by == "9.9"));
+    }
+    // Fields that are not known here do not matter.
+    let more = String::from_utf8(bytes()).unwrap().replacen("\"format\":1", "\"new\":[1],\"format\":1", 1);
+    assert!(matches!(parse(more.as_bytes()), Found::State(_)));
+}
+
+#[test]
+fn files_of_all_kinds() {
+    let dir = tempfile::tempdir().unwrap();
+    assert!(matches!(read(&dir.path().join("none")), Found::Nothing));
+    assert!(matches!(read(dir.path()), Found::Bad(_)));
+    assert!(matches!(read(Path::new("/dev/null")), Found::Bad(_)));
+    let huge = dir.path().join("huge");
+    std::fs::File::create(&huge).unwrap().set_len(1 << 40).unwrap();
+    assert!(matches!(read(&huge), Found::Bad(_)));
+}
+
+proptest! {
+    #[test]
+    fn any_bytes_have_an_answer(noise in prop::collection::vec(any::<u8>(), 0..2000)) {
+        prop_assert!(!matches!(parse(&noise), Found::Nothing));
+    }
+
+    #[test]
+    fn any_damage_has_an_answer(
+        damage in prop::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 1..8),
+    ) {
+        let mut bytes = bytes();
+        for (at, byte) in damage {
+            let at = at.index(bytes.len());
+            bytes[at] = byte;
+        }
+        if let Found::State(state) = parse(&bytes) {
+            // Whatever is taken for good can be worked with.
+            for roll in state.rolls {
+                let mut machine = roll.machine.clone();
+                machine.stop("stopped", true);
+                let _ = machine.step();
+                machine.batch_done(Vec::new());
+                let _ = machine.step();
+            }
+        }
+    }
+}
+
+/// A disk in memory, which may be full, or hang.
+#[derive(Clone, Default)]
+pub(crate) struct Memory {
+    pub(crate) bytes: Arc<Mutex<Vec<u8>>>,
+    pub(crate) writes: Arc<Mutex<usize>>,
+    pub(crate) full: Arc<AtomicBool>,
+}
+
+impl Store for Memory {
+    fn replace(&mut self, bytes: &[u8]) -> io::Result<()> {
+        if self.full.load(Ordering::SeqCst) {
+            return Err(io::ErrorKind::StorageFull.into());
+        }
+        *self.bytes.lock().unwrap() = bytes.to_vec();
+        *self.writes.lock().unwrap() += 1;
+        Ok(())
+    }
+
+    fn place(&self) -> String {
+        "/state.json".to_owned()
+    }
+}
+
+#[tokio::test]
+async fn many_changes_are_few_writes() {
+    let disk = Memory::default();
+    let journal = Arc::new(Journal::start(State::new("b"), disk.clone()).unwrap());
+    let mut last = 0;
+    for nth in 0..1000 {
+        last = journal.update(|state| state.boot = nth.to_string());
+    }
+    journal.durable(last).await.unwrap();
+    assert!(*disk.writes.lock().unwrap() < 900, "{:?}", disk.writes);
+    assert!(matches!(parse(&disk.bytes.lock().unwrap()), Found::State(state) if state.boot == "999"));
+    // What makes no difference is not written.
+    let writes = *disk.writes.lock().unwrap();
+    journal.refresh(|state| state.boot = "999".to_owned());
+    journal.flush().await.unwrap();
+    assert_eq!(*disk.writes.lock().unwrap(), writes);
+}
+
+#[tokio::test]
+async fn a_full_disk_is_told_and_tried_again() {
+    let disk = Memory::default();
+    let journal = Journal::start(State::new("b"), disk.clone()).unwrap();
+    journal.flush().await.unwrap();
+    disk.full.store(true, Ordering::SeqCst);
+    let why = journal.commit(|state| state.bypassed = true).await.unwrap_err();
+    assert!(why.contains("/state.json cannot be written"), "{why}");
+    assert_eq!(journal.trouble(), Some(why));
+    disk.full.store(false, Ordering::SeqCst);
+    for _ in 0..200 {
+        tokio::time::sleep(Duration::from_millis(50)).await;
+        if journal.trouble().is_none() {
+            break;
+        }
+    }
+    assert_eq!(journal.trouble(), None);
+    assert!(matches!(parse(&disk.bytes.lock().unwrap()), Found::State(state) if state.bypassed));
+}
+
+#[test]
+fn a_folder_is_one_daemons() {
+    let dir = tempfile::tempdir().unwrap();
+    let state = dir.path().join("a/b");
+    let (folder, contents) = Folder::open(&state).unwrap();
+    assert!(contents.state.is_none() && contents.warnings.is_empty());
+    let error = Folder::open(&state).unwrap_err().to_string();
+    assert!(error.contains(&format!("another daemon (pid {}) works", std::process::id())), "{error}");
+    drop(folder);
+    Folder::open(&state).unwrap();
+}
+
+#[test]
+fn a_damaged_file_is_put_aside_when_another_is_written() {
+    let dir = tempfile::tempdir().unwrap();
+    for nth in 0..6 {
+        std::fs::write(dir.path().join("state.json"), format!("damage {nth}")).unwrap();
+        let (mut folder, contents) = Folder::open(dir.path()).unwrap();
+        assert_eq!(contents.warnings.len(), 1);
+        assert_eq!(std::fs::read_to_string(dir.path().join("state.json")).unwrap(), format!("damage {nth}"));
+        folder.replace(&bytes()).unwrap();
+        folder.replace(&bytes()).unwrap();
+    }
+    let names = std::fs::read_dir(dir.path()).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap());
+    let kept: Vec<_> = names.filter(|name| name.contains("corrupt")).collect();
+    assert_eq!(kept.len(), 4, "{kept:?}");
+    assert!(matches!(read(&dir.path().join("state.json")), Found::State(_)));
+}
+
+#[test]
+fn a_boot_has_an_id() {
+    assert_eq!(boot_id().unwrap().len(), 36);
+}

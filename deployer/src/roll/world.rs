@@ -1,0 +1,119 @@
+//! What a restart reaches the world through, besides the process manager: a test has a world of its own, which can end
+//! at any moment.
+
+use std::{
+    collections::BTreeSet,
+    io,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use deployer_common::word::State;
+
+use super::start;
+use crate::{
+    kernel::{Tables, host},
+    service::{
+        Service, Worker,
+        drain::{Drain, DrainError, Held},
+        listeners,
+    },
+    workers::Pending,
+};
+
+/// The kernel, and the workers' own ports.
+pub trait World: Send + Sync {
+    /// What a worker counts as now.
+    fn state(&self, worker: &Worker) -> State;
+
+    /// Puts a worker into a state that has no lease.
+    fn publish(&self, worker: &Worker, state: State);
+
+    /// Drains a worker for the length of a lease.
+    fn hold(&self, worker: &Worker, lease: Duration);
+
+    /// Drains a worker until nothing selects it and it is empty; see [`Drain`].
+    fn drain<'a>(&'a self, worker: &'a Worker, how: How<'a>) -> Pending<'a, Result<(), DrainError>>;
+
+    /// The same for a worker that is out already.
+    fn empty<'a>(&'a self, worker: &'a Worker, how: How<'a>) -> Pending<'a, Result<(), DrainError>>;
+
+    /// Cookies of the sockets that listen where the worker should.
+    fn listeners<'a>(&'a self, worker: &'a Worker) -> Pending<'a, io::Result<BTreeSet<u64>>>;
+
+    /// Warms a worker, and asks what it runs.
+    fn warm_up<'a>(
+        &'a self,
+        service: &'a Service,
+        worker: &'a Worker,
+        to: Option<&'a str>,
+        until: Instant,
+    ) -> Pending<'a, Result<Option<String>, String>>;
+}
+
+/// How a worker is drained.
+pub struct How<'a> {
+    /// How long the drain outlives the daemon.
+    pub lease: Duration,
+    /// Until when it is waited for.
+    pub deadline: Instant,
+    /// Hears what holds it.
+    pub on_held: &'a (dyn Fn(&Held) + Sync),
+    /// Is told when nothing new goes to the worker.
+    pub on_published: &'a (dyn Fn() + Sync),
+    /// Whether somebody else serves.
+    pub is_other_up: &'a (dyn Fn() -> bool + Sync),
+}
+
+/// The real one.
+pub struct Host(pub Arc<Tables>);
+
+impl World for Host {
+    fn state(&self, worker: &Worker) -> State {
+        self.0.word(worker.index).at(host::now_ms())
+    }
+
+    fn publish(&self, worker: &Worker, state: State) {
+        self.0.publish(worker.index, state, 0);
+    }
+
+    fn hold(&self, worker: &Worker, lease: Duration) {
+        self.0.publish(worker.index, State::Draining, host::now_ms() + lease.as_millis() as u64);
+    }
+
+    fn drain<'a>(&'a self, worker: &'a Worker, how: How<'a>) -> Pending<'a, Result<(), DrainError>> {
+        Box::pin(async move {
+            let mut drain = Drain::new(&self.0, worker, how.lease, how.deadline, how.on_held);
+            drain.publish();
+            (how.on_published)();
+            failpoint(worker).await;
+            drain.empty().await?;
+            drain.relieved(how.is_other_up).await?;
+            drain.stopping().await
+        })
+    }
+
+    fn empty<'a>(&'a self, worker: &'a Worker, how: How<'a>) -> Pending<'a, Result<(), DrainError>> {
+        Box::pin(
+            async move { Drain::new(&self.0, worker, how.lease, how.deadline, how.on_held).stopping_at_once().await },
+        )
+    }
+
+    fn listeners<'a>(&'a self, worker: &'a Worker) -> Pending<'a, io::Result<BTreeSet<u64>>> {
+        Box::pin(listeners(worker.at))
+    }
+
+    fn warm_up<'a>(
+        &'a self,
+        service: &'a Service,
+        worker: &'a Worker,
+        to: Option<&'a str>,
+        until: Instant,
+    ) -> Pending<'a, Result<Option<String>, String>> {
+        Box::pin(start::warm_up(service, worker, to, until))
+    }
+}
+
+async fn failpoint(worker: &Worker) {
+    crate::failpoint::reach(crate::failpoint::Point::DrainingPublished, Some(worker.at)).await;
+}

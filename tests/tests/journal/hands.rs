@@ -1,0 +1,120 @@
+//! What operators have said, and what has failed, over the end of the daemon.
+
+use std::time::{Duration, Instant};
+
+use anyhow::{Result, ensure};
+
+use deployer_tests::app::Fault;
+use deployer_tests::daemon::{Daemon, ServiceConfig};
+use deployer_tests::dial::{Caller, Dial, answers};
+use deployer_tests::rig::{Rig, Setup};
+use deployer_tests::sandbox::{Place, Sandbox};
+use deployer_tests::stage::Stage;
+
+const HOST: &str = "127.0.0.1";
+
+fn two(sandbox: &Sandbox) -> Result<Rig<'_>> {
+    Setup { ports: 8000..=8001, ..Setup::default() }.start(sandbox)
+}
+
+/// Drained by hand, killed, started: not one connection in between.
+#[test]
+fn a_drain_until_enabled() -> Result<()> {
+    let sandbox = Sandbox::new("drained")?;
+    let mut rig = two(&sandbox)?;
+    let caller = Caller::at(&sandbox, Place::Callers);
+    rig.drain(8000)?;
+    let reason = rig.worker(8000)?.reason;
+    rig.daemon.kill()?;
+    let without = caller.once(Dial::to(HOST, 8000).times(20))?;
+    rig.succeed()?;
+    let with = caller.once(Dial::to(HOST, 8000).times(20))?;
+    ensure!(answers(&without) == [(8001, 20)].into(), "{:?}", answers(&without));
+    ensure!(answers(&with) == [(8001, 20)].into(), "{:?}", answers(&with));
+    let worker = rig.worker(8000)?;
+    ensure!(worker.phase == "draining" && worker.reason == reason, "{worker:?}, {reason}");
+    rig.enable(8000)?;
+    ensure!(answers(&caller.once(Dial::to(HOST, 8000).times(5))?) == [(8000, 5)].into());
+    // And no longer, once it is enabled.
+    rig.daemon.kill()?;
+    rig.succeed()?;
+    ensure!(rig.worker(8000)?.phase == "up");
+    Ok(())
+}
+
+#[test]
+fn a_drain_with_an_end() -> Result<()> {
+    let sandbox = Sandbox::new("until")?;
+    let mut rig = two(&sandbox)?;
+    let begun = Instant::now();
+    rig.must(&["drain", "web", "8000", "--for", "4s"])?;
+    rig.must(&["drain", "web", "8001", "--for", "250ms"])?;
+    rig.daemon.kill()?;
+    std::thread::sleep(Duration::from_millis(400));
+    rig.succeed()?;
+    ensure!(rig.worker(8001)?.phase == "up", "its time was over: {:?}", rig.worker(8001)?);
+    if begun.elapsed() < Duration::from_millis(3500) {
+        ensure!(rig.worker(8000)?.phase == "draining", "{:?}", rig.worker(8000)?);
+    }
+    rig.wait_phase(8000, "up")?;
+    let lasted = begun.elapsed();
+    eprintln!("a drain of 4 s lasted {lasted:.2?}");
+    ensure!(lasted > Duration::from_millis(3900), "{lasted:?}");
+    Ok(())
+}
+
+/// A worker that is started anew while no daemon runs is warmed before it serves.
+#[test]
+fn a_stranger_is_warmed() -> Result<()> {
+    let sandbox = Sandbox::new("stranger")?;
+    let mut rig = two(&sandbox)?;
+    rig.daemon.stop(Duration::from_secs(10))?;
+    rig.servers.remove(0).stop()?;
+    rig.start_worker(8000)?;
+    rig.succeed()?;
+    rig.wait_phase(8000, "up")?;
+    let worker = rig.worker(8000)?;
+    ensure!(worker.reason.contains("started by itself"), "{worker:?}");
+    ensure!(rig.worker(8001)?.reason.contains("found serving"), "{:?}", rig.worker(8001)?);
+    Ok(())
+}
+
+#[test]
+fn a_bypass() -> Result<()> {
+    let sandbox = Sandbox::new("bypass")?;
+    let mut rig = two(&sandbox)?;
+    rig.must(&["bypass", "web"])?;
+    rig.daemon.kill()?;
+    rig.succeed()?;
+    ensure!(rig.service()?.mode == "bypass");
+    // Its tables, too, are lost; what was said to the daemon is not.
+    rig.daemon.kill()?;
+    rig.detach_offline()?;
+    rig.succeed()?;
+    ensure!(rig.service()?.mode == "bypass");
+    rig.must(&["bypass", "web", "--off"])?;
+    rig.daemon.kill()?;
+    rig.succeed()?;
+    ensure!(rig.service()?.mode == "enforce");
+    Ok(())
+}
+
+#[test]
+fn a_failed_worker_stays_out() -> Result<()> {
+    let sandbox = Sandbox::new("failed")?;
+    let stage = Stage::new(&sandbox)?;
+    let config = ServiceConfig { batch: "1".to_owned(), ..ServiceConfig::default() };
+    let mut daemon = stage.daemon(&config)?;
+    stage.app.set_fault("v2", 8000, Some(Fault::Crash))?;
+    stage.roll(&daemon, &["--to", "v2"])?.end()?.must("failed", &["8000"])?;
+    let reason = stage.api().workers()?[&8000]["reason"].clone();
+    daemon.process().kill()?;
+    let daemon = Daemon::start(&sandbox, &stage.config(&config))?;
+    stage.only_failed(&[8000])?;
+    ensure!(stage.api().workers()?[&8000]["reason"] == reason, "{reason}");
+    stage.is_out(8000)?;
+    stage.app.set_fault("v2", 8000, None)?;
+    stage.roll(&daemon, &["--to", "v2"])?.end()?.must("done", &["4 workers"])?;
+    stage.unharmed("a failed worker")?;
+    Ok(())
+}
