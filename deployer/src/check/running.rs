@@ -7,7 +7,7 @@ use crate::api::{Status, TestResult};
 pub(super) fn finding(status: Option<&Status>) -> Finding {
     const WHAT: &str = "self-test";
     let Some(status) = status else {
-        return Finding::ok(WHAT, "no daemon answers, so there is nothing to ask (another user's is not asked)");
+        return Finding::ok(WHAT, "no daemon answers, so there is none to ask");
     };
     let Some(test) = &status.self_test else {
         return Finding::warn(WHAT, format!("the daemon (pid {}) has not ended its first one yet", status.pid))

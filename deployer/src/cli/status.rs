@@ -1,6 +1,6 @@
 //! `deployer status`: services and workers, as a table or as JSON.
 
-use std::path::Path;
+use std::{path::Path, time::Duration};
 
 use super::{
     client::{Client, Failure},
@@ -56,10 +56,12 @@ pub(super) fn table(status: &Status) -> String {
 
 /// What the daemon at a configuration's socket, or else at the client's, says of itself; `None`: none answers.
 pub(super) fn asked(socket: Option<&Path>, client: &Client) -> Option<Status> {
-    let client = match socket {
+    let mut client = match socket {
         Some(socket) => Client::new(socket.to_owned()),
         None => client.clone(),
     };
+    // The status takes no time; a check has more to say than that a daemon hangs.
+    client.answer_within = Duration::from_secs(5);
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().ok()?;
     runtime.block_on(client.get("/v1/status")).ok()
 }
