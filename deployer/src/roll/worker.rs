@@ -32,6 +32,9 @@ use crate::{
 /// How long a worker whose stop failed is watched before it is called unharmed.
 const AFTERMATH: Duration = Duration::from_secs(1);
 
+/// How long a link that was lost is waited for.
+const REPAIRED_WITHIN: Duration = Duration::from_secs(5);
+
 /// A restart with all it needs.
 pub(super) struct Restart {
     pub(super) world: Arc<dyn World>,
@@ -94,7 +97,7 @@ impl Restart {
         let taken = Taken { before, was: hand.was, serving: if same { hand.serving } else { now } };
         match onward {
             Onward::Drain => self.drain_and_on(&taken).await,
-            Onward::Stop => self.stop_and_on(&taken).await,
+            Onward::Stop => self.stop_and_on(&taken, None).await,
             Onward::Start => self.start_and_on().await,
         }
     }
@@ -105,18 +108,26 @@ impl Restart {
             return Outcome::Kept(format!("{}: nothing was done to it: {why}", self.worker.at));
         }
         self.reach(Point::DrainingJournaled).await;
+        let steered = match self.steering().await {
+            Ok(steered) => steered,
+            Err(why) => return self.put_back(taken, &why).await,
+        };
         if let Err(why) = self.empty(taken.before).await {
             return self.put_back(taken, &why).await;
         }
         self.reach(Point::Drained).await;
-        self.stop_and_on(taken).await
+        self.stop_and_on(taken, Some(steered)).await
     }
 
-    async fn stop_and_on(&self, taken: &Taken) -> Outcome {
+    /// `steered`: how often steering had been interrupted when the drain began; `None`: another daemon has drained it.
+    async fn stop_and_on(&self, taken: &Taken, steered: Option<u64>) -> Outcome {
         if let Err(why) = self.intend(Phase::Stopping, Some(taken)).await {
             return self.put_back(taken, &format!("it was not stopped: {why}")).await;
         }
         self.reach(Point::StoppingJournaled).await;
+        if let Err(why) = self.still_empty(steered).await {
+            return self.put_back(taken, &why).await;
+        }
         self.enter(Phase::Stopping, "");
         if let Err(error) = self.service.manager.stop(self.worker.at).await {
             // A worker that is being stopped, or may be stopped yet, must not be given any requests.
@@ -179,6 +190,31 @@ impl Restart {
                 Err(format!("not empty after {} s: {held}", limits.deadline.as_secs_f32()))
             }
             Err(error) => Err(error.to_string()),
+        }
+    }
+
+    /// It was empty, and nothing has come to it since if connections were steered all the while. If not, it is emptied
+    /// again of what has slipped in.
+    async fn still_empty(&self, mut steered: Option<u64>) -> Result<(), String> {
+        loop {
+            let now = self.steering().await?;
+            if steered == Some(now) {
+                return Ok(());
+            }
+            self.empty(Phase::Down).await?;
+            steered = Some(now);
+        }
+    }
+
+    /// How often steering has been interrupted, once it is there: what is lost is put right within a second, as a rule.
+    async fn steering(&self) -> Result<u64, String> {
+        let until = Instant::now() + REPAIRED_WITHIN;
+        loop {
+            match self.world.steering() {
+                Ok(interruptions) => return Ok(interruptions),
+                Err(why) if Instant::now() >= until => return Err(format!("connections are not steered: {why}")),
+                Err(_) => tokio::time::sleep(Duration::from_millis(50)).await,
+            }
         }
     }
 
