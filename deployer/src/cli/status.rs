@@ -2,6 +2,7 @@
 
 use super::{
     client::{Client, Failure},
+    lines,
     out::{self, clean},
 };
 use crate::api::{Exit, Phase, ServiceStatus, Status, WorkerStatus};
@@ -110,7 +111,7 @@ fn row(worker: &WorkerStatus) -> Vec<String> {
     let fallbacks =
         if worker.fallback_cold > 0 { format!("{taken} ({} cold)", worker.fallback_cold) } else { taken.to_string() };
     vec![
-        worker.at.to_string(),
+        lines::name(worker.at, worker.spare),
         word(worker.phase).to_owned(),
         out::short(worker.for_s),
         version,

@@ -42,8 +42,19 @@ pub(super) struct Restart {
     pub(super) nth: usize,
     pub(super) record: Arc<Record>,
     pub(super) lease: Duration,
-    /// The version it must say afterwards.
-    pub(super) to: Option<String>,
+    pub(super) task: Task,
+}
+
+/// What is done to a worker.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Task {
+    /// It is drained, stopped, started, warmed and enabled; a spare that is down as well.
+    Restart {
+        /// The version it must say afterwards.
+        to: Option<String>,
+    },
+    /// It is drained and stopped: a spare that is no longer needed.
+    Retire,
 }
 
 /// What a restart began with: where it goes back to, if it comes to that.
@@ -95,6 +106,7 @@ impl Restart {
         match onward {
             Onward::Drain => self.drain_and_on(&taken).await,
             Onward::Stop => self.stop_and_on(&taken).await,
+            Onward::Start if self.task == Task::Retire => self.stop_and_on(&taken).await,
             Onward::Start => self.start_and_on().await,
         }
     }
@@ -131,7 +143,22 @@ impl Restart {
         if let Err(why) = start::nobody_listens(self.worker.at, still).await {
             return self.fail(why).await;
         }
-        self.start_and_on().await
+        match self.task {
+            Task::Restart { .. } => self.start_and_on().await,
+            Task::Retire => self.retired(),
+        }
+    }
+
+    /// It is gone. From here on the watch has it, should it come back.
+    fn retired(&self) -> Outcome {
+        {
+            let mut control = self.worker.control();
+            control.listeners.clear();
+            control.version = None;
+        }
+        self.world.publish(&self.worker, State::Down);
+        self.enter(Phase::Down, "");
+        Outcome::Changed
     }
 
     async fn start_and_on(&self) -> Outcome {
@@ -182,12 +209,15 @@ impl Restart {
         }
     }
 
-    /// Whether a sibling serves that this batch does not hold. A service of one worker is rolled only where the
-    /// configuration says that it may be (`on_deadline = "kill"`).
+    /// Whether a sibling serves, or a spare, that this batch does not hold. A service of one worker is rolled without a
+    /// spare only where the configuration says that it may be (`on_deadline = "kill"`).
     fn is_other_up(&self) -> bool {
-        let workers = &self.service.workers;
-        workers.len() == 1
-            || workers.iter().any(|other| {
+        let Service { workers, spares, config, .. } = &*self.service;
+        let may_be_alone = workers.len() == 1
+            && config.drain.on_deadline == OnDeadline::Kill
+            && spares.iter().all(|spare| self.world.state(spare) == State::Down);
+        may_be_alone
+            || self.service.members().any(|other| {
                 other.index != self.worker.index && other.control().is_watched() && self.world.state(other) == State::Up
             })
     }
@@ -247,7 +277,8 @@ impl Restart {
         self.enter(Phase::Listening, "");
         self.enter(Phase::Warming, "");
         self.reach(Point::Warming).await;
-        let version = world.warm_up(&self.service, &self.worker, self.to.as_deref(), until).await?;
+        let to = if let Task::Restart { to } = &self.task { to.as_deref() } else { None };
+        let version = world.warm_up(&self.service, &self.worker, to, until).await?;
         let now = world.listeners(&self.worker).await.map_err(|error| format!("{at}: sock_diag: {error}"))?;
         if now.is_disjoint(&serving) {
             return Err(format!(
@@ -314,12 +345,14 @@ impl Restart {
         if !phase::is_move(was, phase) {
             tracing::error!(worker = %self.worker.at, ?was, ?phase, "a move that the table of phases does not have");
         }
-        self.record.add(What::Phase { worker: self.worker.at, phase, was, reason: reason.to_owned() });
+        let spare = self.service.is_spare(&self.worker);
+        self.record.add(What::Phase { worker: self.worker.at, spare, phase, was, reason: reason.to_owned() });
     }
 
     fn held(&self, held: &Held) {
         let Held { open, tickets, by } = held.clone();
-        self.record.add(What::Held { worker: self.worker.at, open, tickets, by });
+        let spare = self.service.is_spare(&self.worker);
+        self.record.add(What::Held { worker: self.worker.at, spare, open, tickets, by });
     }
 
     async fn reach(&self, point: Point) {
