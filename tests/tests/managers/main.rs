@@ -9,3 +9,4 @@ mod daemon;
 mod exec;
 mod scene;
 mod supervisord;
+mod surge;
