@@ -34,10 +34,15 @@ fn build() -> Result<(), Box<dyn Error>> {
     let linker = linker(&out)?;
     println!("cargo::rerun-if-changed={}", linker.display());
     let mut cargo = tool_chain()?;
-    let built = out.join("ebpf");
-    if env::var_os("CARGO_FEATURE_NEXT_LAYOUT").is_some() {
-        cargo.args(["--features", "next-layout"]);
-    }
+    // Shared by all profiles of this target directory: the programs are built in one way only.
+    let target = out.ancestors().nth(4).unwrap_or(&out);
+    let built = match env::var_os("CARGO_FEATURE_NEXT_LAYOUT") {
+        Some(_) => {
+            cargo.args(["--features", "next-layout"]);
+            target.join("ebpf-next-layout")
+        }
+        None => target.join("ebpf"),
+    };
     let status = cargo
         .current_dir(root.join("deployer-ebpf"))
         .args(["--release", "--locked", "--target", TARGET, "--target-dir"])
@@ -51,7 +56,10 @@ fn build() -> Result<(), Box<dyn Error>> {
     if !status.success() {
         return Err(format!("building deployer-ebpf failed ({status}); its errors stand above").into());
     }
-    let object = built.join(TARGET).join("release/deployer-ebpf");
+    let object = out.join("deployer-ebpf");
+    let made = built.join(TARGET).join("release/deployer-ebpf");
+    std::fs::copy(&made, &object)
+        .map_err(|error| format!("cannot copy {} to {}: {error}", made.display(), object.display()))?;
     println!("cargo::rustc-env=DEPLOYER_EBPF_OBJECT={}", object.display());
     Ok(())
 }

@@ -201,8 +201,42 @@ pub struct Status {
     /// What an operator must know: what does not work as it should.
     #[serde(default)]
     pub trouble: Vec<String>,
+    /// The last self-test; `None`: the first has not ended yet.
+    #[serde(default)]
+    pub self_test: Option<SelfTest>,
     /// By name.
     pub services: Vec<ServiceStatus>,
+}
+
+/// What a connection of the daemon's own saw of the steering.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SelfTest {
+    /// How it ended.
+    pub result: TestResult,
+    /// What is wrong and what to do, or why it could not be tested; empty where all is well.
+    pub detail: String,
+    /// When it ended, in milliseconds since 1970.
+    pub time_ms: u64,
+    /// Tests since the daemon began.
+    pub runs: u64,
+    /// Those of them that failed.
+    pub failures: u64,
+}
+
+/// How a self-test ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum TestResult {
+    /// A connection was steered, and another refused, as the tables said.
+    Ok,
+    /// Nothing is steered, as somebody has asked for.
+    Bypassed,
+    /// Nothing is in the kernel, as somebody has asked for.
+    Detached,
+    /// The tables say one thing, and a connection met another.
+    Failed,
+    /// Something else stood in the way.
+    Untested,
 }
 
 /// A service.

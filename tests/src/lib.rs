@@ -35,3 +35,4 @@ pub mod rollout;
 pub mod sandbox;
 pub mod stage;
 pub mod supervisor;
+pub mod systemd;

@@ -20,6 +20,8 @@ const PROGRAMS: &[(&str, &str)] = &[
     ("ip", "iproute2"),
     ("unshare", "util-linux"),
     ("ps", "procps"),
+    ("busctl", "systemd"),
+    ("dbus-daemon", "dbus"),
 ];
 
 /// Where daemons are, which is not on everyone's PATH.

@@ -20,10 +20,14 @@ use crate::{fitness, setup};
 const UNIT: &str = "unit";
 
 /// The end-to-end suites: integration tests of the package deployer-tests.
-const END_TO_END: &[&str] = &["harness", "steer", "managers", "roll", "faults", "outlive", "journal", "cli"];
+const END_TO_END: &[&str] =
+    &["harness", "steer", "managers", "systemd", "roll", "faults", "outlive", "journal", "matrix", "selftest", "cli"];
+
+/// Suites of which two tests run at a time: they wait more than they work, and assert nothing about how long things take.
+const PAIRED: &[&str] = &["managers", "systemd", "faults", "outlive", "journal", "matrix", "selftest", "cli"];
 
 /// Suites that need the same source built with another feature of crate deployer, too.
-const VARIANTS: &[(&str, &str)] = &[("outlive", "next-layout")];
+const VARIANTS: &[(&str, &str)] = &[("outlive", "next-layout"), ("matrix", "failpoints")];
 
 /// The checks of the unit suite, as cargo commands; each counts as one test.
 const CHECKS: &[(&str, &str)] = &[
@@ -92,7 +96,8 @@ fn end_to_end(workspace: &Workspace, report: &mut Report, suites: &[&str], full:
     }
     for suite in suites {
         let mut command = workspace.cargo(["test", "--release", "--package", "deployer-tests", "--test", suite]);
-        command.args(["--", "--test-threads=1", "--nocapture"]).env("DEPLOYER_BIN", workspace.release("deployer"));
+        let threads = if PAIRED.contains(suite) { "--test-threads=2" } else { "--test-threads=1" };
+        command.args(["--", threads, "--nocapture"]).env("DEPLOYER_BIN", workspace.release("deployer"));
         if full {
             command.env("DEPLOYER_FULL", "1");
         }

@@ -22,7 +22,8 @@ pub(super) fn findings(config: &Config) -> Vec<Finding> {
     for service in config.services.values() {
         let what = format!("service.{}.manager", service.name);
         match &service.manager {
-            Manager::Supervisord { socket, .. } => found.push(supervisord(what, socket)),
+            Manager::Supervisord { socket, .. } => found.push(socket_of(what, "supervisord", socket, SUPERVISORD)),
+            Manager::Systemd { bus, .. } => found.push(systemd(what, bus.as_deref().unwrap_or(SYSTEM_BUS))),
             Manager::Builtin(builtin) => found.extend(self::builtin(&what, builtin, &root, attached)),
             Manager::Exec(exec) => {
                 let commands = [("start", &exec.start), ("stop", &exec.stop), ("status", &exec.status)];
@@ -33,13 +34,32 @@ pub(super) fn findings(config: &Config) -> Vec<Finding> {
     found
 }
 
-fn supervisord(what: String, socket: &Path) -> Finding {
+/// Where the system bus is (`dbus-daemon(1)`).
+const SYSTEM_BUS: &str = "unix:path=/run/dbus/system_bus_socket";
+const BUS: &str = "install and start dbus, or compare `manager.bus`";
+const SUPERVISORD: &str = "start supervisord, and compare with `file` in its [unix_http_server]";
+
+fn systemd(what: String, bus: &str) -> Finding {
+    match bus.strip_prefix("unix:path=") {
+        // What may follow the path in an address.
+        Some(path) => {
+            let path = path.split([',', ';']).next().unwrap_or(path);
+            socket_of(what, "the bus to systemd", Path::new(path), BUS)
+        }
+        None => Finding::ok(what, "the bus to systemd has no path to look at"),
+    }
+}
+
+fn socket_of(what: String, whose: &str, socket: &Path, fix: &str) -> Finding {
     let shown = socket.display();
     match fs::metadata(socket) {
-        Ok(meta) if meta.file_type().is_socket() => Finding::ok(what, format!("supervisord's socket {shown} is there")),
-        Ok(_) => Finding::warn(what, format!("{shown} is not a socket, so supervisord is not reached by it")),
-        Err(error) => Finding::warn(what, format!("supervisord's socket {shown}: {error}; no roll can start"))
-            .fix("do", "start supervisord, and compare with `file` in its [unix_http_server]"),
+        Ok(meta) if meta.file_type().is_socket() => {
+            Finding::ok(what, format!("the socket of {whose}, {shown}, is there"))
+        }
+        Ok(_) => Finding::warn(what, format!("{shown} is not a socket, so {whose} is not reached by it")),
+        Err(error) => {
+            Finding::warn(what, format!("the socket of {whose}, {shown}: {error}; no roll can start")).fix("do", fix)
+        }
     }
 }
 
@@ -114,7 +134,7 @@ mod tests {
     fn a_supervisord_s_socket_must_be_one() -> Result<(), Box<dyn Error>> {
         let folder = tempfile::tempdir()?;
         let socket = folder.path().join("supervisor.sock");
-        let level = || supervisord(String::new(), &socket).level;
+        let level = || socket_of(String::new(), "supervisord", &socket, SUPERVISORD).level;
         assert_eq!(level(), Level::Warn);
         let listener = UnixListener::bind(&socket)?;
         assert_eq!(level(), Level::Ok);

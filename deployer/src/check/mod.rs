@@ -8,6 +8,7 @@ mod nat;
 mod pins;
 mod ports;
 mod privileges;
+mod running;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -20,7 +21,7 @@ use std::{
 use serde::Serialize;
 
 use crate::{
-    api::{ErrorBody, Exit},
+    api::{ErrorBody, Exit, Status},
     config::{Config, DEFAULT_PINS, Service},
 };
 
@@ -104,12 +105,16 @@ struct Report {
 }
 
 /// The verb: looks, prints a line for each finding (with `json` one object), and says whether the host is fit.
-pub fn main(config: Option<&Path>, json: bool) -> Exit {
+///
+/// `ask`: what the daemon at a socket says, or at the usual one; `None` where none answers.
+pub fn main(config: Option<&Path>, json: bool, ask: &dyn Fn(Option<&Path>) -> Option<Status>) -> Exit {
     let config = match config.map(Config::load).transpose() {
         Ok(config) => config,
         Err(error) => return unreadable(&error.to_string(), json),
     };
-    let findings = findings(config.as_ref());
+    let mut findings = findings(config.as_ref());
+    let socket = config.as_ref().map(|config| config.daemon.socket.as_path());
+    findings.push(running::finding(ask(socket).as_ref()));
     let fit = findings.iter().all(|finding| finding.level != Level::Fail);
     // A reader that has gone away does not change what was found.
     let _ = print(&Report { fit, findings }, json);

@@ -1,6 +1,6 @@
 //! The command line: what can be asked for, and who does it. One file a verb.
 //!
-//! All verbs but `daemon`, `check` and `config` are clients of a running daemon ([`crate::api`]).
+//! All verbs but `daemon`, `check`, `config` and `unit` are clients of a running daemon ([`crate::api`]).
 
 mod board;
 mod bypass;
@@ -17,6 +17,7 @@ mod status;
 mod terminal;
 #[cfg(test)]
 mod tests;
+mod unit;
 mod view;
 
 use std::{
@@ -136,6 +137,12 @@ enum Verb {
     /// Become the worker that standard input describes: run by the daemon for its built-in manager
     #[command(hide = true)]
     Launch,
+    /// Print the systemd unit to run the daemon by: deployer unit > /etc/systemd/system/deployer.service
+    #[command(after_help = EXIT_CODES)]
+    Unit,
+    /// Dial what standard input names, for the daemon's self-test
+    #[command(hide = true)]
+    SelfTestProbe,
 }
 
 #[derive(Debug, Subcommand)]
@@ -183,7 +190,9 @@ fn run(cli: Cli) -> Exit {
     match verb {
         Verb::Daemon { config } => daemon(&config),
         Verb::Config(ConfigVerb::Check { file }) => config::check(&file),
-        Verb::Check { config, json } => crate::check::main(config.as_deref(), json),
+        Verb::Check { config, json } => crate::check::main(config.as_deref(), json, &|at| status::asked(at, &client)),
+        Verb::Unit => unit::run(),
+        Verb::SelfTestProbe => crate::service::selftest::probe::main(),
         Verb::Roll(options) => block_on(roll::run(&client, &options)),
         Verb::Status { json } => block_on(status::run(&client, json)),
         Verb::Drain { worker, for_ms } => block_on(drain::drain(&client, &worker, for_ms)),

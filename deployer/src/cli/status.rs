@@ -1,11 +1,13 @@
 //! `deployer status`: services and workers, as a table or as JSON.
 
+use std::{path::Path, time::Duration};
+
 use super::{
     client::{Client, Failure},
     lines,
     out::{self, clean},
 };
-use crate::api::{Exit, Phase, ServiceStatus, Status, WorkerStatus};
+use crate::api::{Exit, Phase, SelfTest, ServiceStatus, Status, TestResult, WorkerStatus};
 
 const HEADINGS: [&str; 12] = [
     "address",
@@ -53,6 +55,29 @@ pub(super) fn table(status: &Status) -> String {
     text
 }
 
+/// What the daemon at a configuration's socket, or else at the client's, says of itself; `None`: none answers.
+pub(super) fn asked(socket: Option<&Path>, client: &Client) -> Option<Status> {
+    let mut client = match socket {
+        Some(socket) => Client::new(socket.to_owned()),
+        None => client.clone(),
+    };
+    // The status takes no time; a check has more to say than that a daemon hangs.
+    client.answer_within = Duration::from_secs(5);
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().ok()?;
+    runtime.block_on(client.get("/v1/status")).ok()
+}
+
+/// The self-test, where it is not as it should be.
+fn untrue(test: &SelfTest) -> Option<String> {
+    let detail = clean(&test.detail);
+    match test.result {
+        TestResult::Failed => Some(format!("SELF-TEST FAILED: {detail}")),
+        TestResult::Untested => Some(format!("THE STEERING IS NOT TESTED: {detail}")),
+        // Said above, or nothing to say.
+        TestResult::Ok | TestResult::Bypassed | TestResult::Detached => None,
+    }
+}
+
 /// What must not be overlooked: that nothing is steered.
 fn warnings(status: &Status) -> Vec<String> {
     let mut warnings = Vec::new();
@@ -70,6 +95,7 @@ fn warnings(status: &Status) -> Vec<String> {
         ));
     }
     warnings.extend(status.trouble.iter().map(|what| clean(what)));
+    warnings.extend(status.self_test.as_ref().and_then(untrue));
     warnings
 }
 

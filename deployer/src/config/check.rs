@@ -17,6 +17,7 @@ use super::{
 /// For limits that guard against a hang: shorter would fail every time, longer would be none.
 pub(super) const UP_TO_AN_HOUR: RangeInclusive<Duration> = Duration::from_millis(100)..=Duration::from_hours(1);
 
+const SELF_TEST: RangeInclusive<Duration> = Duration::from_secs(1)..=Duration::from_hours(1);
 const LEASE: RangeInclusive<Duration> = Duration::from_secs(1)..=Duration::from_mins(10);
 
 /// Checks a text; callers are told apart by this machine's mounts.
@@ -61,8 +62,9 @@ fn kernel(mut table: Table<'_>) -> Option<Kernel> {
     let workers = table.maybe("workers", paths::absolute);
     let lease = table.or("lease", Duration::from_secs(10), |value| value.duration(LEASE));
     let pins = table.or("pins", PathBuf::from(DEFAULT_PINS), pins);
+    let self_test = table.or("self_test", Duration::from_secs(60), |value| value.duration(SELF_TEST));
     table.done();
-    Some(Kernel { callers: callers?, workers: workers?, lease: lease?, pins: pins? })
+    Some(Kernel { callers: callers?, workers: workers?, lease: lease?, pins: pins?, self_test: self_test? })
 }
 
 /// The kernel reserves dots in names of a bpf file system (`bpf_lookup` in kernel/bpf/inode.c).

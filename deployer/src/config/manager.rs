@@ -2,6 +2,7 @@
 
 mod builtin;
 mod exec;
+mod systemd;
 
 use std::time::Duration;
 
@@ -22,9 +23,11 @@ enum Kind {
     Supervisord,
     Builtin,
     Exec,
+    Systemd,
 }
 
-const KINDS: &[(&str, Kind)] = &[("supervisord", Kind::Supervisord), ("builtin", Kind::Builtin), ("exec", Kind::Exec)];
+const KINDS: &[(&str, Kind)] =
+    &[("supervisord", Kind::Supervisord), ("systemd", Kind::Systemd), ("builtin", Kind::Builtin), ("exec", Kind::Exec)];
 
 /// `manager`; `workers`: how many, if that is known.
 pub(super) fn manager(value: &Value<'_>, workers: Option<usize>) -> Option<Manager> {
@@ -34,12 +37,14 @@ pub(super) fn manager(value: &Value<'_>, workers: Option<usize>) -> Option<Manag
         Some(kind) => kind.choice(KINDS)?,
         None if table.has("command") => Kind::Builtin,
         None if table.has("start") => Kind::Exec,
+        None if table.has("unit") => Kind::Systemd,
         None => Kind::Supervisord,
     };
     let manager = match kind {
         Kind::Supervisord => supervisord(&mut table, several),
         Kind::Builtin => builtin::builtin(&mut table, several).map(|builtin| Manager::Builtin(Box::new(builtin))),
         Kind::Exec => exec::exec(&mut table, several).map(Manager::Exec),
+        Kind::Systemd => systemd::systemd(&mut table, several),
     };
     table.done();
     manager

@@ -21,6 +21,16 @@ pub enum Manager {
         /// 1 h, default 30 s.
         stop_within: Duration,
     },
+    /// systemd over D-Bus.
+    Systemd {
+        /// Name of a worker's service unit, with `{port}` or `{address}` in it: `web@{port}.service`.
+        unit: String,
+        /// D-Bus address of the bus, `unix:path=…`; `None`: the system bus.
+        bus: Option<String>,
+        /// Longest wait for a stop; systemd itself sends SIGKILL after the unit's `TimeoutStopSec=`. 100 ms to 1 h,
+        /// default 30 s.
+        stop_within: Duration,
+    },
     /// The daemon itself, each worker in a cgroup of its own.
     Builtin(Box<Builtin>),
     /// The operator's own commands.
@@ -91,6 +101,12 @@ impl fmt::Debug for Manager {
                 .field("socket", socket)
                 .field("program", program)
                 .field("login", &login.as_ref().map(|(username, _)| (username, "***")))
+                .field("stop_within", stop_within)
+                .finish(),
+            Self::Systemd { unit, bus, stop_within } => f
+                .debug_struct("Systemd")
+                .field("unit", unit)
+                .field("bus", bus)
                 .field("stop_within", stop_within)
                 .finish(),
             Self::Builtin(builtin) => builtin.fmt(f),

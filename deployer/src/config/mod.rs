@@ -77,6 +77,8 @@ pub struct Kernel {
     /// Directory, right below a bpf file system, in which programs and tables outlive the daemon; default
     /// `/sys/fs/bpf/deployer`. One for each daemon of a host.
     pub pins: PathBuf,
+    /// Between two self-tests: 1 s to 1 h, default 60 s.
+    pub self_test: Duration,
 }
 
 /// One service: what the load balancer talks to.

@@ -148,7 +148,13 @@ fn minimal() {
             state: "/var/lib/deployer".into(),
             on_start: OnStart::Resume,
         },
-        kernel: Kernel { callers: None, workers: None, lease: Duration::from_secs(10), pins: DEFAULT_PINS.into() },
+        kernel: Kernel {
+            callers: None,
+            workers: None,
+            lease: Duration::from_secs(10),
+            pins: DEFAULT_PINS.into(),
+            self_test: Duration::from_secs(60),
+        },
         services: BTreeMap::from([("web".to_owned(), plain("web", &["127.0.0.1:8000"], "web"))]),
     };
     assert_eq!(parse(MINIMAL).unwrap(), expected);
@@ -173,6 +179,7 @@ fn full() {
             workers: Some("/sys/fs/cgroup/app.slice".into()),
             lease: Duration::from_secs(300),
             pins: "/sys/fs/bpf/two".into(),
+            self_test: Duration::from_secs(60),
         },
         services: BTreeMap::from([("api".to_owned(), api), ("web".to_owned(), full_web())]),
     };

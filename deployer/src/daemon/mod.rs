@@ -6,8 +6,10 @@ mod former;
 mod keeper;
 mod manual;
 mod plan;
+mod selftest;
 mod server;
 mod settle;
+mod start;
 mod status;
 
 use std::{
@@ -21,18 +23,20 @@ use std::{
 };
 
 use anyhow::{Context, Result};
-use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::{
+    signal::unix::{Signal, SignalKind, signal},
+    sync::Notify,
+    task::JoinSet,
+};
 use tracing::{error, info, warn};
 
-use self::former::{Former, Resumed, Scene};
+use self::{former::Resumed, start::observing};
 use crate::{
-    config::{self, Config},
+    api::SelfTest,
+    config::Config,
     journal::{Journal, events::Shelf},
-    kernel::{self, Attachment, Programs, Tables},
-    roll::{
-        Record,
-        world::{Host, World},
-    },
+    kernel::{Attachment, Programs, Tables},
+    roll::{Record, world::World},
     service::{self, registry::Registry, watch},
 };
 
@@ -40,6 +44,9 @@ use crate::{
 const REMEMBERED: usize = 32;
 /// Between two looks at what is known of the workers, for the journal.
 const NOTE: Duration = Duration::from_millis(500);
+
+/// How long clients may take to read what has been written for them when the daemon ends.
+const LAST_WORDS: Duration = Duration::from_secs(1);
 
 /// Everything the daemon holds.
 pub(crate) struct Daemon {
@@ -57,6 +64,8 @@ pub(crate) struct Daemon {
     programs: Mutex<Option<Programs>>,
     /// What the last look at links and pins found to be lost.
     lost: Mutex<BTreeSet<String>>,
+    /// The last self-test.
+    self_test: Mutex<Option<SelfTest>>,
     /// The youngest last.
     rolls: Mutex<Vec<Arc<Record>>>,
     /// Held while something is looked at and then changed (a roll begun, a worker claimed, the configuration read again,
@@ -80,80 +89,26 @@ pub async fn run(path: &Path) -> Result<()> {
     // First of all: until they are caught, a reload asked for ends the process.
     let mut signals = Signals::catch()?;
     let config = Config::load(path)?;
-    // A state directory that is another's, or a later deployer's, is not to be worked with.
-    let former = Former::open(&config)?;
-    let attachment = kernel::attachment(config.kernel.callers.as_deref(), config.kernel.workers.as_deref())?;
-    // Before anything is attached: a second daemon must not even begin.
-    let socket = server::bind(&config.daemon)?;
-    let (programs, tables) = Programs::attach(&attachment, &config.kernel.pins)?;
-    let tables = Arc::new(tables);
-    let root = kernel::cgroup::root().context("looking for the cgroup v2 root")?;
-    let registry = Arc::new(Registry::new(Arc::clone(&tables), root)?);
     let path_of_socket = config.daemon.socket.clone();
-    // What an earlier daemon has left steers on. Other services are published last, when it is known which workers serve.
-    let inherited = registry.inherited(&config);
-    registry.apply(&observing(&config, &inherited))?;
-    watch::take_over(&registry, &tables, &inherited).await.context("looking for listening workers (sock_diag)")?;
-    watch::adopt(&registry, &tables, &inherited).await.context("looking for listening workers (sock_diag)")?;
-    let world: Arc<dyn World> = Arc::new(Host(Arc::clone(&tables)));
-    former.bypass(&registry, &tables, &inherited);
-    let (lease, on_start) = (config.kernel.lease, config.daemon.on_start);
-    let scene = Scene { services: &registry.services(), world: &world, lease, on_start };
-    let resumed = former.settle(&scene).await.context("looking for listening workers (sock_diag)")?;
-    registry.apply(&config)?;
-    service::adopt(&registry.services()).await;
-    info!(
-        callers = %attachment.callers.display(),
-        services = config.services.len(),
-        inherited = inherited.len(),
-        "attached"
-    );
-    let daemon = Arc::new(Daemon {
-        tables: Arc::clone(&tables),
-        registry: Arc::clone(&registry),
-        world,
-        journal: former.journal,
-        shelf: former.shelf,
-        warnings: former.warnings,
-        attachment,
-        config: Mutex::new(config),
-        programs: Mutex::new(Some(programs)),
-        lost: Mutex::default(),
-        rolls: Mutex::default(),
-        gate: Mutex::default(),
-        closing: AtomicBool::new(false),
-    });
-    daemon.go_on(resumed);
-    let noting = tokio::spawn(note_for_ever(Arc::clone(&daemon)));
-    tokio::spawn(watch::ask_versions(Arc::clone(&registry)));
-    let watch = tokio::spawn(watch::run(registry, tables));
-    let keeper = tokio::spawn(Arc::clone(&daemon).keep());
-    let server = tokio::spawn(server::run(socket.publish()?, Arc::clone(&daemon)));
+    let (daemon, socket) = start::start(config).await?;
+    let tasks = daemon.tasks();
+    let end = Arc::new(Notify::new());
+    let server = tokio::spawn(server::run(socket.publish()?, Arc::clone(&daemon), Arc::clone(&end)));
     // Outside systemd there is nobody to tell.
     let _ = sd_notify::notify(&[sd_notify::NotifyState::Ready]);
     signals.until_stopped(&daemon, path).await;
     let _ = sd_notify::notify(&[sd_notify::NotifyState::Stopping]);
     daemon.wind_up().await;
-    watch.abort();
-    keeper.abort();
-    noting.abort();
+    drop(tasks);
     daemon.note();
     // What cannot be written has been told.
     let _ = daemon.journal.flush().await;
-    server.abort();
+    // Who follows a roll is to read its last words; who reads nothing is not waited for.
+    end.notify_one();
+    let _ = tokio::time::timeout(LAST_WORDS, server).await;
     let _ = std::fs::remove_file(path_of_socket);
     info!("stopped; the programs go on steering (deployer detach takes them out of the kernel)");
     Ok(())
-}
-
-/// The same configuration, in which services that are not `known` decide nothing yet: their workers are entered as down
-/// until the sockets have been looked at.
-fn observing(config: &Config, known: &BTreeSet<String>) -> Config {
-    let mut config = config.clone();
-    for (_, service) in config.services.iter_mut().filter(|(name, _)| !known.contains(*name)) {
-        service.mode = config::Mode::Observe;
-    }
-    config
 }
 
 /// What an operator or init system asks of the daemon. What is asked before it is ready is done when it is.
@@ -201,6 +156,17 @@ impl Daemon {
             let Some(ended) = rolls.iter().position(|roll| roll.result().is_some()) else { return };
             self.shelf.remove(&rolls.remove(ended).id);
         }
+    }
+
+    /// What goes on in the background until the result is dropped.
+    fn tasks(self: &Arc<Self>) -> JoinSet<()> {
+        let mut tasks = JoinSet::new();
+        tasks.spawn(note_for_ever(Arc::clone(self)));
+        tasks.spawn(watch::ask_versions(Arc::clone(&self.registry)));
+        tasks.spawn(watch::run(Arc::clone(&self.registry), Arc::clone(&self.tables)));
+        tasks.spawn(Arc::clone(self).keep());
+        tasks.spawn(Arc::clone(self).test_itself());
+        tasks
     }
 
     /// Goes on with what the daemon before has left.

@@ -19,7 +19,7 @@ use axum::{
     serve::IncomingStream,
 };
 use serde::de::DeserializeOwned;
-use tokio::net::UnixListener;
+use tokio::{net::UnixListener, sync::Notify};
 
 use super::{Daemon, error::Refusal};
 use crate::{
@@ -94,8 +94,8 @@ fn give_to(path: &Path, group: Option<&str>) -> io::Result<()> {
     chown(path, None, Some(id))
 }
 
-/// Answers until the task is ended.
-pub(super) async fn run(listener: UnixListener, daemon: Arc<Daemon>) {
+/// Answers until it is to end, and then what has been asked.
+pub(super) async fn run(listener: UnixListener, daemon: Arc<Daemon>, end: Arc<Notify>) {
     let router = Router::new()
         .route("/v1/status", get(status))
         .route("/v1/services/{name}/roll", post(roll))
@@ -110,7 +110,8 @@ pub(super) async fn run(listener: UnixListener, daemon: Arc<Daemon>) {
         .layer(DefaultBodyLimit::max(MOST))
         .layer(axum::middleware::map_response(in_json))
         .with_state(daemon);
-    if let Err(error) = axum::serve(listener, router.into_make_service_with_connect_info::<Peer>()).await {
+    let served = axum::serve(listener, router.into_make_service_with_connect_info::<Peer>());
+    if let Err(error) = served.with_graceful_shutdown(async move { end.notified().await }).await {
         tracing::error!(%error, "the API has ended");
     }
 }

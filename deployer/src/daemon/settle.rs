@@ -129,16 +129,10 @@ impl Former {
         }
         let drained = written.and_then(|known| known.drained.clone());
         let drained = drained.filter(|it| it.until_ms.is_none_or(|until| until > unix_ms()));
-        let is_up = worker.control().phase == Phase::Up;
         if let Some(drained) = drained {
-            if let Some(known) = valid {
-                worker.control().listeners.clone_from(&known.listeners);
-            }
-            if is_up {
-                scene.world.hold(worker, scene.lease);
-            }
+            hold(scene, worker, valid);
             drains.push((Arc::clone(worker), drained));
-        } else if is_up && scene.world.state(worker) != Word::Up {
+        } else if worker.control().phase == Phase::Up && scene.world.state(worker) != Word::Up {
             // A drain that nobody renews.
             scene.world.publish(worker, Word::Up);
         }
@@ -203,6 +197,16 @@ fn take_in_hand(scene: &Scene<'_>, worker: &Arc<Worker>, hand: &Hand, now: &BTre
             scene.world.publish(worker, Word::Stopping);
             worker.enter(Phase::Stopping, AS_LEFT);
         }
+    }
+}
+
+/// Keeps a worker out that an operator has drained, until his drain is taken up again.
+fn hold(scene: &Scene<'_>, worker: &Worker, valid: Option<&WorkerState>) {
+    if let Some(known) = valid {
+        worker.control().listeners.clone_from(&known.listeners);
+    }
+    if worker.control().phase == Phase::Up {
+        scene.world.hold(worker, scene.lease);
     }
 }
 

@@ -18,6 +18,7 @@ impl Daemon {
             bypassed: self.tables.bypassed(),
             callers: self.attachment.callers.display().to_string(),
             trouble: self.trouble(),
+            self_test: lock(&self.self_test).clone(),
             services: self.registry.services().values().map(|service| self.service_status(service)).collect(),
         }
     }

@@ -7,6 +7,10 @@ use std::{
         unix::fs::MetadataExt,
     },
     path::{Path, PathBuf},
+    sync::{
+        Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicU64, Ordering::SeqCst},
+    },
 };
 
 use anyhow::{Context, Result};
@@ -93,6 +97,49 @@ impl Link {
     /// Whether it still does something: a link whose cgroup was removed does not, even if there is another of that name.
     pub(super) fn is_attached(&self) -> bool {
         is_attached(self.fd.as_fd(), &self.wanted.cgroup)
+    }
+}
+
+/// The links of a daemon, for who has to know that connections are steered: a worker that is out is stopped only then.
+#[derive(Debug, Default)]
+pub(super) struct Steering {
+    links: Mutex<Vec<Link>>,
+    interruptions: AtomicU64,
+}
+
+impl Steering {
+    pub(super) fn new(links: Vec<Link>) -> Self {
+        Self { links: Mutex::new(links), interruptions: AtomicU64::new(0) }
+    }
+
+    /// The links; hold them for a moment only.
+    pub(super) fn links(&self) -> MutexGuard<'_, Vec<Link>> {
+        // What a panicking holder left are still links.
+        self.links.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Notes that a link was lost for a while.
+    pub(super) fn interrupted(&self) {
+        self.interruptions.fetch_add(1, SeqCst);
+    }
+
+    /// How often steering has been interrupted so far, if it is not just now.
+    ///
+    /// # Errors
+    /// What is missing, in words.
+    pub(super) fn check(&self) -> Result<u64, String> {
+        let links = self.links();
+        if links.is_empty() {
+            return Err("nothing is attached".to_owned());
+        }
+        match links.iter().find(|link| !link.is_attached()) {
+            Some(lost) => Err(format!(
+                "program {} is not attached to cgroup {} any more",
+                lost.wanted.program,
+                lost.wanted.cgroup.display()
+            )),
+            None => Ok(self.interruptions.load(SeqCst)),
+        }
     }
 }
 

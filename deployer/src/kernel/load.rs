@@ -4,6 +4,7 @@ use std::{
     fs,
     os::fd::{AsFd, BorrowedFd, OwnedFd},
     path::{Path, PathBuf},
+    sync::Arc,
 };
 
 use anyhow::{Context, Result, anyhow};
@@ -14,7 +15,7 @@ use super::{
     bpf,
     btf::Structs,
     cgroup, host,
-    links::{self, Link},
+    links::{self, Link, Steering},
     pins::{self, Generation, Pins},
     tables::Tables,
     versions,
@@ -64,7 +65,7 @@ pub struct Programs {
     ebpf: Ebpf,
     /// The tables by the names of their pins, for pinning them again.
     tables: Vec<(String, OwnedFd)>,
-    links: Vec<Link>,
+    steering: Arc<Steering>,
     pins: Pins,
     generation: Generation,
 }
@@ -100,8 +101,9 @@ impl Programs {
         moving.finish();
         pin_programs(&ebpf, &generation)?;
         pins.publish(&generation)?;
-        let taken = Tables::take(&mut ebpf, netns)?;
-        Ok((Self { ebpf, tables, links, pins, generation }, taken))
+        let steering = Arc::new(Steering::new(links));
+        let taken = Tables::take(&mut ebpf, netns, Arc::clone(&steering))?;
+        Ok((Self { ebpf, tables, steering, pins, generation }, taken))
     }
 
     /// Looks whether links and pins are still what they should be, and makes them so. Returns what was lost, and what came
@@ -111,21 +113,18 @@ impl Programs {
     /// When the kernel refuses.
     pub fn repair(&mut self) -> Result<Vec<String>> {
         let mut lost = Vec::new();
-        for at in 0..self.links.len() {
-            if self.links[at].is_attached() {
-                continue;
-            }
-            let wanted = self.links[at].wanted.clone();
+        for link in self.steering.links().iter_mut().filter(|link| !link.is_attached()) {
+            self.steering.interrupted();
+            let wanted = link.wanted.clone();
             let shown = wanted.cgroup.display().to_string();
             if !wanted.cgroup.is_dir() {
                 lost.push(format!("cgroup {shown} is gone, and program {} with it", wanted.program));
                 continue;
             }
-            let link = Link::attach(wanted.clone(), program(&self.ebpf, wanted.program)?)?;
+            *link = Link::attach(wanted.clone(), program(&self.ebpf, wanted.program)?)?;
             // The pin of the lost link, if it is still there.
-            let _ = std::fs::remove_file(self.generation.path(&wanted.pin));
+            let _ = fs::remove_file(self.generation.path(&wanted.pin));
             let _ = link.pin(&self.generation);
-            self.links[at] = link;
             lost.push(format!("cgroup {shown} was made anew; program {} is attached again", wanted.program));
         }
         if self.pins.live().as_ref() != Some(&self.generation) || !self.is_pinned() {
@@ -137,7 +136,7 @@ impl Programs {
 
     fn is_pinned(&self) -> bool {
         let names = self.generation.names();
-        self.links.iter().all(|link| names.contains(&link.wanted.pin))
+        self.steering.links().iter().all(|link| names.contains(&link.wanted.pin))
             && self.tables.iter().all(|(table, _)| names.contains(table))
     }
 
@@ -151,7 +150,7 @@ impl Programs {
             let path = generation.path(name);
             bpf::pin(fd.as_fd(), &path).with_context(|| format!("pinning {}", path.display()))?;
         }
-        self.links.iter().try_for_each(|link| link.pin(&generation))?;
+        self.steering.links().iter().try_for_each(|link| link.pin(&generation))?;
         pin_programs(&self.ebpf, &generation)?;
         self.pins.publish(&generation)?;
         self.generation = generation;
@@ -163,6 +162,7 @@ impl Programs {
     /// # Errors
     /// When a pin cannot be removed.
     pub fn detach(self) -> Result<()> {
+        self.steering.links().clear();
         self.pins.remove()
     }
 }

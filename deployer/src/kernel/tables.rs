@@ -5,7 +5,7 @@ use std::{
     mem::offset_of,
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
     sync::{
-        Mutex, PoisonError,
+        Arc, Mutex, PoisonError,
         atomic::{AtomicU64, Ordering::SeqCst},
     },
 };
@@ -23,7 +23,7 @@ use deployer_common::{
     word::{ServiceWord, State, WorkerWord},
 };
 
-use super::mapping::Mapping;
+use super::{links::Steering, mapping::Mapping};
 
 const WORD: usize = size_of::<u64>();
 
@@ -34,6 +34,7 @@ pub struct Tables {
     service_counts: Mapping,
     entries: Mutex<Entries>,
     netns: u64,
+    steering: Arc<Steering>,
 }
 
 /// What an earlier daemon has entered into the tables.
@@ -70,7 +71,7 @@ struct Entries {
 
 impl Tables {
     /// Takes the tables out of loaded programs. `netns`: the cookie of the namespace whose connections are steered.
-    pub(super) fn take(ebpf: &mut Ebpf, netns: u64) -> Result<Self> {
+    pub(super) fn take(ebpf: &mut Ebpf, netns: u64, steering: Arc<Steering>) -> Result<Self> {
         let entries = Entries {
             frontends: HashMap::try_from(take(ebpf, "FRONTENDS")?)?,
             listeners: HashMap::try_from(take(ebpf, "LISTENERS")?)?,
@@ -83,7 +84,16 @@ impl Tables {
             service_counts: map(ebpf, "SERVICE_COUNTS", size_of::<ServiceCount>() * MAX_SERVICES)?,
             entries: Mutex::new(entries),
             netns,
+            steering,
         })
+    }
+
+    /// How often steering has been interrupted so far, if it is not just now.
+    ///
+    /// # Errors
+    /// What is missing, in words.
+    pub fn steering(&self) -> Result<u64, String> {
+        self.steering.check()
     }
 
     fn entries(&self) -> std::sync::MutexGuard<'_, Entries> {
@@ -260,6 +270,15 @@ impl Tables {
             }
         }
         Ok(())
+    }
+
+    /// Removes an address from frontends and listeners, in all its spellings. What is missing is no error.
+    pub fn forget(&self, at: SocketAddr) {
+        let mut entries = self.entries();
+        for spelling in spellings(at) {
+            let _ = entries.frontends.remove(&self.key(spelling));
+            let _ = entries.listeners.remove(&self.key(spelling));
+        }
     }
 
     /// What an earlier daemon has entered.

@@ -1,5 +1,7 @@
 //! One worker's restart: drain, stop, start, warm, enable. Each step is in the journal before it is done.
 
+mod notes;
+
 use std::{
     collections::BTreeSet,
     sync::Arc,
@@ -15,22 +17,21 @@ use super::{
     world::{How, World},
 };
 use crate::{
-    api::{Phase, What},
+    api::Phase,
     config::OnDeadline,
-    failpoint::{Point, reach},
+    failpoint::Point,
     journal::{
         Hand, Journal, WorkerState,
         recover::{Onward, onward},
     },
-    service::{
-        Claim, Owner, Service, Worker,
-        drain::{DrainError, Held},
-        phase,
-    },
+    service::{Claim, Owner, Service, Worker, drain::DrainError},
 };
 
 /// How long a worker whose stop failed is watched before it is called unharmed.
 const AFTERMATH: Duration = Duration::from_secs(1);
+
+/// How long a link that was lost is waited for.
+const REPAIRED_WITHIN: Duration = Duration::from_secs(5);
 
 /// A restart with all it needs.
 pub(super) struct Restart {
@@ -105,8 +106,8 @@ impl Restart {
         let taken = Taken { before, was: hand.was, serving: if same { hand.serving } else { now } };
         match onward {
             Onward::Drain => self.drain_and_on(&taken).await,
-            Onward::Stop => self.stop_and_on(&taken).await,
-            Onward::Start if self.task == Task::Retire => self.stop_and_on(&taken).await,
+            Onward::Stop => self.stop_and_on(&taken, None).await,
+            Onward::Start if self.task == Task::Retire => self.stop_and_on(&taken, None).await,
             Onward::Start => self.start_and_on().await,
         }
     }
@@ -117,18 +118,26 @@ impl Restart {
             return Outcome::Kept(format!("{}: nothing was done to it: {why}", self.worker.at));
         }
         self.reach(Point::DrainingJournaled).await;
+        let steered = match self.steering().await {
+            Ok(steered) => steered,
+            Err(why) => return self.put_back(taken, &why).await,
+        };
         if let Err(why) = self.empty(taken.before).await {
             return self.put_back(taken, &why).await;
         }
         self.reach(Point::Drained).await;
-        self.stop_and_on(taken).await
+        self.stop_and_on(taken, Some(steered)).await
     }
 
-    async fn stop_and_on(&self, taken: &Taken) -> Outcome {
+    /// `steered`: how often steering had been interrupted when the drain began; `None`: another daemon has drained it.
+    async fn stop_and_on(&self, taken: &Taken, steered: Option<u64>) -> Outcome {
         if let Err(why) = self.intend(Phase::Stopping, Some(taken)).await {
             return self.put_back(taken, &format!("it was not stopped: {why}")).await;
         }
         self.reach(Point::StoppingJournaled).await;
+        if let Err(why) = self.still_empty(steered).await {
+            return self.put_back(taken, &why).await;
+        }
         self.enter(Phase::Stopping, "");
         if let Err(error) = self.service.manager.stop(self.worker.at).await {
             // A worker that is being stopped, or may be stopped yet, must not be given any requests.
@@ -206,6 +215,31 @@ impl Restart {
                 Err(format!("not empty after {} s: {held}", limits.deadline.as_secs_f32()))
             }
             Err(error) => Err(error.to_string()),
+        }
+    }
+
+    /// It was empty, and nothing has come to it since if connections were steered all the while. If not, it is emptied
+    /// again of what has slipped in.
+    async fn still_empty(&self, mut steered: Option<u64>) -> Result<(), String> {
+        loop {
+            let now = self.steering().await?;
+            if steered == Some(now) {
+                return Ok(());
+            }
+            self.empty(Phase::Down).await?;
+            steered = Some(now);
+        }
+    }
+
+    /// How often steering has been interrupted, once it is there: what is lost is put right within a second, as a rule.
+    async fn steering(&self) -> Result<u64, String> {
+        let until = Instant::now() + REPAIRED_WITHIN;
+        loop {
+            match self.world.steering() {
+                Ok(interruptions) => return Ok(interruptions),
+                Err(why) if Instant::now() >= until => return Err(format!("connections are not steered: {why}")),
+                Err(_) => tokio::time::sleep(Duration::from_millis(50)).await,
+            }
         }
     }
 
@@ -300,62 +334,5 @@ impl Restart {
         self.enter(Phase::Failed, &why);
         self.reach(Point::Failed).await;
         outcome
-    }
-
-    /// Writes down what is about to be done.
-    async fn intend(&self, intent: Phase, taken: Option<&Taken>) -> Result<(), String> {
-        let committed = self.journal.commit(|state| {
-            let Some(roll) = state.roll(&self.record.id) else { return };
-            if let Some(Taken { before, was, serving }) = taken {
-                let (was, serving) = (was.clone(), serving.clone());
-                roll.hand.insert(self.nth, Hand { intent, before: *before, was, serving, outcome: None });
-            } else if let Some(hand) = roll.hand.get_mut(&self.nth) {
-                hand.intent = intent;
-            }
-        });
-        committed.await
-    }
-
-    /// Writes down what came of it.
-    async fn settle(&self, outcome: &Outcome, known: WorkerState) {
-        let committed = self.journal.commit(|state| {
-            if let Some(hand) = state.roll(&self.record.id).and_then(|roll| roll.hand.get_mut(&self.nth)) {
-                hand.outcome = Some(outcome.clone());
-            }
-            let service = state.services.entry(self.worker.service.clone()).or_default();
-            service.workers.insert(self.worker.at, known);
-        });
-        // What cannot be written has been told by the writer, and the worker is where it should be.
-        let _ = committed.await;
-        self.reach(Point::Settled).await;
-    }
-
-    fn known(&self) -> WorkerState {
-        self.worker.control().known()
-    }
-
-    fn enter(&self, phase: Phase, reason: &str) {
-        let was = self.worker.enter(phase, reason);
-        if was != phase {
-            self.tell(phase, was, reason);
-        }
-    }
-
-    fn tell(&self, phase: Phase, was: Phase, reason: &str) {
-        if !phase::is_move(was, phase) {
-            tracing::error!(worker = %self.worker.at, ?was, ?phase, "a move that the table of phases does not have");
-        }
-        let spare = self.service.is_spare(&self.worker);
-        self.record.add(What::Phase { worker: self.worker.at, spare, phase, was, reason: reason.to_owned() });
-    }
-
-    fn held(&self, held: &Held) {
-        let Held { open, tickets, by } = held.clone();
-        let spare = self.service.is_spare(&self.worker);
-        self.record.add(What::Held { worker: self.worker.at, spare, open, tickets, by });
-    }
-
-    async fn reach(&self, point: Point) {
-        reach(point, Some(self.worker.at)).await;
     }
 }

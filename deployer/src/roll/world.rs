@@ -23,6 +23,12 @@ use crate::{
 
 /// The kernel, and the workers' own ports.
 pub trait World: Send + Sync {
+    /// How often steering has been interrupted so far (the callers' cgroup was made anew, say), if it is not just now.
+    ///
+    /// # Errors
+    /// What is missing, in words.
+    fn steering(&self) -> Result<u64, String>;
+
     /// What a worker counts as now.
     fn state(&self, worker: &Worker) -> State;
 
@@ -69,6 +75,10 @@ pub struct How<'a> {
 pub struct Host(pub Arc<Tables>);
 
 impl World for Host {
+    fn steering(&self) -> Result<u64, String> {
+        self.0.steering()
+    }
+
     fn state(&self, worker: &Worker) -> State {
         self.0.word(worker.index).at(host::now_ms())
     }

@@ -4,6 +4,7 @@ pub mod callers;
 pub mod drain;
 pub mod phase;
 pub mod registry;
+pub mod selftest;
 pub mod watch;
 
 use std::{
@@ -22,7 +23,7 @@ use crate::{
     config,
     journal::WorkerState,
     kernel::{Tables, diag},
-    workers::{self, Builtin, Exec, ProcessManager, Supervisord},
+    workers::{self, Builtin, Exec, ProcessManager, Supervisord, Systemd},
 };
 
 /// A service as configured, with its place in the tables. Replaced whole when the configuration changes; the workers
@@ -79,6 +80,7 @@ pub fn manager(service: &config::Service) -> Box<dyn ProcessManager> {
             Box::new(builtin.succeeding(&members))
         }
         config::Manager::Exec(config) => Box::new(Exec::new(name, config)),
+        config::Manager::Systemd { unit, bus, stop_within } => Box::new(Systemd::new(unit, bus, stop_within)),
     }
 }
 

@@ -205,6 +205,25 @@ impl Registry {
         Ok(())
     }
 
+    /// Places of a service and two workers for the self-test, from the far end; `None`: there is no room.
+    pub(super) fn lend(&self) -> Option<(u32, [u32; 2])> {
+        let mut places = self.places.lock().unwrap_or_else(PoisonError::into_inner);
+        let service = places.services.iter().rposition(|taken| !taken)?;
+        let last = places.workers.iter().rposition(|taken| !taken)?;
+        let before = places.workers[..last].iter().rposition(|taken| !taken)?;
+        places.services[service] = true;
+        places.workers[last] = true;
+        places.workers[before] = true;
+        Some((service as u32, [last as u32, before as u32]))
+    }
+
+    /// Takes back what was lent, of which nothing stands in the tables any more.
+    pub(super) fn take_back(&self, (service, workers): (u32, [u32; 2])) {
+        let mut places = self.places.lock().unwrap_or_else(PoisonError::into_inner);
+        places.services[service as usize] = false;
+        workers.iter().for_each(|worker| places.workers[*worker as usize] = false);
+    }
+
     /// Takes out what the new configuration no longer has.
     fn give_up(&self, places: &mut Places, after: &Services, gone: &Gone) -> Result<()> {
         for service in &gone.services {

@@ -3,6 +3,7 @@
 mod builtin;
 mod exec;
 mod supervisord;
+mod systemd;
 #[cfg(test)]
 mod tests;
 mod xmlrpc;
@@ -12,6 +13,7 @@ use std::{future::Future, net::SocketAddr, pin::Pin, time::Duration};
 pub use builtin::{Builtin, THIS_PROGRAM, check_accounts, launch};
 pub use exec::Exec;
 pub use supervisord::Supervisord;
+pub use systemd::Systemd;
 
 /// A boxed future, so that managers can be trait objects.
 pub type Pending<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;

@@ -21,30 +21,31 @@ use deployer_tests::stage::Stage;
 type Before = Arc<dyn Fn() + Send + Sync>;
 
 /// supervisord has ended, as far as its clients can tell.
-static DEAF: AtomicBool = AtomicBool::new(false);
+type Deaf = Arc<AtomicBool>;
 
 /// Between the daemon and supervisord: passes every call on.
-fn proxy(stage: &Stage<'_>, before: Before) -> Result<PathBuf> {
+fn proxy(stage: &Stage<'_>, before: Before, deaf: &Deaf) -> Result<PathBuf> {
     let (here, there) = (stage.sandbox.dir().join("proxy.sock"), stage.supervisor.socket());
     let listener = UnixListener::bind(&here).context("bind the proxy")?;
+    let deaf = Arc::clone(deaf);
     spawn(move || {
         for stream in listener.incoming().flatten() {
-            let (there, before) = (there.clone(), Arc::clone(&before));
+            let (there, before, deaf) = (there.clone(), Arc::clone(&before), Arc::clone(&deaf));
             // A call that breaks off is the callers' to notice.
-            spawn(move || pass(stream, &there, &before).ok());
+            spawn(move || pass(stream, &there, &before, &deaf).ok());
         }
     });
     Ok(here)
 }
 
-fn pass(mut from: UnixStream, there: &Path, before: &Before) -> Result<()> {
+fn pass(mut from: UnixStream, there: &Path, before: &Before, deaf: &Deaf) -> Result<()> {
     let (mut call, mut part) = (Vec::new(), [0; 4096]);
     while !call.trim_ascii_end().ends_with(b"</methodCall>") {
         let size = from.read(&mut part)?;
         ensure!(size > 0, "the call was cut");
         call.extend_from_slice(&part[..size]);
     }
-    ensure!(!DEAF.load(Ordering::SeqCst), "deaf");
+    ensure!(!deaf.load(Ordering::SeqCst), "deaf");
     let text = String::from_utf8_lossy(&call);
     if text.contains("supervisor.stopProcess") && text.contains("web_8001") {
         before();
@@ -59,9 +60,9 @@ fn pass(mut from: UnixStream, there: &Path, before: &Before) -> Result<()> {
 
 /// Rolls one by one, then waits as long as 8001 still lives, at most `rest`, and a moment longer. The daemon is still there
 /// afterwards: without it, nginx would meet the closed port.
-fn roll<'a>(stage: &Stage<'a>, before: Before, rest: Duration) -> Result<(Daemon<'a>, Ending)> {
+fn roll<'a>(stage: &Stage<'a>, before: Before, deaf: &Deaf, rest: Duration) -> Result<(Daemon<'a>, Ending)> {
     let config = ServiceConfig { batch: "1".to_owned(), ..ServiceConfig::default() };
-    let (socket, proxy) = (stage.supervisor.socket(), proxy(stage, before)?);
+    let (socket, proxy) = (stage.supervisor.socket(), proxy(stage, before, deaf)?);
     let text = stage.config(&config).replace(&format!("{socket:?}"), &format!("{proxy:?}, stop_within = \"3s\""));
     let daemon = Daemon::start(stage.sandbox, &text)?;
     stage.all_up()?;
@@ -80,7 +81,7 @@ fn a_stop_that_takes_its_time() -> Result<()> {
     let sandbox = Sandbox::new("slowstop")?;
     let stage = Stage::new(&sandbox)?;
     let before = Arc::new(|| sleep(Duration::from_secs(2)));
-    let (_daemon, end) = roll(&stage, before, Duration::ZERO)?;
+    let (_daemon, end) = roll(&stage, before, &Deaf::default(), Duration::ZERO)?;
     end.must("done", &["4 workers"])?;
     stage.unharmed("a stop that takes its time")?;
     Ok(())
@@ -92,7 +93,7 @@ fn a_stop_that_comes_when_nobody_waits_any_more() -> Result<()> {
     let sandbox = Sandbox::new("latestop")?;
     let stage = Stage::new(&sandbox)?;
     let before = Arc::new(|| sleep(Duration::from_secs(8)));
-    let (_daemon, end) = roll(&stage, before, Duration::from_secs(30))?;
+    let (_daemon, end) = roll(&stage, before, &Deaf::default(), Duration::from_secs(30))?;
     stage.no_loss()?;
     end.must("failed", &["127.0.0.1:8001", "answer"])?;
     ensure!(end.failed == [8001], "{end:?}");
@@ -108,7 +109,7 @@ fn a_worker_that_does_not_end() -> Result<()> {
     let pid = stage.supervisor.pid_of(8001)?.context("no worker")?;
     // SIGTERM waits until it goes on, which it does not; supervisord kills it after 10 s.
     let before = Arc::new(move || drop(suspend(pid)));
-    let (_daemon, end) = roll(&stage, before, Duration::from_secs(30))?;
+    let (_daemon, end) = roll(&stage, before, &Deaf::default(), Duration::from_secs(30))?;
     stage.no_loss()?;
     end.must("failed", &["127.0.0.1:8001", "did not stop web:web_8001 within 3 s"])?;
     ensure!(end.failed == [8001], "{end:?}");
@@ -123,16 +124,17 @@ fn a_supervisord_that_ends_in_the_middle_of_a_stop() -> Result<()> {
     let sandbox = Sandbox::new("deaf")?;
     let stage = Stage::new(&sandbox)?;
     let pid = stage.supervisor.pid_of(8001)?.context("no worker")?;
+    let deaf = Deaf::default();
+    let soon = Arc::clone(&deaf);
     let before = Arc::new(move || {
         drop(suspend(pid));
-        spawn(|| {
+        let soon = Arc::clone(&soon);
+        spawn(move || {
             sleep(Duration::from_millis(20));
-            DEAF.store(true, Ordering::SeqCst);
+            soon.store(true, Ordering::SeqCst);
         });
     });
-    let rolled = roll(&stage, before, Duration::from_secs(30));
-    DEAF.store(false, Ordering::SeqCst);
-    let (_daemon, end) = rolled?;
+    let (_daemon, end) = roll(&stage, before, &deaf, Duration::from_secs(30))?;
     stage.no_loss()?;
     end.must("failed", &["127.0.0.1:8001", "may yet be stopped"])?;
     ensure!(end.failed == [8001], "{end:?}");

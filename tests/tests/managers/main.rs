@@ -10,3 +10,4 @@ mod exec;
 mod scene;
 mod supervisord;
 mod surge;
+mod systemd;

@@ -44,7 +44,16 @@ fn status() -> Status {
     };
     let version = "0.1.0".to_owned();
     let callers = "/sys/fs/cgroup".to_owned();
-    Status { version, pid: 42, attached: true, bypassed: false, callers, trouble: Vec::new(), services: vec![web] }
+    Status {
+        version,
+        pid: 42,
+        attached: true,
+        bypassed: false,
+        callers,
+        trouble: Vec::new(),
+        self_test: None,
+        services: vec![web],
+    }
 }
 
 #[test]

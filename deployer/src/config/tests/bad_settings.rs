@@ -41,6 +41,39 @@ fn managers() {
 }
 
 #[test]
+fn systemd() {
+    let key = |name: &str| format!("service.web.manager.{name}");
+    let unit = "kind = \"systemd\", unit = ";
+    let cases = [
+        ("kind = \"systemd\"".to_owned(), "unit", "is missing; write unit = \"web@{port}.service\""),
+        ("kind = \"upstart\"".to_owned(), "kind", "is unknown; write \"supervisord\" or"),
+        (format!("{unit}\"web\""), "unit", "is no service unit's name"),
+        (format!("{unit}\"web@1.socket\""), "unit", "is no service unit's name"),
+        (format!("{unit}\"a/b@1.service\""), "unit", "is no service unit's name"),
+        (format!("{unit}\"{}@1.service\"", "a".repeat(250)), "unit", "is no service unit's name"),
+        (format!("{unit}\"web@.service\""), "unit", "is a template, which cannot run"),
+        (format!("{unit}\"web@{{prot}}.service\""), "unit", "{prot} is replaced by nothing; write {port} or {address}"),
+        (format!("{unit}\"web@1.service\", bus = \"/run/bus\""), "bus", "is no D-Bus address of a unix socket"),
+        (format!("{unit}\"web@1.service\", bus = \"tcp:host=a,port=1\""), "bus", "is no D-Bus address"),
+        (format!("{unit}\"web@1.service\", program = \"web\""), "program", "is unknown; write one of: kind, unit"),
+        (format!("{unit}\"web@1.service\", stop_within = \"2h\""), "stop_within", "too long"),
+    ];
+    for (value, name, reason) in cases {
+        refused(&manager(&value), &[(3, &key(name), reason)]);
+    }
+    let text = manager(&format!("{unit}\"web.service\"")).replace("8000", "8000-8001");
+    refused(&text, &[(3, &key("unit"), "same for every worker; write {port}")]);
+    let right = manager(&format!("{unit}\"web@{{address}}:{{port}}.service\", bus = \"unix:abstract=a\""));
+    let config = parse(&right).unwrap();
+    let expected = crate::config::Manager::Systemd {
+        unit: "web@{address}:{port}.service".to_owned(),
+        bus: Some("unix:abstract=a".to_owned()),
+        stop_within: std::time::Duration::from_secs(30),
+    };
+    assert_eq!(config.services["web"].manager, expected);
+}
+
+#[test]
 fn durations() {
     let key = "service.web.drain.deadline";
     let cases = [

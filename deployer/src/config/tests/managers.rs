@@ -127,7 +127,7 @@ fn sizes() {
 #[test]
 fn wrong_ones() {
     let cases = [
-        ("kind = \"upstart\"", "kind", "write \"supervisord\" or \"builtin\" or \"exec\""),
+        ("kind = \"upstart\"", "kind", "write \"supervisord\" or \"systemd\" or \"builtin\" or \"exec\""),
         ("kind = \"builtin\"", "command", "is missing; write command = [\"/usr/bin/python3\""),
         ("kind = \"supervisord\", program = \"web\"", "supervisord", "is missing"),
         ("command = []", "command", "is empty"),

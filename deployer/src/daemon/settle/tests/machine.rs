@@ -214,6 +214,10 @@ impl Inner {
 }
 
 impl World for Sim {
+    fn steering(&self) -> Result<u64, String> {
+        Ok(0)
+    }
+
     fn state(&self, worker: &Worker) -> Word {
         self.0.lock().unwrap().workers[worker.index as usize].word
     }

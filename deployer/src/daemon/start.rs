@@ -1,0 +1,88 @@
+//! How a daemon comes to be: over what an earlier one has left in the kernel and on the disk.
+
+use std::{collections::BTreeSet, sync::Arc};
+
+use anyhow::{Context, Result};
+use tracing::info;
+
+use super::{
+    Daemon,
+    former::{Former, Resumed, Scene},
+    server::{self, Bound},
+};
+use crate::{
+    config::{self, Config},
+    kernel::{self, Programs, Tables},
+    roll::world::{Host, World},
+    service::{self, registry::Registry, watch},
+};
+
+const LOOKING: &str = "looking for listening workers (sock_diag)";
+
+/// Attaches, and takes over what is there. The socket is given its name by the caller, who then answers on it.
+pub(super) async fn start(config: Config) -> Result<(Arc<Daemon>, Bound)> {
+    // A state directory that is another's, or a later deployer's, is not to be worked with.
+    let former = Former::open(&config)?;
+    let attachment = kernel::attachment(config.kernel.callers.as_deref(), config.kernel.workers.as_deref())?;
+    // Before anything is attached: a second daemon must not even begin.
+    let socket = server::bind(&config.daemon)?;
+    let (programs, tables) = Programs::attach(&attachment, &config.kernel.pins)?;
+    let tables = Arc::new(tables);
+    let root = kernel::cgroup::root().context("looking for the cgroup v2 root")?;
+    let registry = Arc::new(Registry::new(Arc::clone(&tables), root)?);
+    let world: Arc<dyn World> = Arc::new(Host(Arc::clone(&tables)));
+    let resumed = take_up(&config, &former, &registry, &tables, &world).await?;
+    info!(callers = %attachment.callers.display(), services = config.services.len(), "attached");
+    let daemon = Arc::new(Daemon {
+        tables,
+        registry,
+        world,
+        journal: former.journal,
+        shelf: former.shelf,
+        warnings: former.warnings,
+        attachment,
+        config: config.into(),
+        programs: Some(programs).into(),
+        lost: Default::default(),
+        self_test: Default::default(),
+        rolls: Default::default(),
+        gate: Default::default(),
+        closing: false.into(),
+    });
+    daemon.go_on(resumed);
+    Ok((daemon, socket))
+}
+
+/// What an earlier daemon has left steers on. Other services are published last, when it is known which workers serve.
+async fn take_up(
+    config: &Config,
+    former: &Former,
+    registry: &Registry,
+    tables: &Tables,
+    world: &Arc<dyn World>,
+) -> Result<Resumed> {
+    let inherited = registry.inherited(config);
+    registry.apply(&observing(config, &inherited))?;
+    watch::take_over(registry, tables, &inherited).await.context(LOOKING)?;
+    watch::adopt(registry, tables, &inherited).await.context(LOOKING)?;
+    former.bypass(registry, tables, &inherited);
+    let (lease, on_start) = (config.kernel.lease, config.daemon.on_start);
+    let scene = Scene { services: &registry.services(), world, lease, on_start };
+    let resumed = former.settle(&scene).await.context(LOOKING)?;
+    registry.apply(config)?;
+    service::adopt(&registry.services()).await;
+    if !inherited.is_empty() {
+        info!(services = ?inherited, "taken over from the daemon before, steering all the while");
+    }
+    Ok(resumed)
+}
+
+/// The same configuration, in which services that are not `known` decide nothing yet: their workers are entered as down
+/// until the sockets have been looked at.
+pub(super) fn observing(config: &Config, known: &BTreeSet<String>) -> Config {
+    let mut config = config.clone();
+    for (_, service) in config.services.iter_mut().filter(|(name, _)| !known.contains(*name)) {
+        service.mode = config::Mode::Observe;
+    }
+    config
+}
