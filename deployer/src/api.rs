@@ -96,6 +96,9 @@ pub struct RollStarted {
     pub batches: Vec<Vec<SocketAddr>>,
     /// The version aimed at.
     pub to: Option<String>,
+    /// Spares that are started first and retired at the end.
+    #[serde(default)]
+    pub spares: Vec<SocketAddr>,
     /// The command that puts it in place, if there is one.
     pub switch: Option<Vec<String>>,
 }
@@ -249,7 +252,7 @@ pub struct ServiceStatus {
     pub address: Option<SocketAddr>,
     /// The roll that runs, if one does.
     pub roll: Option<String>,
-    /// In the order configured.
+    /// In the order configured; after them the spares that are not down.
     pub workers: Vec<WorkerStatus>,
     /// Connections refused because no worker could take them.
     pub exhausted: u64,
@@ -266,6 +269,9 @@ pub struct ServiceStatus {
 pub struct WorkerStatus {
     /// Where it listens.
     pub at: SocketAddr,
+    /// It is a spare, which stands in during a roll.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub spare: bool,
     /// What it goes through.
     pub phase: Phase,
     /// Why: a failure, who drained it. May be empty.
@@ -324,6 +330,9 @@ pub enum What {
         by: String,
         /// The workers, batch by batch.
         batches: Vec<Vec<SocketAddr>>,
+        /// Spares that are started first and retired at the end.
+        #[serde(default, skip_serializing_if = "Vec::is_empty")]
+        spares: Vec<SocketAddr>,
     },
     /// A command was run: `switch` or `unswitch`.
     Command {
@@ -345,10 +354,23 @@ pub enum What {
         /// Whether workers are being rolled back.
         back: bool,
     },
+    /// Spares are being started, before any worker is touched.
+    Surge {
+        /// All of them.
+        spares: Vec<SocketAddr>,
+    },
+    /// Spares are being drained and stopped.
+    Retire {
+        /// All of them.
+        spares: Vec<SocketAddr>,
+    },
     /// A worker has come into another phase.
     Phase {
         /// The worker.
         worker: SocketAddr,
+        /// It is a spare.
+        #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+        spare: bool,
         /// The phase.
         phase: Phase,
         /// The phase before.
@@ -360,6 +382,9 @@ pub enum What {
     Held {
         /// The worker.
         worker: SocketAddr,
+        /// It is a spare.
+        #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+        spare: bool,
         /// Connections open.
         open: u64,
         /// connect() calls on their way.

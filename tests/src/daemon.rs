@@ -168,6 +168,8 @@ pub struct ServiceConfig {
     pub on_deadline: &'static str,
     /// `roll.batch` in TOML: `2` or `"25%"`.
     pub batch: String,
+    /// `roll.surge`; the spares are in `extra`.
+    pub surge: usize,
     /// `roll.max_failures`.
     pub max_failures: u32,
     /// `roll.on_failure`.
@@ -190,6 +192,7 @@ impl Default for ServiceConfig {
             deadline: "60s",
             on_deadline: "stop-roll",
             batch: "2".to_owned(),
+            surge: 0,
             max_failures: 1,
             on_failure: "stop",
             unswitch_to: None,
@@ -243,6 +246,7 @@ impl ServiceConfig {
     fn roll_line(&self, app: &App) -> String {
         let (batch, max_failures, on_failure) = (&self.batch, self.max_failures, self.on_failure);
         let switch = app.switch_command();
+        let surge = if self.surge > 0 { format!(", surge = {}", self.surge) } else { String::new() };
         let unswitch = self.unswitch_to.as_ref().map(|version| {
             let command = switch.clone().map(|word| word.replace("{version}", version));
             format!(", unswitch = {command:?}")
@@ -250,7 +254,7 @@ impl ServiceConfig {
         let unswitch = unswitch.unwrap_or_default();
         format!(
             "roll = {{ batch = {batch}, max_failures = {max_failures}, on_failure = {on_failure:?}, \
-             switch = {switch:?}{unswitch} }}\n"
+             switch = {switch:?}{unswitch}{surge} }}\n"
         )
     }
 

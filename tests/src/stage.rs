@@ -57,6 +57,12 @@ impl<'a> Stage<'a> {
         Self::of(sandbox, options, "")
     }
 
+    /// Workers beside which others may be started on these ports.
+    pub fn with_spares(sandbox: &'a Sandbox, spares: std::ops::RangeInclusive<u16>) -> Result<Self> {
+        let options = Options { import_seconds: 0.3, cold_seconds: 0.05, ..Options::ports(PORTS) };
+        Self::of(sandbox, Options { spares: Some(spares), ..options }, "")
+    }
+
     /// Workers of which some have a fault in both versions, from their first start on.
     pub fn faulty(sandbox: &'a Sandbox, faults: &[(u16, Fault)]) -> Result<Self> {
         let app = App::new(sandbox, &["v1", "v2"])?;

@@ -21,6 +21,8 @@ const ANSWER_LIMIT: Duration = Duration::from_secs(10);
 pub struct Options {
     /// One worker each.
     pub ports: RangeInclusive<u16>,
+    /// Ports on which others may be started.
+    pub spares: Option<RangeInclusive<u16>>,
     /// Where they listen: `127.0.0.1`, or `::` for both families.
     pub host: &'static str,
     /// Their listen() backlog.
@@ -34,7 +36,7 @@ pub struct Options {
 impl Options {
     /// The usual workers on these ports of 127.0.0.1.
     pub fn ports(ports: RangeInclusive<u16>) -> Self {
-        Self { ports, host: "127.0.0.1", backlog: 128, import_seconds: 1.0, cold_seconds: 0.15 }
+        Self { ports, spares: None, host: "127.0.0.1", backlog: 128, import_seconds: 1.0, cold_seconds: 0.15 }
     }
 }
 
@@ -196,7 +198,7 @@ fn config_text(dir: &Path, app: &App, options: &Options) -> String {
     let (worker, first) = (worker.display(), options.ports.start());
     let count = options.ports.clone().count();
     let Options { host, backlog, import_seconds, cold_seconds, .. } = options;
-    format!(
+    let text = format!(
         r#"[unix_http_server]
 file = {dir}/supervisor.sock
 chmod = 0700
@@ -224,5 +226,20 @@ redirect_stderr = true
 stdout_logfile = {dir}/log/web_%(process_num)d.out
 environment = APP_DIR="{app_dir}",WORKER_HOST="{host}",WORKER_BACKLOG="{backlog}",IMPORT_SECONDS="{import_seconds}",COLD_SECONDS="{cold_seconds}"
 "#
-    )
+    );
+    format!("{text}{}", options.spares.as_ref().map(|spares| spare_text(&text, spares)).unwrap_or_default())
+}
+
+/// The same program once more, on other ports, and not started; both in one group.
+fn spare_text(text: &str, spares: &RangeInclusive<u16>) -> String {
+    let (_, program) = text.split_once("[program:web]\n").unwrap_or_default();
+    let line = |line: &str| match line.split_once(" = ").map_or(line, |(key, _)| key) {
+        "process_name" => "process_name = web_%(process_num)d".to_owned(),
+        "numprocs" => format!("numprocs = {}", spares.clone().count()),
+        "numprocs_start" => format!("numprocs_start = {}", spares.start()),
+        "autostart" => "autostart = false".to_owned(),
+        _ => line.to_owned(),
+    };
+    let program: Vec<_> = program.lines().map(line).collect();
+    format!("[program:spare]\n{}\n[group:web]\nprograms = web,spare\n", program.join("\n"))
 }

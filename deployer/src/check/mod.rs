@@ -22,7 +22,7 @@ use serde::Serialize;
 
 use crate::{
     api::{ErrorBody, Exit, Status},
-    config::{Config, DEFAULT_PINS},
+    config::{Config, DEFAULT_PINS, Service},
 };
 
 /// Longest detail on a line; a verifier's log can have thousands of lines. `--json` has all of it.
@@ -134,7 +134,7 @@ pub fn findings(config: Option<&Config>) -> Vec<Finding> {
         ));
         return found;
     };
-    let workers: Vec<_> = config.services.values().flat_map(|service| service.workers.iter().copied()).collect();
+    let workers: Vec<_> = config.services.values().flat_map(Service::members).collect();
     found.extend(cgroups::findings(config));
     found.extend(managers::findings(config));
     found.extend(ports::findings(config, &workers));

@@ -27,6 +27,7 @@ pub(super) struct Board {
 /// A worker that is in hand.
 #[derive(Debug, Default)]
 pub(super) struct Row {
+    pub(super) spare: bool,
     /// `None`: its turn has not come.
     pub(super) phase: Option<Phase>,
     /// What holds its drain, or why it is in its phase.
@@ -51,8 +52,15 @@ impl Board {
                 self.rows = workers.iter().map(|worker| (*worker, Row::default())).collect();
                 None
             }
-            What::Phase { worker, phase, was, reason } => self.phase(event.time_ms, *worker, (*was, *phase), reason),
-            What::Held { worker, open, tickets, by } => {
+            What::Surge { spares } => self.spares("starting spares", spares),
+            What::Retire { spares } => self.spares("retiring spares", spares),
+            What::Phase { worker, spare: true, phase, was, reason } => {
+                self.spare(event.time_ms, *worker, (*was, *phase), reason)
+            }
+            What::Phase { worker, phase, was, reason, .. } => {
+                self.phase(event.time_ms, *worker, (*was, *phase), reason)
+            }
+            What::Held { worker, open, tickets, by, .. } => {
                 self.rows.entry(*worker).or_default().detail = lines::held(*open, *tickets, by);
                 None
             }
@@ -77,6 +85,31 @@ impl Board {
         }
     }
 
+    fn spares(&mut self, heading: &str, spares: &[SocketAddr]) -> Option<String> {
+        heading.clone_into(&mut self.heading);
+        self.rows = spares.iter().map(|spare| (*spare, Row { spare: true, ..Row::default() })).collect();
+        None
+    }
+
+    /// A spare counts neither as done nor as failed.
+    fn spare(&mut self, at: u64, spare: SocketAddr, step: (Phase, Phase), reason: &str) -> Option<String> {
+        let (was, now) = step;
+        let mut row = self.rows.remove(&spare).unwrap_or_default();
+        row.spare = true;
+        row.enter(at, now, reason);
+        let name = lines::name(spare, true);
+        match (was, now) {
+            (_, Phase::Failed) => Some(format!("✗ {name}  {}", clean(reason))),
+            (Phase::Up | Phase::Draining | Phase::Drained, Phase::Up) => Some(row.unchanged(at, &name, reason)),
+            (_, Phase::Up) => Some(row.through(at, &name, reason)),
+            (_, Phase::Down) => Some(row.retired(&name)),
+            _ => {
+                self.rows.insert(spare, row);
+                None
+            }
+        }
+    }
+
     fn phase(&mut self, at: u64, worker: SocketAddr, step: (Phase, Phase), reason: &str) -> Option<String> {
         let (was, now) = step;
         let mut row = self.rows.remove(&worker).unwrap_or_default();
@@ -88,7 +121,9 @@ impl Board {
                 Some(format!("✗ {worker}  {}", clean(reason)))
             }
             // It was never stopped.
-            (Phase::Up | Phase::Draining | Phase::Drained, Phase::Up) => Some(row.unchanged(at, worker, reason)),
+            (Phase::Up | Phase::Draining | Phase::Drained, Phase::Up) => {
+                Some(row.unchanged(at, &worker.to_string(), reason))
+            }
             (_, Phase::Up) => {
                 self.failed.remove(&worker);
                 // A worker that went back no longer counts.
@@ -97,7 +132,7 @@ impl Board {
                 } else {
                     self.changed.insert(worker)
                 };
-                Some(row.through(at, worker, reason))
+                Some(row.through(at, &worker.to_string(), reason))
             }
             _ => {
                 self.rows.insert(worker, row);
@@ -125,7 +160,7 @@ impl Row {
     }
 
     /// `✓ 127.0.0.1:8003  v2  drained 0.1 s, up after 2.3 s`, both from when it was taken out of rotation.
-    fn through(&self, at: u64, worker: SocketAddr, version: &str) -> String {
+    fn through(&self, at: u64, worker: &str, version: &str) -> String {
         let mut line = format!("✓ {worker}");
         if !version.is_empty() {
             line.push_str(&format!("  {}", clean(version)));
@@ -137,7 +172,14 @@ impl Row {
         line
     }
 
-    fn unchanged(&self, at: u64, worker: SocketAddr, reason: &str) -> String {
+    fn retired(&self, spare: &str) -> String {
+        match (self.out_ms, self.empty_ms) {
+            (Some(out), Some(empty)) => format!("- {spare}  retired, drained {}", seconds(out, empty)),
+            _ => format!("- {spare}  retired"),
+        }
+    }
+
+    fn unchanged(&self, at: u64, worker: &str, reason: &str) -> String {
         let after = self.out_ms.map(|out| format!(" after {}", seconds(out, at))).unwrap_or_default();
         let reason = if reason.is_empty() { String::new() } else { format!(": {}", clean(reason)) };
         format!("- {worker}  unchanged, back in rotation{after}{reason}")

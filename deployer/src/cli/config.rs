@@ -24,5 +24,7 @@ pub(super) fn check(file: &Path) -> Exit {
 pub(super) fn fine(file: &Path, config: &Config) -> String {
     let workers = config.services.values().map(|service| service.workers.len()).sum();
     let services = out::counted(config.services.len(), "service");
-    out::clean(&format!("{}: fine: {services}, {}", file.display(), out::counted(workers, "worker")))
+    let spares = config.services.values().map(|service| service.spares.len()).sum();
+    let spares = if spares > 0 { format!(", {}", out::counted(spares, "spare")) } else { String::new() };
+    out::clean(&format!("{}: fine: {services}, {}{spares}", file.display(), out::counted(workers, "worker")))
 }

@@ -1,5 +1,7 @@
 //! A roll in plain lines: each can be understood without the one before.
 
+use std::net::SocketAddr;
+
 use super::{
     out::{clean, counted, joined},
     status::word,
@@ -20,8 +22,8 @@ pub(super) fn line(event: &Event, begun_ms: u64) -> String {
 /// What happened.
 pub(super) fn text(what: &What) -> String {
     match what {
-        What::Begun { service, to, by, batches } => {
-            let plan = plan(batches, to.as_deref());
+        What::Begun { service, to, by, batches, spares } => {
+            let plan = plan(batches, spares, to.as_deref());
             format!("{}: rolling {plan}, asked for by {}", clean(service), clean(by))
         }
         What::Command { which, argv, error } => {
@@ -32,11 +34,15 @@ pub(super) fn text(what: &What) -> String {
             let back = if *back { "rolling back: " } else { "" };
             format!("{back}batch {nth} of {of}: {}", joined(workers, ", "))
         }
-        What::Phase { worker, phase, was, reason } => {
+        What::Surge { spares } => format!("starting spares: {}", joined(spares, ", ")),
+        What::Retire { spares } => format!("retiring spares: {}", joined(spares, ", ")),
+        What::Phase { worker, spare, phase, was, reason } => {
             let reason = if reason.is_empty() { String::new() } else { format!(" ({})", clean(reason)) };
-            format!("{worker} {} -> {}{reason}", word(*was), word(*phase))
+            format!("{} {} -> {}{reason}", name(*worker, *spare), word(*was), word(*phase))
         }
-        What::Held { worker, open, tickets, by } => format!("{worker} held by {}", held(*open, *tickets, by)),
+        What::Held { worker, spare, open, tickets, by } => {
+            format!("{} held by {}", name(*worker, *spare), held(*open, *tickets, by))
+        }
         What::Resumed { text } => format!("the roll {}", clean(text)),
         What::StopAsked { by } => format!("{} asked for a stop after the batch in hand", clean(by)),
         What::Finished { result, text, changed, failed, seconds } => {
@@ -50,6 +56,11 @@ pub(super) fn text(what: &What) -> String {
             format!("{ended}, {} changed{failed}{text}", counted(*changed, "worker"))
         }
     }
+}
+
+/// A worker; a spare is called so.
+pub(super) fn name(worker: SocketAddr, spare: bool) -> String {
+    if spare { format!("spare {worker}") } else { worker.to_string() }
 }
 
 /// What holds a drain.
@@ -67,9 +78,12 @@ pub(super) fn held(open: u64, tickets: u64, by: &[String]) -> String {
 
 /// What a dry run would do.
 pub(super) fn dry_run(started: &RollStarted) -> String {
-    let mut text = format!("would roll {}\n", plan(&started.batches, started.to.as_deref()));
+    let mut text = format!("would roll {}\n", plan(&started.batches, &started.spares, started.to.as_deref()));
     if let Some(switch) = &started.switch {
         text.push_str(&format!("  switch: {}\n", joined(switch, " ")));
+    }
+    if !started.spares.is_empty() {
+        text.push_str(&format!("  spares, up before the first batch: {}\n", joined(&started.spares, ", ")));
     }
     for (index, batch) in started.batches.iter().enumerate() {
         text.push_str(&format!("  batch {}: {}\n", index + 1, joined(batch, ", ")));
@@ -78,11 +92,12 @@ pub(super) fn dry_run(started: &RollStarted) -> String {
 }
 
 /// `40 workers in 10 batches to v2`
-fn plan<T>(batches: &[Vec<T>], to: Option<&str>) -> String {
+fn plan<T>(batches: &[Vec<T>], spares: &[T], to: Option<&str>) -> String {
     let workers = counted(batches.iter().map(Vec::len).sum(), "worker");
     let of = if batches.len() == 1 { "1 batch".to_owned() } else { format!("{} batches", batches.len()) };
     let to = to.map(|to| format!(" to {}", clean(to))).unwrap_or_default();
-    format!("{workers} in {of}{to}")
+    let with = if spares.is_empty() { String::new() } else { format!(" with {}", counted(spares.len(), "spare")) };
+    format!("{workers} in {of}{with}{to}")
 }
 
 fn ending(result: Exit) -> &'static str {

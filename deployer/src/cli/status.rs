@@ -4,6 +4,7 @@ use std::{path::Path, time::Duration};
 
 use super::{
     client::{Client, Failure},
+    lines,
     out::{self, clean},
 };
 use crate::api::{Exit, Phase, SelfTest, ServiceStatus, Status, TestResult, WorkerStatus};
@@ -136,7 +137,7 @@ fn row(worker: &WorkerStatus) -> Vec<String> {
     let fallbacks =
         if worker.fallback_cold > 0 { format!("{taken} ({} cold)", worker.fallback_cold) } else { taken.to_string() };
     vec![
-        worker.at.to_string(),
+        lines::name(worker.at, worker.spare),
         word(worker.phase).to_owned(),
         out::short(worker.for_s),
         version,

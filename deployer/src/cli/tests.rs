@@ -20,7 +20,11 @@ fn event(time_ms: u64, what: What) -> Event {
 }
 
 fn phase(was: Phase, phase: Phase, reason: &str) -> What {
-    What::Phase { worker: AT.parse().unwrap(), phase, was, reason: reason.to_owned() }
+    What::Phase { worker: AT.parse().unwrap(), spare: false, phase, was, reason: reason.to_owned() }
+}
+
+fn spare(was: Phase, phase: Phase) -> What {
+    What::Phase { worker: AT.parse().unwrap(), spare: true, phase, was, reason: String::new() }
 }
 
 fn begun() -> What {
@@ -30,6 +34,7 @@ fn begun() -> What {
         to: Some("v2".to_owned()),
         by: "root (pid 4711)".to_owned(),
         batches: workers.to_vec(),
+        spares: Vec::new(),
     }
 }
 

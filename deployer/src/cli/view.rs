@@ -9,7 +9,12 @@ use std::{
 
 use indicatif::{MultiProgress, ProgressBar, ProgressDrawTarget, ProgressStyle};
 
-use super::{board::Board, client::Received, lines, out, terminal::Terminal};
+use super::{
+    board::{Board, Row},
+    client::Received,
+    lines, out,
+    terminal::Terminal,
+};
 use crate::api::Phase;
 
 // The blanks at the end leave room for `^C`.
@@ -97,7 +102,8 @@ impl Live {
             bar.finish_and_clear();
             self.all.remove(&bar);
         }
-        let width = self.board.rows.keys().map(|worker| worker.to_string().len()).max().unwrap_or(0);
+        let name = |worker: &SocketAddr, row: &Row| lines::name(*worker, row.spare);
+        let width = self.board.rows.iter().map(|(worker, row)| name(worker, row).len()).max().unwrap_or(0);
         for (worker, row) in &self.board.rows {
             let new = || (self.all.add(ProgressBar::new_spinner().with_style(style(WAITING))), None);
             let (bar, phase) = self.rows.entry(*worker).or_insert_with(new);
@@ -106,7 +112,7 @@ impl Live {
                 bar.set_style(style(ROW));
                 bar.reset_elapsed();
             }
-            bar.set_prefix(format!("{:<width$}", worker.to_string()));
+            bar.set_prefix(format!("{:<width$}", name(worker, row)));
             bar.set_message(row.text());
         }
     }

@@ -9,7 +9,7 @@ use super::{
     error::Report,
     http, manager,
     paths::{self, Mounts},
-    ports::{self, Claims},
+    ports::{self, Claims, Named},
     raw::{Table, Value, quoted},
     roll,
 };
@@ -104,22 +104,20 @@ fn service<'a>(
 ) -> Option<Service> {
     let name = service_name(name, value);
     let mut table = value.table()?;
-    let workers = table.need("workers", "workers = \"127.0.0.1:8000-8039\"", ports::workers);
-    let count = workers.as_ref().map(Vec::len);
+    let (workers, spares) = members(&mut table, claims);
+    let (count, spare) = (workers.as_ref().map(Vec::len), spares.as_ref().map(Vec::len));
     let (mode, address) = mode_and_address(&mut table, default);
-    if let Some(workers) = &workers {
-        claims.workers(workers);
-        ports::one_family(workers);
-    }
     if let Some(Some((address, value))) = &address {
         claims.service(*address, value.clone());
         ports::same_family(value, *address, workers.as_deref().unwrap_or_default());
     }
     let callers = table.or("callers", Vec::new(), |value| paths::callers(value, mounts));
     let example = "manager = { supervisord = \"/run/supervisor.sock\", program = \"web:web_{port}\" }";
-    let manager = table.need("manager", example, |value| manager::manager(value, count));
+    let manager =
+        table.need("manager", example, |value| manager::manager(value, count.map(|count| count + spare.unwrap_or(0))));
     let drain = table.section("drain").and_then(roll::drain);
-    let roll = table.section("roll").and_then(roll::roll);
+    let policy = drain.as_ref().map(|drain| drain.policy);
+    let roll = table.section("roll").and_then(|table| roll::roll(table, spare, policy));
     let warm = table.section("warm").and_then(http::warm);
     let version = table.maybe("version", http::version);
     table.done();
@@ -128,6 +126,7 @@ fn service<'a>(
         mode: mode?,
         address: address?.map(|(address, _)| address),
         workers: workers?.into_iter().map(|(worker, _)| worker).collect(),
+        spares: spares?.into_iter().map(|(spare, _)| spare).collect(),
         callers: callers?,
         manager: manager?,
         drain: drain?,
@@ -135,6 +134,18 @@ fn service<'a>(
         warm: warm?,
         version: version?,
     })
+}
+
+/// Workers and spares: one pool, of one family.
+fn members<'a>(table: &mut Table<'a>, claims: &mut Claims<'a>) -> (Option<Named<'a>>, Option<Named<'a>>) {
+    let workers = table.need("workers", "workers = \"127.0.0.1:8000-8039\"", ports::workers);
+    let count = workers.as_ref().map(Vec::len);
+    let spares = table.or("spare", Vec::new(), |value| ports::spares(value, count));
+    claims.workers(workers.as_deref().unwrap_or_default());
+    claims.spares(spares.as_deref().unwrap_or_default());
+    let all = workers.iter().chain(&spares).flatten().cloned();
+    ports::one_family(&all.collect::<Vec<_>>());
+    (workers, spares)
 }
 
 type NamedAddress<'a> = (std::net::SocketAddr, Value<'a>);

@@ -92,6 +92,8 @@ pub struct Service {
     pub address: Option<SocketAddr>,
     /// The workers' addresses in the order given, no two alike, 1 to 256.
     pub workers: Vec<SocketAddr>,
+    /// Where spare workers may listen while a roll runs; of the workers' address family, 256 at most with them.
+    pub spares: Vec<SocketAddr>,
     /// Which processes are steered; empty: every process but the daemon.
     pub callers: Vec<Caller>,
     /// What starts and stops the workers.
@@ -180,8 +182,11 @@ pub enum OnFailure {
 /// How a roll goes.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Roll {
-    /// Workers taken out at a time; default 1.
+    /// Workers taken out at a time; default 1, or `surge`.
     pub batch: Batch,
+    /// Spares that are started before the first batch, at most as many as there are, and never fewer than are taken
+    /// out at a time; 0, the default: none.
+    pub surge: usize,
     /// Failed workers at which the roll stops, at least 1; default 1.
     pub max_failures: usize,
     /// And then?
@@ -268,16 +273,32 @@ impl Config {
     }
 }
 
+impl Service {
+    /// Where its workers and spares listen.
+    pub fn members(&self) -> impl Iterator<Item = SocketAddr> {
+        self.workers.iter().chain(&self.spares).copied()
+    }
+}
+
 impl Batch {
     /// The number of workers out of `total`: at least 1, and one fewer than all where there are several, since somebody
     /// must serve.
     #[must_use]
     pub fn of(self, total: usize) -> usize {
-        let count = match self {
+        self.count(total).clamp(1, total.saturating_sub(1).max(1))
+    }
+
+    /// The same where this many spares serve meanwhile: no more than there are of them, and it may be all.
+    #[must_use]
+    pub fn of_surge(self, total: usize, surge: usize) -> usize {
+        self.count(total).min(surge).clamp(1, total.max(1))
+    }
+
+    fn count(self, total: usize) -> usize {
+        match self {
             Self::Count(count) => count,
             Self::Percent(percent) => total * usize::from(percent) / 100,
-        };
-        count.clamp(1, total.saturating_sub(1).max(1))
+        }
     }
 }
 

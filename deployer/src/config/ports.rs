@@ -43,6 +43,15 @@ pub(super) fn workers<'a>(value: &Value<'a>) -> Option<Named<'a>> {
     complete.then_some(all)
 }
 
+/// `spare`: as `workers`, with which there are no more than fit.
+pub(super) fn spares<'a>(value: &Value<'a>, workers: Option<usize>) -> Option<Named<'a>> {
+    let spares = self::workers(value)?;
+    match workers.map(|workers| workers + spares.len()) {
+        Some(all) if all > MOST => value.refuse(format!("makes {all} with the workers; write at most {MOST} together")),
+        _ => Some(spares),
+    }
+}
+
 /// `address`: one address.
 pub(super) fn address(value: &Value<'_>) -> Option<SocketAddr> {
     let text = value.text()?;
@@ -156,6 +165,7 @@ fn port(text: &str) -> Result<u16, String> {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Use {
     Worker,
+    Spare,
     Service,
 }
 
@@ -174,6 +184,12 @@ impl<'a> Claims<'a> {
     pub(super) fn workers(&mut self, workers: &[(SocketAddr, Value<'a>)]) {
         for (addr, value) in workers {
             self.0.push(Claim { addr: *addr, purpose: Use::Worker, value: value.clone() });
+        }
+    }
+
+    pub(super) fn spares(&mut self, spares: &[(SocketAddr, Value<'a>)]) {
+        for (addr, value) in spares {
+            self.0.push(Claim { addr: *addr, purpose: Use::Spare, value: value.clone() });
         }
     }
 
@@ -213,12 +229,14 @@ impl Claim<'_> {
         let more = if count > 1 { format!(" (and {} more)", count - 1) } else { String::new() };
         let used = match earlier.purpose {
             Use::Worker => "a worker's in",
+            Use::Spare => "a spare's in",
             Use::Service => "a service's in",
         };
         let instead = match (self.purpose, earlier.purpose) {
             (Use::Worker, Use::Worker) => "write each worker once",
             (Use::Service, Use::Service) => "write an address of its own",
-            _ => "write a service address at which nobody listens",
+            (Use::Service, _) | (_, Use::Service) => "write a service address at which nobody listens",
+            _ => "write a spare's address that nobody else has",
         };
         let (addr, place) = (self.addr, earlier.value.place());
         self.value.refuse::<()>(format!("{addr}{more} is already {used} {place}; {instead}"));

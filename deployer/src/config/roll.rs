@@ -25,10 +25,13 @@ pub(super) fn drain(mut table: Table<'_>) -> Option<Drain> {
     Some(Drain { policy: policy?, deadline: deadline?, on_deadline: on_deadline? })
 }
 
-/// `roll = { batch, max_failures, on_failure, switch, unswitch, switch_within }`
-pub(super) fn roll(mut table: Table<'_>) -> Option<Roll> {
+/// `roll = { batch, surge, max_failures, on_failure, switch, unswitch, switch_within }`; `spares` and `policy` as far as
+/// they are known.
+pub(super) fn roll(mut table: Table<'_>, spares: Option<usize>, policy: Option<Policy>) -> Option<Roll> {
     let choices = [("stop", OnFailure::Stop), ("rollback", OnFailure::Rollback)];
-    let batch = table.or("batch", Batch::Count(1), batch);
+    let batch = table.take("batch");
+    let surge = table.or("surge", 0, |value| surge(value, spares, policy));
+    let batch = batch.map_or(Some(Batch::Count(surge.unwrap_or(0).max(1))), |value| self::batch(&value));
     let max_failures = table.or("max_failures", 1, |value| value.number(1..=256).map(usize_of));
     let on_failure = table.take("on_failure");
     let switch = table.maybe("switch", |value| command(value, EXAMPLE, PLACEHOLDERS));
@@ -46,12 +49,31 @@ pub(super) fn roll(mut table: Table<'_>) -> Option<Roll> {
     }
     Some(Roll {
         batch: batch?,
+        surge: surge?,
         max_failures: max_failures?,
         on_failure: chosen?,
         switch: switch?,
         unswitch: unswitch?,
         switch_within: switch_within?,
     })
+}
+
+/// A number of spares that are there. Without a frontend of their own they are reached by steering only.
+fn surge(value: &Value<'_>, spares: Option<usize>, policy: Option<Policy>) -> Option<usize> {
+    let surge = value.number(0..=256).map(usize_of)?;
+    if surge > 0 && policy == Some(Policy::Refuse) {
+        return value
+            .refuse("needs drain.policy = \"steer\": where connections are refused, none of them reaches a spare");
+    }
+    match spares {
+        Some(0) if surge > 0 => {
+            value.refuse("has no spares to start; write their addresses, spare = \"127.0.0.1:8040-8043\"")
+        }
+        Some(spares) if surge > spares => {
+            value.refuse(format!("is {surge}, and there are {spares} in `spare`; write at most {spares}"))
+        }
+        _ => Some(surge),
+    }
 }
 
 fn batch(value: &Value<'_>) -> Option<Batch> {

@@ -4,6 +4,7 @@ mod any;
 mod bad;
 mod bad_settings;
 mod managers;
+mod surge;
 
 use super::*;
 
@@ -77,6 +78,7 @@ fn plain(name: &str, workers: &[&str], program: &str) -> Service {
         mode: Mode::Enforce,
         address: None,
         workers: workers.iter().map(|worker| worker.parse().unwrap()).collect(),
+        spares: Vec::new(),
         callers: Vec::new(),
         manager: Manager::Supervisord {
             socket: "/run/supervisor.sock".into(),
@@ -87,6 +89,7 @@ fn plain(name: &str, workers: &[&str], program: &str) -> Service {
         drain: Drain { policy: Policy::Steer, deadline: Duration::from_secs(60), on_deadline: OnDeadline::StopRoll },
         roll: Roll {
             batch: Batch::Count(1),
+            surge: 0,
             max_failures: 1,
             on_failure: OnFailure::Stop,
             switch: None,
@@ -120,6 +123,7 @@ fn full_web() -> Service {
         drain: Drain { policy: Policy::Refuse, deadline: Duration::from_secs(7200), on_deadline: OnDeadline::Kill },
         roll: Roll {
             batch: Batch::Percent(10),
+            surge: 0,
             max_failures: 3,
             on_failure: OnFailure::Rollback,
             switch: command(&["ln", "-sfn", "/srv/{version}", "/srv/{service}"]),

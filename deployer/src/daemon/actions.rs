@@ -7,10 +7,15 @@ use std::{
 
 use deployer_common::word;
 
-use super::{Daemon, error::Refusal, lock};
+use super::{
+    Daemon,
+    error::Refusal,
+    lock,
+    plan::{no_hands, plan},
+};
 use crate::{
     api::{BypassRequest, DetachRequest, Done, RollRequest, RollStarted},
-    config::{Batch, Mode, OnDeadline, OnFailure},
+    config::Mode,
     journal::RollState,
     roll::{
         Record,
@@ -38,11 +43,14 @@ impl Daemon {
         by: String,
     ) -> Result<RollStarted, Refusal> {
         let plan = plan(&service, &request)?;
-        let addresses = |batch: &Vec<usize>| batch.iter().map(|nth| service.workers[*nth].at).collect();
+        let addresses = |batch: &Vec<usize>| -> Vec<_> {
+            batch.iter().filter_map(|nth| service.member(*nth)).map(|worker| worker.at).collect()
+        };
         let mut started = RollStarted {
             id: String::new(),
             batches: plan.batches.iter().map(addresses).collect(),
             to: request.to.clone(),
+            spares: addresses(&plan.surge),
             switch: if plan.switch { service.config.roll.switch.as_ref().map(|it| it.argv.clone()) } else { None },
         };
         if request.dry_run {
@@ -50,12 +58,7 @@ impl Daemon {
         }
         self.must_steer(&service)?;
         no_hands(&service)?;
-        let workers: Vec<_> = service.workers.iter().map(|worker| worker.at).collect();
-        service
-            .manager
-            .check(&workers)
-            .await
-            .map_err(|error| Refusal::failed(format!("{error}; no worker was touched")))?;
+        is_manager_fit(&service, &plan).await?;
         let gate = lock(&self.gate);
         if !Arc::ptr_eq(&service, &self.service(&service.config.name)?) {
             return Err(Refusal::busy("the configuration was read again just now; try again"));
@@ -215,56 +218,19 @@ impl Daemon {
     }
 }
 
-/// What a request comes to for a service.
-fn plan(service: &Service, request: &RollRequest) -> Result<Plan, Refusal> {
-    let (name, config) = (&service.config.name, &service.config.roll);
-    let batch: Batch = match &request.batch {
-        Some(text) => text.parse().map_err(|why| Refusal::usage(format!("--batch: {why}")))?,
-        None => config.batch,
-    };
-    if let Some(to) = &request.to {
-        let fine = !to.is_empty() && to.len() <= 128 && to.chars().all(|c| c.is_ascii_graphic() && c != '/');
-        if !fine || to.starts_with('.') {
-            return Err(Refusal::usage(format!(
-                "--to `{}`: a version is 1-128 printable ASCII characters without blanks or slashes, not beginning with a dot",
-                to.escape_debug()
-            )));
-        }
-        if service.config.version.is_none() {
-            return Err(Refusal::usage(format!(
-                "--to needs a way to ask a worker what it runs: add `version` to [service.{name}], \
-                 for example version = {{ request = \"GET /version\" }}"
-            )));
-        }
+/// Whether the process manager answers, and knows the workers and the spares that are to be started or stopped.
+async fn is_manager_fit(service: &Service, plan: &Plan) -> Result<(), Refusal> {
+    let workers: Vec<_> = service.workers.iter().map(|worker| worker.at).collect();
+    let checked = service.manager.check(&workers).await;
+    checked.map_err(|error| Refusal::failed(format!("{error}; no worker was touched")))?;
+    let spares = plan.surge.iter().chain(&plan.leftover).filter_map(|nth| service.member(*nth));
+    let spares: Vec<_> = spares.map(|spare| spare.at).collect();
+    if spares.is_empty() {
+        return Ok(());
     }
-    let switch = config.switch.is_some() && request.to.is_some();
-    let total = service.workers.len();
-    if total == 1 && service.config.drain.on_deadline == OnDeadline::StopRoll {
-        return Err(Refusal::failed(format!(
-            "{name} has one worker, and nobody would serve while it restarts; add a worker, or accept that by \
-             on_deadline = \"kill\""
-        )));
-    }
-    Ok(Plan {
-        batches: Plan::batches(total, batch.of(total)),
-        max_failures: config.max_failures,
-        rollback: config.on_failure == OnFailure::Rollback,
-        switch,
-        unswitch: switch && config.unswitch.is_some(),
+    service.manager.check(&spares).await.map_err(|error| {
+        Refusal::failed(format!(
+            "{error}; it must be able to start the spares, too, or roll.surge be 0; no worker was touched"
+        ))
     })
-}
-
-/// A roll would have to overrule an operator who has drained a worker.
-fn no_hands(service: &Service) -> Result<(), Refusal> {
-    let held = service.workers.iter().find(|worker| worker.control().by_hand().is_some());
-    match held {
-        Some(worker) => Err(Refusal::busy(format!(
-            "{} is drained by hand ({}); put it back first: deployer enable {} {}",
-            worker.at,
-            worker.control().reason,
-            service.config.name,
-            worker.at.port()
-        ))),
-        None => Ok(()),
-    }
 }

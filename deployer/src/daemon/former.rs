@@ -1,6 +1,6 @@
 //! What the daemon before has left: rolls, operators' drains, what was known of the workers.
 
-use std::{collections::BTreeMap, sync::Arc, time::Duration};
+use std::{collections::BTreeMap, net::SocketAddr, sync::Arc, time::Duration};
 
 use anyhow::{Context, Result};
 use tracing::{error, warn};
@@ -93,8 +93,8 @@ impl Former {
             return;
         }
         let service = scene.services.get(&roll.service).cloned();
-        let same =
-            |service: &Arc<Service>| service.workers.iter().map(|worker| worker.at).eq(roll.workers.iter().copied());
+        let are = |all: &[Arc<Worker>], were: &[SocketAddr]| all.iter().map(|worker| &worker.at).eq(were);
+        let same = |service: &Arc<Service>| are(&service.workers, &roll.workers) && are(&service.spares, &roll.spares);
         match service {
             Some(service) if !self.rebooted && same(&service) => {
                 warn!(roll = roll.id, in_hand = roll.hand.len(), "a roll that a former daemon had begun goes on");
@@ -157,7 +157,7 @@ fn anew(state: &State, boot: &str) -> State {
     next
 }
 
-/// The workers in hand that the service still has, by their present numbers.
+/// The workers in hand that the service still has, by their present numbers. Spares are left to the watch.
 fn moved(roll: &RollState, service: &Service) -> BTreeMap<usize, Hand> {
     let now = |nth: &usize| service.workers.iter().position(|worker| Some(&worker.at) == roll.workers.get(*nth));
     let hand = roll.hand.iter().filter(|(_, hand)| hand.outcome.is_none());

@@ -233,6 +233,12 @@ async fn same_process(worker: &Worker) -> bool {
 
 fn worker(service: &Service, port: u16) -> Result<&Arc<Worker>, Refusal> {
     service.worker(port).ok_or_else(|| {
+        if let Some(spare) = service.spares.iter().find(|spare| spare.at.port() == port) {
+            return Refusal::usage(format!(
+                "{} is a spare of {}: a roll starts it, uses it and retires it; it is not drained or enabled by hand",
+                spare.at, service.config.name
+            ));
+        }
         let ports: Vec<_> = service.workers.iter().map(|worker| worker.at.port().to_string()).collect();
         Refusal::usage(format!("{} has no worker on port {port}; it has {}", service.config.name, ports.join(" ")))
     })

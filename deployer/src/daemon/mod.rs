@@ -5,6 +5,7 @@ mod error;
 mod former;
 mod keeper;
 mod manual;
+mod plan;
 mod selftest;
 mod server;
 mod settle;
@@ -214,7 +215,8 @@ impl Daemon {
             anyhow::bail!("a roll of {name} runs; reload when it has ended");
         }
         let services = self.registry.services();
-        let held = services.values().flat_map(|service| &service.workers).find(|worker| !worker.control().is_watched());
+        let held =
+            services.values().flat_map(|service| service.members()).find(|worker| !worker.control().is_watched());
         if let Some(worker) = held {
             anyhow::bail!(
                 "{} of {} is drained or enabled by hand just now; end that, then reload",

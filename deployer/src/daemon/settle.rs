@@ -67,7 +67,7 @@ impl Former {
             Some(roll) => &mut roll.hand,
             None => &mut unheld,
         };
-        for (nth, worker) in service.workers.iter().enumerate() {
+        for (nth, worker) in service.members().enumerate() {
             let now = scene.world.listeners(worker).await?;
             match hand.get_mut(&nth) {
                 Some((Hand { outcome: Some(Outcome::Failed(why)), .. }, _)) => failed(scene, worker, why),
@@ -77,8 +77,12 @@ impl Former {
                 }
                 _ if orphans.contains_key(&nth) => {}
                 _ => {
-                    if let Some(lost) = self.settle_worker(scene, worker, now, &mut resumed.drains) {
-                        orphans.insert(nth, lost);
+                    let lost = self.settle_worker(scene, worker, now, &mut resumed.drains);
+                    match lost {
+                        Some(lost) if nth < service.workers.len() => drop(orphans.insert(nth, lost)),
+                        // It is capacity that nobody counts on: what listens the watch warms, the next roll retires it.
+                        Some(_) => down(scene, worker, Word::Down, "was in hand of a roll that cannot go on"),
+                        None => {}
                     }
                 }
             }
@@ -223,7 +227,7 @@ pub(super) fn note(state: &mut State, services: &Services) {
     for (name, service) in services {
         let entry = state.services.entry(name.clone()).or_default();
         let before = std::mem::take(&mut entry.workers);
-        for worker in &service.workers {
+        for worker in service.members() {
             let control = worker.control();
             let held = control.by_hand().and_then(|_| before.get(&worker.at)?.drained.clone());
             entry.workers.insert(worker.at, WorkerState { drained: held, ..control.known() });

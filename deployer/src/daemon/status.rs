@@ -4,7 +4,7 @@ use deployer_common::word;
 
 use super::{Daemon, lock};
 use crate::{
-    api::{ServiceStatus, Status, WorkerStatus},
+    api::{Phase, ServiceStatus, Status, WorkerStatus},
     config::{Mode, Policy},
     service::{Service, Worker},
 };
@@ -41,13 +41,16 @@ impl Daemon {
             Policy::Steer => "steer",
             Policy::Refuse => "refuse",
         };
+        let workers = service.workers.iter().map(|worker| self.worker_status(worker, false));
+        let spares = service.spares.iter().filter(|spare| spare.control().phase != Phase::Down);
+        let spares = spares.map(|spare| self.worker_status(spare, true));
         ServiceStatus {
             name: service.config.name.clone(),
             mode: mode.to_owned(),
             policy: policy.to_owned(),
             address: service.config.address,
             roll: self.running(&service.config.name).map(|roll| roll.id.clone()),
-            workers: service.workers.iter().map(|worker| self.worker_status(worker)).collect(),
+            workers: workers.chain(spares).collect(),
             exhausted: count.exhausted,
             unsteered: count.unsteered,
             dialled: count.dialled,
@@ -55,11 +58,12 @@ impl Daemon {
         }
     }
 
-    fn worker_status(&self, worker: &Worker) -> WorkerStatus {
+    fn worker_status(&self, worker: &Worker, spare: bool) -> WorkerStatus {
         let count = self.tables.worker_count(worker.index);
         let control = worker.control();
         WorkerStatus {
             at: worker.at,
+            spare,
             phase: control.phase,
             reason: control.reason.clone(),
             for_s: control.since.elapsed().as_secs_f64(),

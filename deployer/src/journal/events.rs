@@ -129,7 +129,13 @@ mod tests {
     use super::*;
 
     fn event(seq: u64) -> Event {
-        let begun = What::Begun { service: "web".to_owned(), to: None, by: "me".to_owned(), batches: Vec::new() };
+        let begun = What::Begun {
+            service: "web".to_owned(),
+            to: None,
+            by: "me".to_owned(),
+            batches: Vec::new(),
+            spares: Vec::new(),
+        };
         let what = if seq == 0 { begun } else { What::StopAsked { by: "me".to_owned() } };
         Event { seq, time_ms: 1, roll: "web-1".to_owned(), what }
     }

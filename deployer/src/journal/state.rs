@@ -85,6 +85,9 @@ pub struct RollState {
     pub before: Option<String>,
     /// The workers that the machine's numbers stand for.
     pub workers: Vec<SocketAddr>,
+    /// The spares, whose numbers come after those of the workers.
+    #[serde(default)]
+    pub spares: Vec<SocketAddr>,
     /// Where it stands.
     pub machine: Machine,
     /// The workers of the batch in hand that have been touched.
@@ -137,13 +140,14 @@ impl State {
 
 impl RollState {
     fn check(&self) -> Result<(), String> {
-        let Self { id, workers, machine, hand, .. } = self;
+        let Self { id, workers, spares, machine, hand, .. } = self;
         if !is_id(id) {
             return Err(format!("`{}` is no name of a roll", id.escape_debug()));
         }
-        machine.check(workers.len()).map_err(|why| format!("roll {id}: {why}"))?;
-        match hand.keys().find(|nth| **nth >= workers.len()) {
-            Some(nth) => Err(format!("roll {id} has {} workers, and number {nth} in hand", workers.len())),
+        machine.check(workers.len(), spares.len()).map_err(|why| format!("roll {id}: {why}"))?;
+        let all = workers.len() + spares.len();
+        match hand.keys().find(|nth| **nth >= all) {
+            Some(nth) => Err(format!("roll {id} has {all} workers and spares, and number {nth} in hand")),
             None => Ok(()),
         }
     }

@@ -35,7 +35,14 @@ pub(crate) fn state() -> State {
     let hand =
         |outcome| Hand { intent: Phase::Stopping, before: Phase::Up, was: String::new(), serving: [7].into(), outcome };
     let service = ServiceState { bypassed: true, workers: workers.map(|at| (at, worker(Phase::Up))).into() };
-    let plan = Plan { batches: Plan::batches(2, 2), max_failures: 1, rollback: true, switch: false, unswitch: true };
+    let plan = Plan {
+        batches: Plan::batches(2, 2),
+        max_failures: 1,
+        rollback: true,
+        switch: false,
+        unswitch: true,
+        ..Plan::default()
+    };
     let roll = RollState {
         id: "web-1".to_owned(),
         service: "web".to_owned(),
@@ -43,6 +50,7 @@ pub(crate) fn state() -> State {
         to: Some("v2".to_owned()),
         before: None,
         workers: workers.to_vec(),
+        spares: Vec::new(),
         machine: Machine::new(plan),
         hand: [(0, hand(None)), (1, hand(Some(Outcome::Failed("broken".to_owned()))))].into(),
     };

@@ -14,7 +14,7 @@ use super::{
     command::execute,
     machine::{End, Machine, Outcome, Step},
     record::{Record, unix_ms},
-    worker::Restart,
+    worker::{Restart, Task},
     world::World,
 };
 use crate::{
@@ -62,6 +62,7 @@ pub fn entry(record: &Record, service: &Service, to: Option<String>, machine: &M
         to,
         before: version_before(service),
         workers: service.workers.iter().map(|worker| worker.at).collect(),
+        spares: service.spares.iter().map(|spare| spare.at).collect(),
         machine: machine.clone(),
         hand: BTreeMap::new(),
     }
@@ -85,11 +86,10 @@ impl Roll {
             if self.record.stop_asked() {
                 self.machine.stop("stopped on request", !self.hand.is_empty());
             }
-            let step = self.machine.step();
-            if self.is_to_park(&step).await {
+            if self.is_to_park().await {
                 return self.record.park();
             }
-            match step {
+            match self.machine.step() {
                 Step::Switch => {
                     let command = self.service.config.roll.switch.clone();
                     let points = [Point::SwitchBefore, Point::SwitchJournaled, Point::SwitchDone];
@@ -102,14 +102,17 @@ impl Roll {
                 }
                 Step::Batch { nth, of, workers, back } => {
                     self.record.add(What::Batch { nth: nth + 1, of, workers: self.addresses(&workers), back });
-                    reach(Point::Batch, None).await;
                     let to = if back { self.before.clone() } else { self.to.clone() };
-                    let outcomes = self.batch(&workers, to.as_deref()).await;
-                    reach(Point::BatchDone, None).await;
-                    self.machine.batch_done(outcomes);
-                    // Where this fails, so does the next worker's intent, and the roll ends there.
-                    let _ = self.save().await;
-                    reach(Point::BatchJournaled, None).await;
+                    self.together(&workers, Task::Restart { to }).await;
+                }
+                Step::Surge { spares } => {
+                    self.record.add(What::Surge { spares: self.addresses(&spares) });
+                    let to = self.to.clone();
+                    self.together(&spares, Task::Restart { to }).await;
+                }
+                Step::Retire { spares } => {
+                    self.record.add(What::Retire { spares: self.addresses(&spares) });
+                    self.together(&spares, Task::Retire).await;
                 }
                 Step::Finish(end) => break end,
             }
@@ -122,7 +125,8 @@ impl Roll {
         if self.record.is_empty() {
             let batches = self.machine.plan().batches.iter().map(|batch| self.addresses(batch)).collect();
             let (service, by) = (self.record.service.clone(), self.record.by.clone());
-            self.record.add(What::Begun { service, to: self.to.clone(), by, batches });
+            let spares = self.addresses(&self.machine.plan().surge);
+            self.record.add(What::Begun { service, to: self.to.clone(), by, batches, spares });
             reach(Point::Begun, None).await;
         } else {
             let text = match self.hand.values().filter(|(hand, _)| hand.outcome.is_none()).count() {
@@ -139,7 +143,8 @@ impl Roll {
     /// A host that comes up starts its daemons in any order.
     async fn wait_for_manager(&mut self) {
         let until = Instant::now() + MANAGER_WITHIN;
-        let workers: Vec<_> = self.service.workers.iter().map(|worker| worker.at).collect();
+        let in_hand = self.hand.keys().filter_map(|nth| self.service.member(*nth));
+        let workers: Vec<_> = self.service.workers.iter().chain(in_hand).map(|worker| worker.at).collect();
         while let Err(error) = self.service.manager.check(&workers).await {
             if Instant::now() >= until {
                 let why = format!("stopped: {} s after a restart of the daemon, {error}", MANAGER_WITHIN.as_secs());
@@ -150,8 +155,9 @@ impl Roll {
     }
 
     /// Whether it is left to the next daemon here. What the journal does not hold would be lost.
-    async fn is_to_park(&mut self, step: &Step) -> bool {
-        if !self.record.is_suspended() || !self.hand.is_empty() || matches!(step, Step::Finish(_)) {
+    async fn is_to_park(&mut self) -> bool {
+        let is_over = matches!(self.machine.step(), Step::Finish(_));
+        if !self.record.is_suspended() || !self.hand.is_empty() || is_over {
             return false;
         }
         match self.save().await {
@@ -165,15 +171,26 @@ impl Roll {
     }
 
     fn addresses(&self, workers: &[usize]) -> Vec<SocketAddr> {
-        workers.iter().filter_map(|nth| self.service.workers.get(*nth)).map(|worker| worker.at).collect()
+        workers.iter().filter_map(|nth| self.service.member(*nth)).map(|worker| worker.at).collect()
     }
 
-    async fn batch(&mut self, workers: &[usize], to: Option<&str>) -> Vec<(usize, Outcome)> {
+    /// Does it to all of these, and tells the machine.
+    async fn together(&mut self, workers: &[usize], task: Task) {
+        reach(Point::Batch, None).await;
+        let outcomes = self.batch(workers, &task).await;
+        reach(Point::BatchDone, None).await;
+        self.machine.batch_done(outcomes);
+        // Where this fails, so does the next worker's intent, and the roll ends there.
+        let _ = self.save().await;
+        reach(Point::BatchJournaled, None).await;
+    }
+
+    async fn batch(&mut self, workers: &[usize], task: &Task) -> Vec<(usize, Outcome)> {
         let mut restarts = JoinSet::new();
         let mut outcomes = Vec::with_capacity(workers.len());
         let mut known = std::mem::take(&mut self.hand);
         for nth in workers.iter().copied() {
-            let Some(worker) = self.service.workers.get(nth) else { continue };
+            let Some(worker) = self.service.member(nth) else { continue };
             let hand = match known.remove(&nth) {
                 Some((Hand { outcome: Some(outcome), .. }, _)) => {
                     outcomes.push((nth, outcome));
@@ -190,7 +207,7 @@ impl Roll {
                 nth,
                 record: Arc::clone(&self.record),
                 lease: self.lease,
-                to: to.map(ToOwned::to_owned),
+                task: task.clone(),
             };
             restarts.spawn(async move { (nth, restart.run(hand).await) });
         }

@@ -1,5 +1,7 @@
 //! One worker's restart: drain, stop, start, warm, enable. Each step is in the journal before it is done.
 
+mod notes;
+
 use std::{
     collections::BTreeSet,
     sync::Arc,
@@ -15,18 +17,14 @@ use super::{
     world::{How, World},
 };
 use crate::{
-    api::{Phase, What},
+    api::Phase,
     config::OnDeadline,
-    failpoint::{Point, reach},
+    failpoint::Point,
     journal::{
         Hand, Journal, WorkerState,
         recover::{Onward, onward},
     },
-    service::{
-        Claim, Owner, Service, Worker,
-        drain::{DrainError, Held},
-        phase,
-    },
+    service::{Claim, Owner, Service, Worker, drain::DrainError},
 };
 
 /// How long a worker whose stop failed is watched before it is called unharmed.
@@ -45,8 +43,19 @@ pub(super) struct Restart {
     pub(super) nth: usize,
     pub(super) record: Arc<Record>,
     pub(super) lease: Duration,
-    /// The version it must say afterwards.
-    pub(super) to: Option<String>,
+    pub(super) task: Task,
+}
+
+/// What is done to a worker.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Task {
+    /// It is drained, stopped, started, warmed and enabled; a spare that is down as well.
+    Restart {
+        /// The version it must say afterwards.
+        to: Option<String>,
+    },
+    /// It is drained and stopped: a spare that is no longer needed.
+    Retire,
 }
 
 /// What a restart began with: where it goes back to, if it comes to that.
@@ -101,6 +110,7 @@ impl Restart {
         match onward {
             Onward::Drain => self.drain_and_on(&taken).await,
             Onward::Stop => self.stop_again(is_gone).await,
+            Onward::Start if self.task == Task::Retire => self.stop_again(is_gone).await,
             Onward::Start => self.start_and_on().await,
         }
     }
@@ -161,7 +171,22 @@ impl Restart {
         if let Err(why) = start::nobody_listens(self.worker.at, still).await {
             return self.fail(why).await;
         }
-        self.start_and_on().await
+        match self.task {
+            Task::Restart { .. } => self.start_and_on().await,
+            Task::Retire => self.retired(),
+        }
+    }
+
+    /// It is gone. From here on the watch has it, should it come back.
+    fn retired(&self) -> Outcome {
+        {
+            let mut control = self.worker.control();
+            control.listeners.clear();
+            control.version = None;
+        }
+        self.world.publish(&self.worker, State::Down);
+        self.enter(Phase::Down, "");
+        Outcome::Changed
     }
 
     async fn start_and_on(&self) -> Outcome {
@@ -237,12 +262,15 @@ impl Restart {
         }
     }
 
-    /// Whether a sibling serves that this batch does not hold. A service of one worker is rolled only where the
-    /// configuration says that it may be (`on_deadline = "kill"`).
+    /// Whether a sibling serves, or a spare, that this batch does not hold. A service of one worker is rolled without a
+    /// spare only where the configuration says that it may be (`on_deadline = "kill"`).
     fn is_other_up(&self) -> bool {
-        let workers = &self.service.workers;
-        workers.len() == 1
-            || workers.iter().any(|other| {
+        let Service { workers, spares, config, .. } = &*self.service;
+        let may_be_alone = workers.len() == 1
+            && config.drain.on_deadline == OnDeadline::Kill
+            && spares.iter().all(|spare| self.world.state(spare) == State::Down);
+        may_be_alone
+            || self.service.members().any(|other| {
                 other.index != self.worker.index && other.control().is_watched() && self.world.state(other) == State::Up
             })
     }
@@ -302,7 +330,8 @@ impl Restart {
         self.enter(Phase::Listening, "");
         self.enter(Phase::Warming, "");
         self.reach(Point::Warming).await;
-        let version = world.warm_up(&self.service, &self.worker, self.to.as_deref(), until).await?;
+        let to = if let Task::Restart { to } = &self.task { to.as_deref() } else { None };
+        let version = world.warm_up(&self.service, &self.worker, to, until).await?;
         let now = world.listeners(&self.worker).await.map_err(|error| format!("{at}: sock_diag: {error}"))?;
         if now.is_disjoint(&serving) {
             return Err(format!(
@@ -324,60 +353,5 @@ impl Restart {
         self.enter(Phase::Failed, &why);
         self.reach(Point::Failed).await;
         outcome
-    }
-
-    /// Writes down what is about to be done.
-    async fn intend(&self, intent: Phase, taken: Option<&Taken>) -> Result<(), String> {
-        let committed = self.journal.commit(|state| {
-            let Some(roll) = state.roll(&self.record.id) else { return };
-            if let Some(Taken { before, was, serving }) = taken {
-                let (was, serving) = (was.clone(), serving.clone());
-                roll.hand.insert(self.nth, Hand { intent, before: *before, was, serving, outcome: None });
-            } else if let Some(hand) = roll.hand.get_mut(&self.nth) {
-                hand.intent = intent;
-            }
-        });
-        committed.await
-    }
-
-    /// Writes down what came of it.
-    async fn settle(&self, outcome: &Outcome, known: WorkerState) {
-        let committed = self.journal.commit(|state| {
-            if let Some(hand) = state.roll(&self.record.id).and_then(|roll| roll.hand.get_mut(&self.nth)) {
-                hand.outcome = Some(outcome.clone());
-            }
-            let service = state.services.entry(self.worker.service.clone()).or_default();
-            service.workers.insert(self.worker.at, known);
-        });
-        // What cannot be written has been told by the writer, and the worker is where it should be.
-        let _ = committed.await;
-        self.reach(Point::Settled).await;
-    }
-
-    fn known(&self) -> WorkerState {
-        self.worker.control().known()
-    }
-
-    fn enter(&self, phase: Phase, reason: &str) {
-        let was = self.worker.enter(phase, reason);
-        if was != phase {
-            self.tell(phase, was, reason);
-        }
-    }
-
-    fn tell(&self, phase: Phase, was: Phase, reason: &str) {
-        if !phase::is_move(was, phase) {
-            tracing::error!(worker = %self.worker.at, ?was, ?phase, "a move that the table of phases does not have");
-        }
-        self.record.add(What::Phase { worker: self.worker.at, phase, was, reason: reason.to_owned() });
-    }
-
-    fn held(&self, held: &Held) {
-        let Held { open, tickets, by } = held.clone();
-        self.record.add(What::Held { worker: self.worker.at, open, tickets, by });
-    }
-
-    async fn reach(&self, point: Point) {
-        reach(point, Some(self.worker.at)).await;
     }
 }

@@ -35,6 +35,8 @@ pub struct Service {
     pub config: config::Service,
     /// In the order configured.
     pub workers: Vec<Arc<Worker>>,
+    /// Workers that stand in during a roll: members of the pool, without a frontend, and otherwise down.
+    pub spares: Vec<Arc<Worker>>,
     /// What starts and stops them.
     pub manager: Box<dyn ProcessManager>,
 }
@@ -44,6 +46,23 @@ impl Service {
     #[must_use]
     pub fn worker(&self, port: u16) -> Option<&Arc<Worker>> {
         self.workers.iter().find(|worker| worker.at.port() == port)
+    }
+
+    /// Workers, then spares: who may serve. A roll numbers them in this order.
+    pub fn members(&self) -> impl Iterator<Item = &Arc<Worker>> {
+        self.workers.iter().chain(&self.spares)
+    }
+
+    /// A member by number.
+    #[must_use]
+    pub fn member(&self, nth: usize) -> Option<&Arc<Worker>> {
+        self.workers.get(nth).or_else(|| self.spares.get(nth.checked_sub(self.workers.len())?))
+    }
+
+    /// Whether it is one of the spares.
+    #[must_use]
+    pub fn is_spare(&self, worker: &Worker) -> bool {
+        self.spares.iter().any(|spare| spare.index == worker.index)
     }
 }
 
@@ -57,7 +76,8 @@ pub fn manager(service: &config::Service) -> Box<dyn ProcessManager> {
         }
         config::Manager::Builtin(config) => {
             let builtin = Builtin::new(name, *config, workers::THIS_PROGRAM.into());
-            Box::new(builtin.succeeding(&service.workers))
+            let members: Vec<_> = service.members().collect();
+            Box::new(builtin.succeeding(&members))
         }
         config::Manager::Exec(config) => Box::new(Exec::new(name, config)),
         config::Manager::Systemd { unit, bus, stop_within } => Box::new(Systemd::new(unit, bus, stop_within)),
@@ -67,8 +87,9 @@ pub fn manager(service: &config::Service) -> Box<dyn ProcessManager> {
 /// Has every manager take charge of its workers. What fails is logged: the workers that run are steered all the same.
 pub async fn adopt(services: &registry::Services) {
     for service in services.values() {
-        let workers: Vec<_> = service.workers.iter().map(|worker| worker.at).collect();
-        if let Err(error) = service.manager.adopt(&workers).await {
+        let addresses = |all: &[Arc<Worker>]| all.iter().map(|worker| worker.at).collect::<Vec<_>>();
+        let (workers, spares) = (addresses(&service.workers), addresses(&service.spares));
+        if let Err(error) = service.manager.adopt(&workers, &spares).await {
             tracing::error!(service = service.config.name, %error, "not all workers are in the manager's hands");
         }
     }

@@ -125,18 +125,22 @@ impl Registry {
             Some(index) => index,
             None => take(&mut places.services).context("no room for another service; the most is 64")?,
         };
-        let mut workers = Vec::with_capacity(wanted.workers.len());
-        for at in &wanted.workers {
-            let known = before.and_then(|before| before.workers.iter().find(|worker| worker.at == *at));
-            workers.push(match known {
-                Some(worker) => Arc::clone(worker),
-                None if let Some(found) = places.inherited_worker(index, *at) => {
-                    Arc::new(Worker::new(found, *at, &wanted.name))
-                }
-                None => self.enter_worker(places, index, *at, &wanted.name)?,
-            });
-        }
-        let service = Service { index, config: wanted.clone(), workers, manager: manager(wanted) };
+        let mut enter = |all: &[SocketAddr]| {
+            let mut members = Vec::with_capacity(all.len());
+            for at in all {
+                let known = before.and_then(|before| before.members().find(|worker| worker.at == *at));
+                members.push(match known {
+                    Some(worker) => Arc::clone(worker),
+                    None if let Some(found) = places.inherited_worker(index, *at) => {
+                        Arc::new(Worker::new(found, *at, &wanted.name))
+                    }
+                    None => self.enter_worker(places, index, *at, &wanted.name)?,
+                });
+            }
+            anyhow::Ok(members)
+        };
+        let (workers, spares) = (enter(&wanted.workers)?, enter(&wanted.spares)?);
+        let service = Service { index, config: wanted.clone(), workers, spares, manager: manager(wanted) };
         let now = callers::rules(&wanted.callers, &self.cgroup_root);
         let rules = match (before, places.rules.get(&index)) {
             (Some(before), Some(known)) if before.config.callers == wanted.callers => {
@@ -233,10 +237,11 @@ impl Registry {
         for service in &gone.services {
             self.tables.publish_service(*service, ServiceWord(0));
         }
-        let workers: Vec<_> = after.values().flat_map(|new| new.workers.iter().map(|worker| worker.at)).collect();
+        let members: Vec<_> = after.values().flat_map(|new| new.members().map(|worker| worker.at)).collect();
+        let workers = after.values().flat_map(|new| new.workers.iter().map(|worker| worker.at));
         let addresses = after.values().filter_map(|new| new.config.address);
-        let frontends: Vec<_> = workers.iter().copied().chain(addresses).collect();
-        self.tables.retain(&frontends, &workers)?;
+        let frontends: Vec<_> = workers.chain(addresses).collect();
+        self.tables.retain(&frontends, &members)?;
         host::grace_period().context("waiting for an RCU grace period (membarrier)")?;
         for worker in &gone.workers {
             self.tables.publish(*worker, State::Absent, 0);
@@ -261,7 +266,7 @@ impl Places {
         let mut inherited = BTreeMap::new();
         for (name, wanted) in &config.services {
             let by_address = wanted.address.and_then(|at| self.found.addresses.get(&at).copied());
-            let mut all = by_address.into_iter().chain(wanted.workers.iter().filter_map(|at| by_worker(*at)));
+            let mut all = by_address.into_iter().chain(wanted.members().filter_map(by_worker));
             if let Some(index) = all.find(|index| free.contains(index)) {
                 free.retain(|other| *other != index);
                 inherited.insert(name.clone(), index);
@@ -279,12 +284,12 @@ impl Places {
     /// What was there, in this daemon's services or left by an earlier one, and is no longer.
     fn gone(&self, before: &Services, after: &Services) -> Gone {
         let services = before.values().map(|service| service.index).chain(self.found.services.clone());
-        let workers = before.values().flat_map(|service| &service.workers).map(|worker| worker.index);
+        let workers = before.values().flat_map(|service| service.members()).map(|worker| worker.index);
         let found = self.found.workers.iter().map(|worker| worker.index).chain(self.found.strays.clone());
         let mut gone = Gone { services: services.collect(), workers: workers.chain(found).collect() };
         for service in after.values() {
             gone.services.remove(&service.index);
-            for worker in &service.workers {
+            for worker in service.members() {
                 gone.workers.remove(&worker.index);
             }
         }
@@ -315,13 +320,13 @@ fn slot(service: &Service, rules: &[CallerRule]) -> Result<Slot> {
         bail!("{} callers; the most is {MAX_CALLERS}", rules.len());
     }
     let mut slot = Slot {
-        len: service.workers.len() as u32,
+        len: service.members().count() as u32,
         callers_len: rules.len() as u32,
         callers: [CallerRule { kind: 0, place: 0, id: 0 }; MAX_CALLERS],
         members: [0; MAX_MEMBERS],
     };
     slot.callers[..rules.len()].copy_from_slice(rules);
-    for (member, worker) in slot.members.iter_mut().zip(&service.workers) {
+    for (member, worker) in slot.members.iter_mut().zip(service.members()) {
         *member = worker.index as u16;
     }
     Ok(slot)

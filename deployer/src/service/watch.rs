@@ -49,7 +49,7 @@ pub async fn run(registry: Arc<Registry>, tables: Arc<Tables>) {
 /// Asks every worker that is up what it runs.
 pub async fn ask_versions(registry: Arc<Registry>) {
     for service in registry.services().values() {
-        for worker in &service.workers {
+        for worker in service.members() {
             if worker.control().phase == Phase::Up {
                 ask_version(service, worker).await;
             }
@@ -66,7 +66,7 @@ async fn ask_version(service: &Service, worker: &Worker) {
 }
 
 /// Finds the state of every worker of services that are new here, but for `known` ones: what listens has been serving,
-/// and goes on.
+/// and goes on. A spare has served nobody: the watch warms it first.
 ///
 /// # Errors
 /// When sock_diag fails.
@@ -93,7 +93,7 @@ pub async fn adopt(registry: &Registry, tables: &Tables, known: &BTreeSet<String
 pub async fn take_over(registry: &Registry, tables: &Tables, inherited: &BTreeSet<String>) -> std::io::Result<()> {
     let listening = listening().await?;
     for service in registry.services().values().filter(|service| inherited.contains(&service.config.name)) {
-        for worker in &service.workers {
+        for worker in service.members() {
             let found = cookies(&listening, worker.at);
             match tables.word(worker.index).state() {
                 State::Failed => {
@@ -127,7 +127,7 @@ async fn tick(registry: &Registry, tables: &Arc<Tables>) -> std::io::Result<()> 
     let words = words(registry, tables);
     let listening = listening().await?;
     for service in registry.services().values() {
-        for worker in &service.workers {
+        for worker in service.members() {
             // A word that has changed since belongs to an owner that came after the look: not ours to judge by it.
             let Some(word) = words.get(&worker.index) else { continue };
             judge(service, worker, tables, *word, cookies(&listening, worker.at));
@@ -139,7 +139,7 @@ async fn tick(registry: &Registry, tables: &Arc<Tables>) -> std::io::Result<()> 
 /// The words of the workers that are ours to watch.
 fn words(registry: &Registry, tables: &Tables) -> BTreeMap<u32, WorkerWord> {
     let services = registry.services();
-    let workers = services.values().flat_map(|service| &service.workers);
+    let workers = services.values().flat_map(|service| service.members());
     workers
         .filter(|worker| worker.control().is_watched())
         .map(|worker| (worker.index, tables.word(worker.index)))
@@ -222,7 +222,7 @@ async fn seed(worker: &Worker, tables: &Tables, most: u64) -> std::io::Result<()
 
 /// Corrects the seeds of the workers that have any.
 async fn reseed(registry: &Registry, tables: &Tables) -> std::io::Result<()> {
-    for worker in registry.services().values().flat_map(|service| &service.workers) {
+    for worker in registry.services().values().flat_map(|service| service.members()) {
         let known = tables.seed(worker.index);
         if known > 0 {
             seed(worker, tables, known).await?;

@@ -137,16 +137,18 @@ impl Builtin {
         Ok(())
     }
 
-    async fn adopt_all(&self, workers: &[SocketAddr]) -> Result<(), ManagerError> {
+    async fn adopt_all(&self, workers: &[SocketAddr], spares: &[SocketAddr]) -> Result<(), ManagerError> {
         let mut result = Ok(());
-        for at in workers {
+        let all: Vec<_> = workers.iter().chain(spares).copied().collect();
+        for (nth, at) in all.iter().enumerate() {
             let adopted = match self.worker(*at, "find the workers") {
-                Ok(worker) => worker.adopt().await,
+                Ok(worker) if nth < workers.len() => worker.adopt().await,
+                Ok(spare) => spare.find().await,
                 Err(error) => Err(error),
             };
             result = result.and(adopted);
         }
-        self.name_strangers(workers);
+        self.name_strangers(&all);
         result
     }
 }
@@ -179,8 +181,12 @@ impl ProcessManager for Builtin {
         Box::pin(self.check_all(workers))
     }
 
-    fn adopt<'a>(&'a self, workers: &'a [SocketAddr]) -> Pending<'a, Result<(), ManagerError>> {
-        Box::pin(self.adopt_all(workers))
+    fn adopt<'a>(
+        &'a self,
+        workers: &'a [SocketAddr],
+        spares: &'a [SocketAddr],
+    ) -> Pending<'a, Result<(), ManagerError>> {
+        Box::pin(self.adopt_all(workers, spares))
     }
 
     fn stop(&self, at: SocketAddr) -> Pending<'_, Result<(), ManagerError>> {

@@ -177,9 +177,13 @@ pub trait ProcessManager: Send + Sync {
     fn check<'a>(&'a self, workers: &'a [SocketAddr]) -> Pending<'a, Result<(), ManagerError>>;
 
     /// Takes charge of the workers, when the daemon begins with them and after each reload. A manager that lives in the
-    /// daemon finds those that run, and has the others started unless they were stopped on request; one that lives
-    /// elsewhere has nothing to do.
-    fn adopt<'a>(&'a self, _workers: &'a [SocketAddr]) -> Pending<'a, Result<(), ManagerError>> {
+    /// daemon finds those that run, and has the others started unless they were stopped on request; spares
+    /// are found, and never started. One that lives elsewhere has nothing to do.
+    fn adopt<'a>(
+        &'a self,
+        _workers: &'a [SocketAddr],
+        _spares: &'a [SocketAddr],
+    ) -> Pending<'a, Result<(), ManagerError>> {
         Box::pin(std::future::ready(Ok(())))
     }
 

@@ -239,7 +239,7 @@ fn the_next_daemon() -> Result<()> {
         ensure!(scene.answer(8002).await.is_none(), "somebody tends it still");
         scene.replace_manager()?;
         let workers: Vec<_> = PORTS.map(at).collect();
-        scene.manager.adopt(&workers).await?;
+        scene.manager.adopt(&workers, &[]).await?;
         ensure!(scene.status(8000).await?.pid == Some(runs));
         scene.answers(8002, Some(crashed)).await?;
         // Never started before: a daemon that begins after a reboot starts it.
@@ -258,7 +258,7 @@ fn nobody_is_tended_twice() -> Result<()> {
     play::<Builtin>(async |scene| {
         let pid = scene.up(8000).await?;
         let other = scene.fixture.with(|config| config.environment.clear());
-        other.adopt(&[at(8000)]).await?;
+        other.adopt(&[at(8000)], &[]).await?;
         ensure!(scene.status(8000).await?.pid == Some(pid));
         kill(pid).await?;
         let next = scene.answers(8000, Some(pid)).await?;
@@ -299,7 +299,7 @@ fn restarts_come_ever_later() -> Result<()> {
 fn somebody_else_listens() -> Result<()> {
     play::<Builtin>(async |scene| {
         let listener = tokio::net::TcpListener::bind(at(8000)).await?;
-        scene.manager.adopt(&[at(8000)]).await?;
+        scene.manager.adopt(&[at(8000)], &[]).await?;
         let status = scene.until(8000, ProcessPhase::Failed).await?;
         ensure!(status.detail.contains("somebody else listens at 127.0.0.1:8000"), "{status:?}");
         ensure!(scene.fixture.begun(8000) == 0);

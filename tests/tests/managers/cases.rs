@@ -155,7 +155,7 @@ pub(crate) fn outlives_the_manager<F: Fixture>() -> Result<()> {
     play::<F>(async |scene| {
         let pid = scene.up(8000).await?;
         scene.replace_manager()?;
-        scene.manager.adopt(&[at(8000)]).await?;
+        scene.manager.adopt(&[at(8000)], &[]).await?;
         let status = scene.until(8000, ProcessPhase::Running).await?;
         ensure!(status.pid == Some(pid), "{status:?}");
         ensure!(scene.up(8000).await? == pid, "another process");

@@ -25,15 +25,20 @@ use rustix::process::Signal;
 use super::scene::{PORTS, SOON, is_alive};
 
 /// Quick workers that the daemon starts, with nginx in front of them, and a load.
-struct Built<'a> {
-    sandbox: &'a Sandbox,
-    app: App,
-    daemon: Daemon<'a>,
+pub(crate) struct Built<'a> {
+    pub(crate) sandbox: &'a Sandbox,
+    pub(crate) app: App,
+    pub(crate) daemon: Daemon<'a>,
     nginx: Nginx,
     load: LoadHandle,
 }
 
 fn config(sandbox: &Sandbox, app: &App) -> String {
+    config_of(sandbox, app, &ServiceConfig::default())
+}
+
+/// The configuration's text, where not all of it is as usual.
+pub(crate) fn config_of(sandbox: &Sandbox, app: &App, service: &ServiceConfig) -> String {
     let (worker, cgroup, dir) = (app.worker(), sandbox.cgroup(Place::Workers), sandbox.dir().display());
     let manager = format!(
         "{{ command = [\"/usr/bin/python3\", \"-sE\", {worker:?}, \"--port={{port}}\"], cgroup = {cgroup:?}, \
@@ -42,28 +47,33 @@ fn config(sandbox: &Sandbox, app: &App) -> String {
         app.dir()
     );
     let workers = format!("127.0.0.1:{}-{}", PORTS.start(), PORTS.end());
-    ServiceConfig::default().text_of(sandbox, app, &workers, &manager)
+    service.text_of(sandbox, app, &workers, &manager)
 }
 
 impl<'a> Built<'a> {
     /// As after a boot: nothing runs, and the daemon begins.
     fn new(sandbox: &'a Sandbox) -> Result<Self> {
+        Self::of(sandbox, &ServiceConfig::default())
+    }
+
+    /// The same, where not all of the configuration is as usual.
+    pub(crate) fn of(sandbox: &'a Sandbox, service: &ServiceConfig) -> Result<Self> {
         let app = App::new(sandbox, &["v1", "v2"])?;
-        let daemon = Daemon::start(sandbox, &config(sandbox, &app))?;
+        let daemon = Daemon::start(sandbox, &config_of(sandbox, &app, service))?;
         all_up(sandbox).with_context(|| daemon.log())?;
         let nginx = Nginx::start(sandbox, &Upstream::workers(PORTS, "max_fails=0"))?;
         let load = Load { rate: 150.0, slow_one_in: 0, ..Load::new("load") }.start(sandbox)?;
         Ok(Self { sandbox, app, daemon, nginx, load })
     }
 
-    fn roll(&self) -> Result<Roll> {
+    pub(crate) fn roll(&self) -> Result<Roll> {
         let mut command = default_signals(&self.daemon.cli_command(&["roll", "web", "--to", "v2", "--json"]));
         command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
         Roll::by(command.spawn().context("start deployer roll")?)
     }
 
     /// The workers' processes, by port.
-    fn pids(&self) -> Result<BTreeMap<u16, u32>> {
+    pub(crate) fn pids(&self) -> Result<BTreeMap<u16, u32>> {
         let pid = |port: u16| {
             let procs = self.sandbox.cgroup(Place::Workers).join(format!("web/{port}/cgroup.procs"));
             let text = fs::read_to_string(&procs).with_context(|| procs.display().to_string())?;
@@ -73,7 +83,7 @@ impl<'a> Built<'a> {
     }
 
     /// Ends the load, which has lost nothing.
-    fn unharmed(self, what: &str) -> Result<()> {
+    pub(crate) fn unharmed(self, what: &str) -> Result<()> {
         let (errors, journal) = (self.nginx.error_lines()?, self.app.journal_dir());
         let report = self.load.stop()?;
         sleep(Duration::from_millis(100));
@@ -86,7 +96,7 @@ impl<'a> Built<'a> {
     }
 }
 
-fn all_up(sandbox: &Sandbox) -> Result<()> {
+pub(crate) fn all_up(sandbox: &Sandbox) -> Result<()> {
     let begun = Instant::now();
     loop {
         let phases = Api::of(sandbox).phases();

@@ -9,4 +9,5 @@ mod daemon;
 mod exec;
 mod scene;
 mod supervisord;
+mod surge;
 mod systemd;

@@ -3,7 +3,7 @@ use crate::api::RollStarted;
 
 fn held_by(open: u64, tickets: u64, by: &[&str]) -> What {
     let by = by.iter().map(|by| (*by).to_owned()).collect();
-    What::Held { worker: AT.parse().unwrap(), open, tickets, by }
+    What::Held { worker: AT.parse().unwrap(), spare: false, open, tickets, by }
 }
 
 fn command(error: Option<&str>) -> What {
@@ -24,6 +24,9 @@ fn each_event_is_a_line() {
         (phase(Phase::Warming, Phase::Failed, "GET /: 500"), "127.0.0.1:8003 warming -> failed (GET /: 500)"),
         (held_by(12, 1, &["a", "b"]), "127.0.0.1:8003 held by 12 open, 1 on the way: a; b; …"),
         (held_by(1, 0, &["a \u{1b}[2J"]), "127.0.0.1:8003 held by 1 open: a \\u{1b}[2J"),
+        (spare(Phase::Down, Phase::Starting), "spare 127.0.0.1:8003 down -> starting"),
+        (What::Surge { spares: vec![AT.parse().unwrap()] }, "starting spares: 127.0.0.1:8003"),
+        (What::Retire { spares: vec![AT.parse().unwrap()] }, "retiring spares: 127.0.0.1:8003"),
         (held_by(0, 1, &[]), "127.0.0.1:8003 held by 0 open, 1 on the way"),
         (What::StopAsked { by: "root".to_owned() }, "root asked for a stop after the batch in hand"),
     ] {
@@ -57,6 +60,7 @@ fn a_dry_run_shows_the_plan() {
         id: String::new(),
         batches: vec![workers([8000, 8001]), workers([8002, 8003])],
         to: Some("v2".to_owned()),
+        spares: Vec::new(),
         switch: Some(vec!["ln".to_owned(), "-s".to_owned()]),
     };
     let expected = "would roll 4 workers in 2 batches to v2\n  switch: ln -s\n  \
@@ -65,4 +69,8 @@ fn a_dry_run_shows_the_plan() {
     (plan.to, plan.switch) = (None, None);
     plan.batches.truncate(1);
     assert!(dry_run(&plan).starts_with("would roll 2 workers in 1 batch\n  batch 1:"));
+    plan.spares = workers([8040, 8041]);
+    let expected = "would roll 2 workers in 1 batch with 2 spares\n  \
+                    spares, up before the first batch: 127.0.0.1:8040, 127.0.0.1:8041\n  batch 1:";
+    assert!(dry_run(&plan).starts_with(expected), "{}", dry_run(&plan));
 }

@@ -72,12 +72,32 @@ fn a_worker_that_was_not_stopped_did_not_change() {
 }
 
 #[test]
+fn a_spare_comes_and_goes_and_does_not_count() {
+    let mut board = board();
+    let spares = vec![AT.parse().unwrap()];
+    board.apply(&event(0, What::Surge { spares: spares.clone() }));
+    assert_eq!((board.message(), board.rows.len()), ("starting spares".to_owned(), 1));
+    assert_eq!(board.apply(&event(0, spare(Phase::Down, Phase::Starting))), None);
+    let up = board.apply(&event(0, spare(Phase::Warming, Phase::Up)));
+    assert_eq!(up.as_deref(), Some("✓ spare 127.0.0.1:8003"));
+    assert_eq!((board.total, board.done(), board.rows.len()), (2, 0, 0));
+    board.apply(&event(0, What::Retire { spares }));
+    assert_eq!(board.apply(&event(0, spare(Phase::Up, Phase::Draining))), None);
+    assert_eq!(board.apply(&event(500, spare(Phase::Draining, Phase::Drained))), None);
+    let gone = board.apply(&event(900, spare(Phase::Stopping, Phase::Down)));
+    assert_eq!(gone.as_deref(), Some("- spare 127.0.0.1:8003  retired, drained 0.5 s"));
+    assert_eq!((board.done(), board.rows.len()), (0, 0));
+    board.apply(&event(0, spare(Phase::Warming, Phase::Failed)));
+    assert_eq!(board.message(), "retiring spares");
+}
+
+#[test]
 fn a_row_shows_what_holds_a_drain() {
     let mut board = board();
     let worker = AT.parse().unwrap();
     assert_eq!(board.rows[&worker].text(), "waiting    ");
     board.apply(&event(0, phase(Phase::Up, Phase::Draining, "")));
-    board.apply(&event(0, What::Held { worker, open: 1, tickets: 0, by: vec!["nginx".to_owned()] }));
+    board.apply(&event(0, What::Held { worker, spare: false, open: 1, tickets: 0, by: vec!["nginx".to_owned()] }));
     assert_eq!(board.rows[&worker].text(), "draining   1 open: nginx");
 }
 

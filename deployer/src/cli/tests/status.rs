@@ -4,6 +4,7 @@ use crate::api::{ServiceStatus, Status, WorkerStatus};
 fn worker(port: u16, phase: Phase, reason: &str) -> WorkerStatus {
     WorkerStatus {
         at: ([127, 0, 0, 1], port).into(),
+        spare: false,
         phase,
         reason: reason.to_owned(),
         for_s: 65.0,
@@ -67,6 +68,13 @@ web: mode enforce, policy steer, address 127.0.0.1:9000, roll web-1 runs
   127.0.0.1:8001  failed   0.2s  -          12      90     3       10       0        0  3 (1 cold)  exit\\n1
 ";
     assert_eq!(table(&status()), expected);
+}
+
+#[test]
+fn a_spare_is_called_so() {
+    let mut status = status();
+    status.services[0].workers.push(WorkerStatus { spare: true, ..worker(8040, Phase::Up, "") });
+    assert!(table(&status).contains("\n  spare 127.0.0.1:8040  up "), "{}", table(&status));
 }
 
 #[test]

@@ -51,7 +51,7 @@ fn every_problem_of_a_file_at_once() {
             (9, "service.web.manager.supervisord", "is missing; write supervisord = "),
             (9, "service.web.manager.program", "is an integer; write a string"),
             (10, "service.web.roll.batch", "0 is out of range; write a whole number from 1 to 256"),
-            (10, "service.web.roll.bach", "one of: batch, max_failures, on_failure"),
+            (10, "service.web.roll.bach", "one of: batch, surge, max_failures, on_failure"),
             (11, "service.Web", "is no service name"),
             (11, "service.Web.workers", "is missing; write workers = "),
             (11, "service.Web.manager", "is missing"),

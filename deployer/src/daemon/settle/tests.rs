@@ -6,7 +6,7 @@ use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use deployer_common::word::State as Word;
 
-use self::machine::{Sim, SimDisk, SimManager, WORKERS};
+use self::machine::{SPARES, Sim, SimDisk, SimManager, WORKERS};
 use super::*;
 use crate::{
     api::Exit,
@@ -21,28 +21,43 @@ use crate::{
 
 const LEASE: Duration = Duration::from_secs(10);
 
-/// What a roll is to do with a failure.
-fn plan(rollback: bool) -> Plan {
-    Plan { batches: Plan::batches(WORKERS, 2), max_failures: 1, rollback, switch: false, unswitch: false }
+/// Two at a time, and what a roll is to do with a failure.
+#[derive(Debug, Clone, Copy, Default)]
+struct How {
+    rollback: bool,
+    /// With spares.
+    surge: bool,
+}
+
+const PLAIN: How = How { rollback: false, surge: false };
+const BACK: How = How { rollback: true, surge: false };
+
+fn plan(How { rollback, surge }: How) -> Plan {
+    let surge = if surge { (WORKERS..WORKERS + SPARES).collect() } else { Vec::new() };
+    Plan { batches: Plan::batches(WORKERS, 2), max_failures: 1, rollback, surge, ..Plan::default() }
 }
 
 /// A service as a daemon that begins has it.
 fn service(sim: &Arc<Sim>) -> Arc<Service> {
     let text = format!(
-        "[service.web]\nworkers = \"127.0.0.1:8000-{}\"\nmanager = {{ supervisord = \"/s\", program = \"web_{{port}}\" }}\n",
-        8000 + WORKERS - 1
+        "[service.web]\nworkers = \"127.0.0.1:8000-{}\"\nspare = \"127.0.0.1:{}-{}\"\n\
+         manager = {{ supervisord = \"/s\", program = \"web_{{port}}\" }}\n",
+        8000 + WORKERS - 1,
+        8000 + WORKERS,
+        8000 + WORKERS + SPARES - 1
     );
     let config = Config::parse(std::path::Path::new("f"), &text).unwrap().services.remove("web").unwrap();
-    let workers = config.workers.iter().enumerate();
-    let workers = workers.map(|(nth, at)| Arc::new(Worker::new(nth as u32, *at, "web"))).collect();
-    Arc::new(Service { index: 0, config, workers, manager: Box::new(SimManager(Arc::clone(sim))) })
+    let members = config.members().enumerate();
+    let mut workers: Vec<_> = members.map(|(nth, at)| Arc::new(Worker::new(nth as u32, at, "web"))).collect();
+    let spares = workers.split_off(WORKERS);
+    Arc::new(Service { index: 0, config, workers, spares, manager: Box::new(SimManager(Arc::clone(sim))) })
 }
 
 /// One daemon's life: takes over what is there, begins a roll if there is none yet, and lives until that has ended or
 /// the machine stops it. Returns how the roll ended.
-async fn life(sim: &Arc<Sim>, shelf: &Shelf, rollback: bool, on_start: OnStart) -> Option<Exit> {
+async fn life(sim: &Arc<Sim>, shelf: &Shelf, how: How, on_start: OnStart) -> Option<Exit> {
     let (service, world) = (service(sim), Arc::clone(sim) as Arc<dyn World>);
-    for worker in &service.workers {
+    for worker in service.members() {
         sim.adopt(worker);
     }
     let before = match parse(&sim.written()) {
@@ -63,7 +78,7 @@ async fn life(sim: &Arc<Sim>, shelf: &Shelf, rollback: bool, on_start: OnStart) 
             let (id, log) = ("web-1".to_owned(), shelf.log("web-1", 0));
             let new = Arc::new(Record::resumed(id, "web".to_owned(), "test".to_owned(), Vec::new(), Some(log)));
             record = Some(Arc::clone(&new));
-            rolls.push(begun(&former, &world, &service, new, rollback).await);
+            rolls.push(begun(&former, &world, &service, new, how).await);
         }
         for roll in rolls {
             roll.run().await;
@@ -78,14 +93,8 @@ async fn life(sim: &Arc<Sim>, shelf: &Shelf, rollback: bool, on_start: OnStart) 
     record.and_then(|record| record.result())
 }
 
-async fn begun(
-    former: &Former,
-    world: &Arc<dyn World>,
-    service: &Arc<Service>,
-    record: Arc<Record>,
-    rollback: bool,
-) -> Roll {
-    let machine = Machine::new(plan(rollback));
+async fn begun(former: &Former, world: &Arc<dyn World>, service: &Arc<Service>, record: Arc<Record>, how: How) -> Roll {
+    let machine = Machine::new(plan(how));
     let state = entry(&record, service, None, &machine);
     former.journal.commit(|journal| journal.rolls.push(state)).await.unwrap();
     let (world, journal, service) = (Arc::clone(world), Arc::clone(&former.journal), Arc::clone(service));
@@ -94,44 +103,52 @@ async fn begun(
 
 /// A run over several lives, each ended after so many effects and writes, the last not at all. Returns how the roll
 /// ended, and how many effects and writes the last life took.
-async fn run(lives: &[usize], rollback: bool, broken: &[usize], on_start: OnStart) -> (Exit, usize) {
+async fn run(lives: &[usize], how: How, broken: &[usize], on_start: OnStart) -> (Exit, usize) {
     let dir = tempfile::tempdir().unwrap();
-    let (sim, shelf) = (Sim::new(broken, if rollback { 1 } else { usize::MAX }), Shelf::new(dir.path().join("rolls")));
+    let (sim, shelf) =
+        (Sim::new(broken, if how.rollback { 1 } else { usize::MAX }), Shelf::new(dir.path().join("rolls")));
     for after in lives {
         sim.live(Some(*after));
-        if life(&sim, &shelf, rollback, on_start).await.is_some() {
+        if life(&sim, &shelf, how, on_start).await.is_some() {
             // It was through before that.
             break;
         }
     }
     sim.live(None);
-    let end = life(&sim, &shelf, rollback, on_start).await;
-    let what = format!("lives {lives:?}, rollback {rollback}, broken {broken:?}, {on_start:?}: {sim:?}");
+    let end = life(&sim, &shelf, how, on_start).await;
+    let what = format!("lives {lives:?}, {how:?}, broken {broken:?}, {on_start:?}: {sim:?}");
     assert!(sim.problems().is_empty(), "{what}");
     for (nth, word) in sim.words() {
-        let right = if broken.contains(&nth) && !rollback { [Word::Failed, Word::Up] } else { [Word::Up, Word::Up] };
+        if nth >= WORKERS {
+            assert!(word == Word::Down && !sim.runs(nth), "spare {nth} is left {word:?}; {what}");
+            continue;
+        }
+        let right =
+            if broken.contains(&nth) && !how.rollback { [Word::Failed, Word::Up] } else { [Word::Up, Word::Up] };
         assert!(right.contains(&word), "worker {nth} is left {word:?}; {what}");
     }
+    let dips = !how.surge || !broken.is_empty();
+    assert!(dips || sim.fewest() >= WORKERS, "only {} were up; {what}", sim.fewest());
     (end.unwrap_or_else(|| panic!("the roll has no end; {what}")), sim.ops())
 }
 
 #[tokio::test]
 async fn a_daemon_may_end_at_any_point() {
-    let (end, ops) = run(&[], false, &[], OnStart::Resume).await;
+    let (end, ops) = run(&[], PLAIN, &[], OnStart::Resume).await;
     assert_eq!(end, Exit::Done);
     assert!(ops > 6 * WORKERS, "{ops}");
     for after in 0..=ops {
-        let (end, _) = run(&[after], false, &[], OnStart::Resume).await;
+        let (end, _) = run(&[after], PLAIN, &[], OnStart::Resume).await;
         assert_eq!(end, Exit::Done, "ended after {after}");
     }
 }
 
 #[tokio::test]
 async fn and_so_may_the_next() {
-    let (_, ops) = run(&[], false, &[], OnStart::Resume).await;
+    let (_, ops) = run(&[], PLAIN, &[], OnStart::Resume).await;
     for after in (0..=ops).step_by(3) {
         for next in (0..ops).step_by(4) {
-            let (end, _) = run(&[after, next, next / 2], false, &[], OnStart::Resume).await;
+            let (end, _) = run(&[after, next, next / 2], PLAIN, &[], OnStart::Resume).await;
             assert_eq!(end, Exit::Done, "ended after {after}, {next}, {}", next / 2);
         }
     }
@@ -139,12 +156,12 @@ async fn and_so_may_the_next() {
 
 #[tokio::test]
 async fn a_failure_is_a_failure_over_any_end() {
-    for rollback in [false, true] {
-        let (_, ops) = run(&[], rollback, &[2], OnStart::Resume).await;
+    for how in [PLAIN, BACK] {
+        let (_, ops) = run(&[], how, &[2], OnStart::Resume).await;
         for after in 0..=ops {
-            let (end, _) = run(&[after], rollback, &[2], OnStart::Resume).await;
+            let (end, _) = run(&[after], how, &[2], OnStart::Resume).await;
             // A failure that nobody has written down is tried once more, and this one lasts only once.
-            let right = if rollback { [Exit::RolledBack, Exit::Done] } else { [Exit::Failed; 2] };
+            let right = if how.rollback { [Exit::RolledBack, Exit::Done] } else { [Exit::Failed; 2] };
             assert!(right.contains(&end), "ended after {after}: {end:?}");
         }
     }
@@ -152,16 +169,16 @@ async fn a_failure_is_a_failure_over_any_end() {
 
 #[tokio::test]
 async fn held_rolls_leave_nobody_out() {
-    let (_, ops) = run(&[], false, &[], OnStart::Hold).await;
+    let (_, ops) = run(&[], PLAIN, &[], OnStart::Hold).await;
     for after in 0..=ops {
-        let (end, _) = run(&[after], false, &[], OnStart::Hold).await;
+        let (end, _) = run(&[after], PLAIN, &[], OnStart::Hold).await;
         assert!(matches!(end, Exit::Done | Exit::Stopped), "ended after {after}: {end:?}");
     }
 }
 
 #[tokio::test]
 async fn a_full_disk_stops_the_roll_and_leaves_nobody_out() {
-    let (_, ops) = run(&[], false, &[], OnStart::Resume).await;
+    let (_, ops) = run(&[], PLAIN, &[], OnStart::Resume).await;
     let mut stopped = 0;
     // The first two writes are those of the daemon and of the roll that begins.
     for after in 2..=ops {
@@ -169,11 +186,47 @@ async fn a_full_disk_stops_the_roll_and_leaves_nobody_out() {
         let (sim, shelf) = (Sim::new(&[], 0), Shelf::new(dir.path().join("rolls")));
         sim.fill(after);
         sim.live(None);
-        let end = life(&sim, &shelf, false, OnStart::Resume).await;
+        let end = life(&sim, &shelf, PLAIN, OnStart::Resume).await;
         assert!(matches!(end, Some(Exit::Done | Exit::Stopped)), "full after {after}: {end:?}");
         stopped += usize::from(end == Some(Exit::Stopped));
         assert!(sim.problems().is_empty(), "full after {after}: {sim:?}");
-        assert!(sim.words().values().all(|word| *word == Word::Up), "full after {after}: {sim:?}");
+        assert!(sim.words().values().take(WORKERS).all(|word| *word == Word::Up), "full after {after}: {sim:?}");
     }
     assert!(stopped > ops / 3, "{stopped} of {ops}");
+}
+
+const SURGE: How = How { rollback: false, surge: true };
+
+#[tokio::test]
+async fn a_surge_may_be_cut_at_any_point() {
+    let (end, ops) = run(&[], SURGE, &[], OnStart::Resume).await;
+    assert_eq!(end, Exit::Done);
+    let (_, without) = run(&[], PLAIN, &[], OnStart::Resume).await;
+    assert!(ops >= without + 6 * SPARES, "{ops} with, {without} without");
+    for after in 0..=ops {
+        let (end, _) = run(&[after], SURGE, &[], OnStart::Resume).await;
+        assert_eq!(end, Exit::Done, "ended after {after}");
+        let (end, _) = run(&[after], SURGE, &[], OnStart::Hold).await;
+        assert!(matches!(end, Exit::Done | Exit::Stopped), "ended after {after}: {end:?}");
+    }
+    for after in (0..=ops).step_by(5) {
+        for next in (0..ops).step_by(7) {
+            let (end, _) = run(&[after, next, next / 2], SURGE, &[], OnStart::Resume).await;
+            assert_eq!(end, Exit::Done, "ended after {after}, {next}, {}", next / 2);
+        }
+    }
+}
+
+/// A worker that fails among spares, and a spare that does: no spare is left, no other worker is out.
+#[tokio::test]
+async fn a_failure_in_a_surge_leaves_no_spare() {
+    for (broken, rollback) in [(2, false), (2, true), (WORKERS, false), (WORKERS + 1, true)] {
+        let how = How { rollback, surge: true };
+        let (_, ops) = run(&[], how, &[broken], OnStart::Resume).await;
+        for after in 0..=ops {
+            let (end, _) = run(&[after], how, &[broken], OnStart::Resume).await;
+            let right = if rollback { [Exit::RolledBack, Exit::Done] } else { [Exit::Failed; 2] };
+            assert!(right.contains(&end), "{broken} broken, ended after {after}: {end:?}");
+        }
+    }
 }

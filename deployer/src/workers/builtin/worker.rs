@@ -151,6 +151,12 @@ impl Worker {
         Ok(())
     }
 
+    /// Finds out whether it runs. One that ended while no daemon ran is started; one that nobody has started is not.
+    pub(super) async fn find(&self) -> Result<(), ManagerError> {
+        let _turn = self.turn.lock().await;
+        self.look().map_err(|trouble| trouble.in_(&format!("find {}", self.name())))
+    }
+
     /// Starts it, unless it runs.
     pub(super) async fn start(&self) -> Result<(), ManagerError> {
         let tried = format!("start {}", self.name());

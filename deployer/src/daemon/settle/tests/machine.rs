@@ -22,6 +22,8 @@ use crate::{
 
 /// Workers of the machine.
 pub(super) const WORKERS: usize = 5;
+/// Its spares, numbered after them.
+pub(super) const SPARES: usize = 2;
 
 #[derive(Debug)]
 pub(super) struct Sim(Mutex<Inner>);
@@ -40,6 +42,8 @@ struct Inner {
     /// After so many the disk is full.
     full: Option<usize>,
     problems: Vec<String>,
+    /// The fewest that were up at any time.
+    fewest: usize,
 }
 
 #[derive(Debug)]
@@ -65,13 +69,13 @@ pub(super) struct SimDisk {
 impl Sim {
     pub(super) fn new(broken: &[usize], times: usize) -> Arc<Self> {
         let one = |nth| One {
-            word: Word::Up,
-            cookie: Some(nth as u64 + 1),
-            warm: true,
+            word: if nth < WORKERS { Word::Up } else { Word::Down },
+            cookie: (nth < WORKERS).then_some(nth as u64 + 1),
+            warm: nth < WORKERS,
             empty: false,
             broken: if broken.contains(&nth) { times } else { 0 },
         };
-        let (workers, cookies) = ((0..WORKERS).map(one).collect(), WORKERS as u64);
+        let (workers, cookies) = ((0..WORKERS + SPARES).map(one).collect(), WORKERS as u64);
         let inner = Inner {
             workers,
             cookies,
@@ -81,6 +85,7 @@ impl Sim {
             most: None,
             full: None,
             problems: Vec::new(),
+            fewest: WORKERS,
         };
         Arc::new(Self(Mutex::new(inner)))
     }
@@ -122,6 +127,15 @@ impl Sim {
 
     pub(super) fn ops(&self) -> usize {
         self.0.lock().unwrap().ops
+    }
+
+    pub(super) fn fewest(&self) -> usize {
+        self.0.lock().unwrap().fewest
+    }
+
+    /// Whether a process runs.
+    pub(super) fn runs(&self, nth: usize) -> bool {
+        self.0.lock().unwrap().workers[nth].cookie.is_some()
     }
 
     pub(super) fn words(&self) -> BTreeMap<usize, Word> {
@@ -177,6 +191,8 @@ impl Inner {
         }
         one.word = word;
         one.empty &= matches!(word, Word::Stopping | Word::Failed | Word::Down);
+        let up = self.workers.iter().filter(|one| one.word == Word::Up).count();
+        self.fewest = self.fewest.min(up);
     }
 
     fn stop(&mut self, nth: usize) {

@@ -1,0 +1,144 @@
+//! What a roll is to do: a request, for a service as it is configured and as it is now.
+
+use super::error::Refusal;
+use crate::{
+    api::{Phase, RollRequest},
+    config::{Batch, OnDeadline, OnFailure},
+    roll::machine::Plan,
+    service::Service,
+};
+
+/// What a request comes to for a service.
+pub(super) fn plan(service: &Service, request: &RollRequest) -> Result<Plan, Refusal> {
+    let (name, config) = (&service.config.name, &service.config.roll);
+    let batch: Batch = match &request.batch {
+        Some(text) => text.parse().map_err(|why| Refusal::usage(format!("--batch: {why}")))?,
+        None => config.batch,
+    };
+    if let Some(to) = &request.to {
+        is_version(service, to)?;
+    }
+    let switch = config.switch.is_some() && request.to.is_some();
+    let (total, surge) = (service.workers.len(), config.surge.min(service.spares.len()));
+    if total == 1 && surge == 0 && service.config.drain.on_deadline == OnDeadline::StopRoll {
+        return Err(Refusal::failed(format!(
+            "{name} has one worker, and nobody would serve while it restarts; add a worker, or a spare and \
+             roll.surge = 1, or accept that by on_deadline = \"kill\""
+        )));
+    }
+    let at_a_time = if surge > 0 { batch.of_surge(total, surge) } else { batch.of(total) };
+    let left = service.spares.iter().enumerate().filter(|(_, spare)| spare.control().phase != Phase::Down);
+    Ok(Plan {
+        batches: Plan::batches(total, at_a_time),
+        max_failures: config.max_failures,
+        rollback: config.on_failure == OnFailure::Rollback,
+        switch,
+        unswitch: switch && config.unswitch.is_some(),
+        surge: (total..total + surge).collect(),
+        leftover: left.map(|(nth, _)| total + nth).collect(),
+        back: Batch::Count(at_a_time).of(total),
+    })
+}
+
+/// Whether a version can be asked for.
+fn is_version(service: &Service, to: &str) -> Result<(), Refusal> {
+    let name = &service.config.name;
+    let fine = !to.is_empty() && to.len() <= 128 && to.chars().all(|c| c.is_ascii_graphic() && c != '/');
+    if !fine || to.starts_with('.') {
+        return Err(Refusal::usage(format!(
+            "--to `{}`: a version is 1-128 printable ASCII characters without blanks or slashes, not beginning with a dot",
+            to.escape_debug()
+        )));
+    }
+    if service.config.version.is_none() {
+        return Err(Refusal::usage(format!(
+            "--to needs a way to ask a worker what it runs: add `version` to [service.{name}], \
+             for example version = {{ request = \"GET /version\" }}"
+        )));
+    }
+    Ok(())
+}
+
+/// A roll would have to overrule an operator who has drained a worker.
+pub(super) fn no_hands(service: &Service) -> Result<(), Refusal> {
+    let held = service.workers.iter().find(|worker| worker.control().by_hand().is_some());
+    match held {
+        Some(worker) => Err(Refusal::busy(format!(
+            "{} is drained by hand ({}); put it back first: deployer enable {} {}",
+            worker.at,
+            worker.control().reason,
+            service.config.name,
+            worker.at.port()
+        ))),
+        None => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{path::Path, sync::Arc};
+
+    use super::*;
+    use crate::{
+        config::Config,
+        service::{Worker, manager},
+    };
+
+    fn service(workers: u16, spares: u16, more: &str) -> Service {
+        let last = 7999 + workers;
+        let spare = if spares > 0 { format!("spare = \"127.0.0.1:9000-{}\"\n", 8999 + spares) } else { String::new() };
+        let text = format!(
+            "[service.web]\nworkers = \"127.0.0.1:8000-{last}\"\n{spare}{more}\n\
+             manager = {{ start = [\"a\", \"{{port}}\"], stop = [\"b\", \"{{port}}\"], status = [\"c\", \"{{port}}\"] }}\n"
+        );
+        let config = Config::parse(Path::new("f"), &text).unwrap().services.remove("web").unwrap();
+        let members = config.members().enumerate();
+        let mut workers: Vec<_> = members.map(|(nth, at)| Arc::new(Worker::new(nth as u32, at, "web"))).collect();
+        let spares = workers.split_off(config.workers.len());
+        let manager = manager(&config);
+        Service { index: 0, config, workers, spares, manager }
+    }
+
+    fn planned(service: &Service, batch: Option<&str>) -> Plan {
+        let request = RollRequest { batch: batch.map(str::to_owned), ..RollRequest::default() };
+        plan(service, &request).map_err(|_| "refused").unwrap()
+    }
+
+    #[test]
+    fn a_batch_is_no_larger_than_the_surge() {
+        let service = service(4, 4, "roll.surge = 4");
+        for (batch, sizes, back) in [
+            (None, vec![4], 3),
+            (Some("3"), vec![3, 1], 3),
+            (Some("50%"), vec![2, 2], 2),
+            (Some("100%"), vec![4], 3),
+            (Some("9"), vec![4], 3),
+        ] {
+            let plan = planned(&service, batch);
+            assert_eq!(plan.batches.iter().map(Vec::len).collect::<Vec<_>>(), sizes, "{batch:?}");
+            assert_eq!((plan.surge, plan.back), (vec![4, 5, 6, 7], back), "{batch:?}");
+        }
+    }
+
+    #[test]
+    fn one_worker_can_be_rolled_with_a_spare() {
+        let plan = planned(&service(1, 1, "roll.surge = 1"), None);
+        assert_eq!((plan.batches, plan.surge), (vec![vec![0]], vec![1]));
+        assert!(super::plan(&service(1, 1, ""), &RollRequest::default()).is_err(), "its spare is not used");
+        assert!(super::plan(&service(1, 0, ""), &RollRequest::default()).is_err());
+    }
+
+    #[test]
+    fn spares_that_run_are_retired_first() {
+        for more in ["roll.surge = 1", ""] {
+            let service = service(4, 3, more);
+            service.spares[2].enter(Phase::Up, "");
+            service.spares[0].enter(Phase::Failed, "");
+            let plan = planned(&service, None);
+            assert_eq!(plan.leftover, [4, 6]);
+            assert_eq!(plan.surge, if more.is_empty() { vec![] } else { vec![4] });
+            // Without a surge, it is a roll like any other.
+            assert_eq!(plan.batches.len(), 4);
+        }
+    }
+}

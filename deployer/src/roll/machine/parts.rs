@@ -1,0 +1,102 @@
+//! What a roll is made of: its plan, its steps, and what comes of them.
+
+use serde::{Deserialize, Serialize};
+
+use crate::api::Exit;
+
+/// What is fixed before a roll begins. Workers are named by their place in the service, spares by theirs after them.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Plan {
+    /// The workers, batch by batch; no batch is empty.
+    pub batches: Vec<Vec<usize>>,
+    /// Failed workers at which it stops, at least 1.
+    pub max_failures: usize,
+    /// Whether a failure is rolled back.
+    pub rollback: bool,
+    /// Whether a command puts the new version in place.
+    pub switch: bool,
+    /// Whether a command puts the former version back.
+    pub unswitch: bool,
+    /// Spares that are started before the first batch and retired at the end; empty: capacity dips.
+    #[serde(default)]
+    pub surge: Vec<usize>,
+    /// Spares that were left running, by a roll that was cut: retired before anything else.
+    #[serde(default)]
+    pub leftover: Vec<usize>,
+    /// Workers at a time on the way back, which has no spares; 0: as on the way there.
+    #[serde(default)]
+    pub back: usize,
+}
+
+impl Plan {
+    /// Cuts `workers` into batches.
+    #[must_use]
+    pub fn batches(workers: usize, batch: usize) -> Vec<Vec<usize>> {
+        let all: Vec<_> = (0..workers).collect();
+        all.chunks(batch.max(1)).map(<[usize]>::to_vec).collect()
+    }
+}
+
+/// What came of one worker, or spare.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Outcome {
+    /// Restarted, warm, and up; of a spare that was to be retired: stopped.
+    Changed,
+    /// Out of rotation, and why.
+    Failed(String),
+    /// Back in rotation as it was, and why; the roll stops.
+    Kept(String),
+}
+
+impl Outcome {
+    /// Why it is not as it was to be.
+    #[must_use]
+    pub fn trouble(&self) -> Option<&str> {
+        match self {
+            Self::Changed => None,
+            Self::Failed(why) | Self::Kept(why) => Some(why),
+        }
+    }
+}
+
+/// What to do next.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Step {
+    /// Put the new version in place.
+    Switch,
+    /// Start these spares, and warm them.
+    Surge {
+        /// All of them.
+        spares: Vec<usize>,
+    },
+    /// Restart these; `nth` counts from 0.
+    Batch {
+        /// Which batch.
+        nth: usize,
+        /// Of how many.
+        of: usize,
+        /// Its workers.
+        workers: Vec<usize>,
+        /// Whether they are being rolled back.
+        back: bool,
+    },
+    /// Drain and stop these spares.
+    Retire {
+        /// All of them.
+        spares: Vec<usize>,
+    },
+    /// Put the former version back.
+    Unswitch,
+    /// It is over.
+    Finish(End),
+}
+
+/// How a roll ended.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct End {
+    /// In a code.
+    pub result: Exit,
+    /// In a sentence.
+    pub text: String,
+}
