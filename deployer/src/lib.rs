@@ -5,6 +5,7 @@
 pub mod api;
 pub mod check;
 pub mod cli;
+mod command;
 pub mod config;
 pub mod daemon;
 pub mod failpoint;

@@ -62,6 +62,9 @@ impl DeployerBin {
     }
 }
 
+/// The usual warm-up: each page of the app, three times.
+const WARM: &str = "requests = [\"GET /\", \"GET /pin/1\"], repeat = 3";
+
 /// A running daemon.
 #[derive(Debug)]
 pub struct Daemon<'a> {
@@ -147,7 +150,7 @@ impl<'a> Daemon<'a> {
 
     /// SIGTERM, and waits for the end.
     pub fn stop(&mut self) -> Result<ExitStatus> {
-        self.process.stop(Duration::from_secs(10))
+        self.process.stop(Duration::from_secs(30))
     }
 }
 
@@ -178,6 +181,8 @@ pub struct ServiceConfig {
     pub unswitch_to: Option<String>,
     /// `warm.within`.
     pub warm_within: &'static str,
+    /// What else of `warm`.
+    pub warm: &'static str,
     /// More lines of `[service.web]`.
     pub extra: String,
 }
@@ -197,6 +202,7 @@ impl Default for ServiceConfig {
             on_failure: "stop",
             unswitch_to: None,
             warm_within: "20s",
+            warm: WARM,
             extra: String::new(),
         }
     }
@@ -259,9 +265,9 @@ impl ServiceConfig {
     }
 
     fn warm_lines(&self) -> String {
-        let within = self.warm_within;
+        let (within, warm) = (self.warm_within, self.warm);
         format!(
-            "warm = {{ requests = [\"GET /\", \"GET /pin/1\"], repeat = 3, within = {within:?} }}\n\
+            "warm = {{ {warm}, within = {within:?} }}\n\
              version = {{ request = \"GET /version\" }}\n"
         )
     }

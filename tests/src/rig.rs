@@ -256,7 +256,7 @@ impl Rig<'_> {
 pub fn wait(what: &str, mut holds: impl FnMut() -> Result<bool>) -> Result<Duration> {
     let begun = Instant::now();
     while !holds()? {
-        if begun.elapsed() > Duration::from_secs(10) {
+        if begun.elapsed() > Duration::from_secs(30) {
             bail!("waited 10 s in vain for {what}");
         }
         std::thread::sleep(Duration::from_millis(10));

@@ -118,7 +118,7 @@ impl<'a> Supervisor<'a> {
 
     fn is_up(&self, port: u16) -> Result<bool> {
         let answer =
-            self.sandbox.in_netns(|| Request::get("/health").send(self.address(port), Duration::from_secs(1)))?;
+            self.sandbox.in_netns(|| Request::get("/health").send(self.address(port), Duration::from_secs(10)))?;
         Ok(answer.is_ok_and(|a| a.status == 200 && a.header("X-Port") == Some(&port.to_string())))
     }
 

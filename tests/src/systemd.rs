@@ -84,7 +84,7 @@ impl<'a> Systemd<'a> {
 
     fn is_up(&self, port: u16) -> Result<bool> {
         let at = std::net::SocketAddr::from(([127, 0, 0, 1], port));
-        let answer = self.sandbox.in_netns(|| Request::get("/health").send(at, Duration::from_secs(1)))?;
+        let answer = self.sandbox.in_netns(|| Request::get("/health").send(at, Duration::from_secs(10)))?;
         Ok(answer.is_ok_and(|a| a.status == 200 && a.header("X-Port") == Some(&port.to_string())))
     }
 

@@ -14,7 +14,7 @@ use crate::{
     api::{Done, DrainRequest, EnableRequest, Phase},
     journal::{ByHand, WorkerState},
     kernel::host,
-    roll::record::unix_ms,
+    roll::{record::unix_ms, start},
     service::{
         Claim, Owner, Service, Worker,
         drain::{Drain, Held},
@@ -196,9 +196,7 @@ impl Daemon {
             Ok(serving) => {
                 let (phase, listeners) = (Phase::Up, serving.clone());
                 let known = WorkerState { phase, listeners, ..worker.control().known() };
-                let written = self.journal.commit(|state| {
-                    state.services.entry(worker.service.clone()).or_default().workers.insert(worker.at, known);
-                });
+                let written = self.journal.commit(|state| state.revived(&worker.service, worker.at, known));
                 // At worst it is found failed, and out, by the next daemon.
                 let _ = written.await;
                 put_up(&self.tables, worker, serving, "enabled by hand");
@@ -211,11 +209,14 @@ impl Daemon {
         }
     }
 
-    /// Warms a worker; its listeners, if they are still those of the process that was warmed.
+    /// Has a worker run, and warms it; its listeners, if they are still those of the process that was warmed.
     async fn warm_again(&self, service: &Service, worker: &Worker) -> Result<BTreeSet<u64>, String> {
         let told = |error: std::io::Error| format!("{}: sock_diag: {error}", worker.at);
-        let before = listeners(worker.at).await.map_err(told)?;
-        let warmed = warm::warm(worker.at, &service.config.warm, service.config.warm.within).await;
+        let until = Instant::now() + service.config.warm.within;
+        // Also one that listens: its manager may have been told to stop it, and would leave it down after a crash.
+        let before = start::start(&*self.world, service, worker, until).await?;
+        let left = until.saturating_duration_since(Instant::now());
+        let warmed = warm::warm(worker.at, &service.config.warm, left).await;
         warmed.map_err(|error| error.to_string())?;
         let now = listeners(worker.at).await.map_err(told)?;
         if now.is_disjoint(&before) {

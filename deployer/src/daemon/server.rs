@@ -199,7 +199,7 @@ async fn events(State(daemon): Shared, Name(id): Name<String>, Query(from): Quer
     let (mut sender, body) = tokio::io::duplex(MOST);
     tokio::spawn(async move {
         use tokio::io::AsyncWriteExt as _;
-        let mut seq = from.from;
+        let mut seq = roll.go_on(from.from);
         while let Some(event) = roll.event(seq).await {
             seq += 1;
             let Ok(mut line) = serde_json::to_vec(&event) else { return };

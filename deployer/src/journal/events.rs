@@ -28,6 +28,8 @@ pub struct Log {
     file: Option<File>,
     /// Up to here the file is whole lines.
     len: u64,
+    /// There may be something behind them: a former daemon's, or of a write that failed.
+    torn: bool,
     /// Lines that could not be written yet.
     backlog: Vec<u8>,
 }
@@ -46,7 +48,7 @@ impl Shelf {
     /// A log to write to, after the events that it holds.
     #[must_use]
     pub fn log(&self, id: &str, whole: u64) -> Log {
-        Log { path: self.path(id), file: None, len: whole, backlog: Vec::new() }
+        Log { path: self.path(id), file: None, len: whole, torn: true, backlog: Vec::new() }
     }
 
     /// Every roll's events with the length that they have in the file, by name. What is not understood is left out.
@@ -78,7 +80,8 @@ fn bytes(path: &Path) -> io::Result<Vec<u8>> {
     Ok(bytes)
 }
 
-/// The events up to the first line that is torn, foreign, or out of order; and their length in bytes.
+/// The events up to the end of the roll, or the first line that is torn, foreign, or out of order; and their length in
+/// bytes.
 fn events(bytes: &[u8], id: &str) -> (Vec<Event>, u64) {
     let (mut events, mut whole) = (Vec::new(), 0);
     for line in bytes.split_inclusive(|byte| *byte == b'\n').filter(|line| line.ends_with(b"\n")) {
@@ -89,6 +92,9 @@ fn events(bytes: &[u8], id: &str) -> (Vec<Event>, u64) {
         }
         events.push(event);
         whole += line.len() as u64;
+        if events.last().is_some_and(|event| matches!(event.what, What::Finished { .. })) {
+            break;
+        }
     }
     (events, whole)
 }
@@ -105,10 +111,13 @@ impl Log {
             Some(file) => file,
             none => none.insert(open(&self.path)?),
         };
-        // Behind the last whole line, whatever a former try has left there.
-        file.set_len(self.len)?;
-        file.seek(io::SeekFrom::Start(self.len))?;
-        file.write_all(&self.backlog)?;
+        if self.torn {
+            file.set_len(self.len)?;
+            file.seek(io::SeekFrom::Start(self.len))?;
+        }
+        let written = file.write_all(&self.backlog);
+        self.torn = written.is_err();
+        written?;
         self.len += self.backlog.len() as u64;
         self.backlog.clear();
         Ok(())

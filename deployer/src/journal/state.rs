@@ -126,6 +126,19 @@ impl State {
         self.rolls.iter_mut().find(|roll| roll.id == id)
     }
 
+    /// A worker that had failed is up again, by hand. A roll that has it in hand still must not find it failed.
+    pub fn revived(&mut self, service: &str, at: SocketAddr, known: WorkerState) {
+        self.services.entry(service.to_owned()).or_default().workers.insert(at, known);
+        for roll in self.rolls.iter_mut().filter(|roll| roll.service == service) {
+            let Some(nth) = roll.workers.iter().position(|worker| *worker == at) else { continue };
+            if let Some(hand) = roll.hand.get_mut(&nth)
+                && matches!(hand.outcome, Some(Outcome::Failed(_)))
+            {
+                hand.outcome = Some(Outcome::Changed);
+            }
+        }
+    }
+
     /// Whether all of it makes sense, and not only its types.
     ///
     /// # Errors

@@ -260,3 +260,18 @@ fn a_damaged_file_is_put_aside_when_another_is_written() {
 fn a_boot_has_an_id() {
     assert_eq!(boot_id().unwrap().len(), 36);
 }
+
+/// A daemon that takes the roll up finds the worker as the operator has left it.
+#[test]
+fn one_that_is_enabled_has_not_failed() {
+    let mut state = state();
+    let (before, up) = (state.rolls[0].hand.clone(), state.services["web"].workers.values().next().unwrap().clone());
+    let workers = state.rolls[0].workers.clone();
+    state.revived("other", workers[1], up.clone());
+    state.revived("web", "127.0.0.1:9".parse().unwrap(), up.clone());
+    state.revived("web", workers[0], up.clone());
+    assert_eq!(state.rolls[0].hand, before);
+    state.revived("web", workers[1], up.clone());
+    assert_eq!(state.rolls[0].hand[&1].outcome, Some(Outcome::Changed));
+    assert_eq!(state.services["web"].workers[&workers[1]], up);
+}

@@ -7,7 +7,7 @@ mod command;
 pub mod machine;
 pub mod record;
 pub mod run;
-mod start;
+pub(crate) mod start;
 mod worker;
 pub mod world;
 

@@ -29,6 +29,8 @@ pub struct Record {
     stop: AtomicBool,
     suspend: AtomicBool,
     parked: AtomicBool,
+    /// So many events are a former daemon's.
+    inherited: usize,
 }
 
 struct Told {
@@ -49,21 +51,25 @@ impl Record {
     /// One that has `events` already, and goes on in a log.
     #[must_use]
     pub fn resumed(id: String, service: String, by: String, events: Vec<Event>, log: Option<Log>) -> Self {
-        let (written, _) = watch::channel(events.len());
+        let inherited = events.len();
+        let (written, _) = watch::channel(inherited);
         let stop = AtomicBool::new(events.iter().any(|event| matches!(event.what, What::StopAsked { .. })));
         let told = Mutex::new(Told { events, log, torn: false });
         let (suspend, parked) = (AtomicBool::new(false), AtomicBool::new(false));
-        Self { id, service, by, told, written, stop, suspend, parked }
+        Self { id, service, by, told, written, stop, suspend, parked, inherited }
     }
 
     fn told(&self) -> MutexGuard<'_, Told> {
         self.told.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Adds an event, and logs it. It is in the log before anybody reads it.
+    /// Adds an event, and logs it. It is in the log before anybody reads it. Nothing comes after the end.
     pub fn add(&self, what: What) {
         let len = {
             let mut told = self.told();
+            if told.result().is_some() {
+                return;
+            }
             let event = Event { seq: told.events.len() as u64, time_ms: unix_ms(), roll: self.id.clone(), what };
             // Phases are logged by the worker itself.
             if !matches!(event.what, What::Phase { .. }) {
@@ -74,6 +80,16 @@ impl Record {
             told.events.len()
         };
         self.written.send_replace(len);
+    }
+
+    /// Where a reader goes on who has seen the events before `from`. One who has seen more than there are had them from a
+    /// former daemon that could not write them down (or all that there are, and not the end); what this daemon adds
+    /// bears their numbers once more, and is news.
+    #[must_use]
+    pub fn go_on(&self, from: usize) -> usize {
+        let told = self.told();
+        let ahead = from > told.events.len() || (from == told.events.len() && told.result().is_some());
+        if ahead && self.inherited > 0 { self.inherited } else { from }
     }
 
     /// The event at `seq`, as soon as there is one; `None`: the roll has ended before it, or this daemon has left it to
@@ -178,4 +194,56 @@ impl Told {
 #[must_use]
 pub fn unix_ms() -> u64 {
     SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_millis() as u64)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn record(events: Vec<Event>) -> Record {
+        Record::resumed("web-1".to_owned(), "web".to_owned(), "me".to_owned(), events, None)
+    }
+
+    fn some() -> What {
+        What::Resumed { text: "goes on".to_owned() }
+    }
+
+    fn end() -> What {
+        What::Finished { result: Exit::Done, text: String::new(), changed: 0, failed: Vec::new(), seconds: 0.0 }
+    }
+
+    #[test]
+    fn nothing_comes_after_the_end() {
+        let record = record(Vec::new());
+        record.add(end());
+        record.ask_stop("me");
+        assert!(record.stop_asked());
+        assert_eq!((record.result(), record.told().events.len()), (Some(Exit::Done), 1));
+    }
+
+    /// Of five events that a client has seen, two were written down before the daemon was killed.
+    #[tokio::test]
+    async fn a_reader_who_has_seen_more_hears_the_end() {
+        let former = record(Vec::new());
+        (0..2).for_each(|_| former.add(some()));
+        let events = former.told().events.clone();
+        let record = record(events);
+        assert_eq!([0, 1, 2, 5].map(|from| record.go_on(from)), [0, 1, 2, 2]);
+        (0..2).for_each(|_| record.add(some()));
+        record.add(end());
+        for from in [5, 6, 99] {
+            let event = record.event(record.go_on(from)).await.unwrap();
+            assert_eq!(event.seq, 2, "from {from}");
+        }
+        assert_eq!(record.go_on(4), 4);
+    }
+
+    #[tokio::test]
+    async fn one_of_this_daemon_is_not_told_again() {
+        let record = record(Vec::new());
+        record.add(end());
+        for from in [1, 7] {
+            assert!(record.event(record.go_on(from)).await.is_none());
+        }
+    }
 }

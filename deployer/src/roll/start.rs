@@ -31,8 +31,11 @@ pub(super) async fn nobody_listens(at: SocketAddr, still: io::Result<BTreeSet<u6
     if still.is_empty() {
         return Ok(());
     }
-    let who = blocking(move || diag::sockets(diag::states::LISTEN, Some(at.port()))).await.unwrap_or_default();
-    let holders = procs::holding(&who.iter().map(|socket| socket.inode).collect());
+    let holders = blocking(move || {
+        let who = diag::sockets(diag::states::LISTEN, Some(at.port()))?;
+        Ok(procs::holding(&who.iter().map(|socket| socket.inode).collect()))
+    });
+    let holders = holders.await.unwrap_or_default();
     let who = holders.values().next().map_or_else(|| "nobody's process".to_owned(), ToString::to_string);
     Err(format!("{at}: stopped, but its port is still listened on by {who}; end that process, then roll again"))
 }
@@ -41,7 +44,7 @@ pub(super) async fn nobody_listens(at: SocketAddr, still: io::Result<BTreeSet<u6
 ///
 /// # Errors
 /// What the process did instead, in words.
-pub(super) async fn start(
+pub(crate) async fn start(
     world: &dyn World,
     service: &Service,
     worker: &Worker,
@@ -61,13 +64,19 @@ pub(super) async fn start(
             asked = Instant::now();
             let status = service.manager.status(at).await.map_err(|error| format!("{at}: {error}"))?;
             pids.extend(status.pid);
-            judge(service, at, &status, pids.len(), late)?;
+            judge(service, at, &status, pids.len(), late).await?;
         }
         tokio::time::sleep(LOOK).await;
     }
 }
 
-fn judge(service: &Service, at: SocketAddr, status: &ProcessStatus, pids: usize, late: bool) -> Result<(), String> {
+async fn judge(
+    service: &Service,
+    at: SocketAddr,
+    status: &ProcessStatus,
+    pids: usize,
+    late: bool,
+) -> Result<(), String> {
     let name = service.manager.name(at);
     let said = if status.detail.is_empty() { String::new() } else { format!(" ({})", status.detail) };
     if status.phase == ProcessPhase::Failed {
@@ -80,17 +89,21 @@ fn judge(service: &Service, at: SocketAddr, status: &ProcessStatus, pids: usize,
         return Ok(());
     }
     let within = service.config.warm.within.as_secs_f32();
-    let elsewhere = status.pid.map(elsewhere).unwrap_or_default();
+    let elsewhere = match status.pid {
+        Some(pid) => blocking(move || elsewhere(pid)).await.unwrap_or_default(),
+        None => String::new(),
+    };
     Err(format!("{at}: nothing listened within {within} s of the start; {name} is {}{said}{elsewhere}", status.phase))
 }
 
 /// What else a process listens on: a worker on the wrong port is worth naming.
-fn elsewhere(pid: u32) -> String {
+fn elsewhere(pid: u32) -> io::Result<String> {
     let held = procs::sockets_of(pid);
-    let listening = diag::sockets(diag::states::LISTEN, None).unwrap_or_default();
+    let listening = diag::sockets(diag::states::LISTEN, None)?;
     let ports: Vec<_> =
         listening.iter().filter(|socket| held.contains(&socket.inode)).map(|socket| socket.local.to_string()).collect();
-    if ports.is_empty() { String::new() } else { format!(", and pid {pid} listens on {} instead", ports.join(", ")) }
+    let said = format!(", and pid {pid} listens on {} instead", ports.join(", "));
+    Ok(if ports.is_empty() { String::new() } else { said })
 }
 
 /// Sends the warm-up requests and asks for the version.

@@ -195,10 +195,12 @@ impl<'a> Drain<'a> {
                 }
             }
             if count.tickets > 0 || !sockets.is_empty() {
-                self.tell(&sockets, count.tickets);
+                self.tell(sockets, count.tickets).await;
             }
             if Instant::now() >= self.deadline {
-                return Err(DrainError::Deadline(name(&self.sockets().await?, count.tickets, self.worker.at.port())));
+                return Err(DrainError::Deadline(
+                    name(self.sockets().await?, count.tickets, self.worker.at.port()).await,
+                ));
             }
             tokio::time::sleep(POLL).await;
         }
@@ -210,12 +212,12 @@ impl<'a> Drain<'a> {
     }
 
     /// Says what holds it: from the second second on, once a second, and only what is new.
-    fn tell(&mut self, sockets: &[Socket], tickets: u64) {
+    async fn tell(&mut self, sockets: Vec<Socket>, tickets: u64) {
         if self.told.elapsed() < TELL {
             return;
         }
         self.told = Instant::now();
-        let held = name(sockets, tickets, self.worker.at.port());
+        let held = name(sockets, tickets, self.worker.at.port()).await;
         if held != self.last {
             self.last = held;
             (self.on_held)(&self.last);
@@ -259,9 +261,16 @@ fn connections(sockets: &[Socket], port: u16) -> u64 {
     sockets.iter().map(pair).collect::<BTreeSet<_>>().len() as u64
 }
 
-/// Says who holds it: by process and state, callers' ends where these are on this host.
-fn name(sockets: &[Socket], tickets: u64, port: u16) -> Held {
-    let open = connections(sockets, port);
+/// Says who holds it.
+async fn name(sockets: Vec<Socket>, tickets: u64, port: u16) -> Held {
+    let open = connections(&sockets, port);
+    // All of /proc is walked.
+    let by = blocking(move || Ok(holders(&sockets, port))).await.unwrap_or_default();
+    Held { open, tickets, by }
+}
+
+/// By process and state, callers' ends where these are on this host.
+fn holders(sockets: &[Socket], port: u16) -> Vec<String> {
     let is_caller = |socket: &&Socket| socket.peer.port() == port;
     let mut shown: Vec<_> = sockets.iter().filter(is_caller).collect();
     if shown.is_empty() {
@@ -275,5 +284,5 @@ fn name(sockets: &[Socket], tickets: u64, port: u16) -> Held {
     }
     let by =
         groups.iter().take(NAMED).map(|((who, state), of)| format!("{who}: {} {state}, {}", of.len(), of[0].local));
-    Held { open, tickets, by: by.collect() }
+    by.collect()
 }

@@ -4,15 +4,15 @@
 //! worker runs and with 3 if it does not, as init scripts do; any other status says that it cannot tell. It may say
 //! `pid N` in the first line of its output.
 
-mod command;
-
 use std::{net::SocketAddr, time::Duration};
 
 use tokio::time::{Instant, sleep};
 
-use self::command::{CommandError, Ended};
 use super::{ManagerError, Pending, ProcessManager, ProcessPhase, ProcessStatus, filled};
-use crate::config;
+use crate::{
+    command::{self, CommandError, Ended},
+    config,
+};
 
 const MANAGER: &str = "the command";
 /// Between two looks at a process that is to end; each starts a process.

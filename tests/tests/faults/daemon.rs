@@ -73,7 +73,7 @@ fn a_reload_asked_for_too_early() -> Result<()> {
     command.arg("daemon").arg("--config").arg(file);
     let mut daemon = Process::start("deployer daemon", command, &sandbox.dir().join("deployer.log"))?;
     let comm = format!("/proc/{}/comm", daemon.pid());
-    daemon.wait_ready(Duration::from_secs(5), || {
+    daemon.wait_ready(Duration::from_secs(20), || {
         std::fs::read_to_string(&comm).is_ok_and(|it| it.trim() == "deployer")
     })?;
     std::thread::sleep(Duration::from_millis(40));
@@ -84,7 +84,7 @@ fn a_reload_asked_for_too_early() -> Result<()> {
     ensure!(ended.is_none(), "{ended:?}: {}", daemon.log());
     stage.all_up()?;
     let read = || Ok(daemon.log().contains("configuration read again"));
-    stage.wait(Duration::from_secs(5), read).with_context(|| daemon.log())?;
+    stage.wait(Duration::from_secs(20), read).with_context(|| daemon.log())?;
     ensure!(daemon.stop(Duration::from_secs(10))?.success(), "{}", daemon.log());
     stage.unharmed("a reload asked for too early")?;
     Ok(())
@@ -151,8 +151,10 @@ fn a_caller_from_elsewhere_is_waited_for() -> Result<()> {
     let daemon = stage.daemon(&ServiceConfig { batch: "1".to_owned(), ..ServiceConfig::default() })?;
     let mut caller = sandbox.command(Place::Outside, "curl");
     let caller = caller.args(["-s", "--interface", "10.9.9.2", "http://10.9.9.1:8000/?slow=3"]);
-    let caller = caller.args(["-o", "/dev/null", "-w", "%{http_code}"]).stdout(Stdio::piped()).spawn()?;
-    std::thread::sleep(Duration::from_millis(500));
+    let caller = caller.args(["-H", "X-Request-Id: elsewhere", "-o", "/dev/null", "-w", "%{http_code}"]);
+    let caller = caller.stdout(Stdio::piped()).spawn()?;
+    let begun = || Ok(stage.journal()?.entries.iter().any(|entry| entry.id == "elsewhere"));
+    stage.wait(Duration::from_secs(20), begun).context("waiting for the caller's request to begin")?;
     stage.roll(&daemon, TO_V2)?.end()?.must("done", &["4 workers"])?;
     let answer = String::from_utf8_lossy(&caller.wait_with_output()?.stdout).into_owned();
     eprintln!("the caller from elsewhere: {answer}");
@@ -202,5 +204,5 @@ fn sandbox_file(stage: &Stage<'_>) -> std::path::PathBuf {
 fn send_hup(stage: &Stage<'_>, daemon: &Daemon<'_>) -> Result<()> {
     let before = daemon.log().len();
     deployer_tests::process::send(daemon.pid(), Signal::HUP)?;
-    stage.wait(Duration::from_secs(5), || Ok(daemon.log()[before..].contains("cannot be read")))
+    stage.wait(Duration::from_secs(20), || Ok(daemon.log()[before..].contains("cannot be read")))
 }

@@ -80,7 +80,7 @@ fn roll<'a>(stage: &Stage<'a>, before: Before, deaf: &Deaf, rest: Duration) -> R
 fn a_stop_that_takes_its_time() -> Result<()> {
     let sandbox = Sandbox::new("slowstop")?;
     let stage = Stage::new(&sandbox)?;
-    let before = Arc::new(|| sleep(Duration::from_secs(2)));
+    let before = Arc::new(|| sleep(Duration::from_secs(1)));
     let (_daemon, end) = roll(&stage, before, &Deaf::default(), Duration::ZERO)?;
     end.must("done", &["4 workers"])?;
     stage.unharmed("a stop that takes its time")?;

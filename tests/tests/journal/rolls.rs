@@ -13,8 +13,19 @@ use deployer_tests::stage::Stage;
 
 const TO_V2: &[&str] = &["--to", "v2"];
 
+/// Workers that are so slow to start that whoever hears of it can do something about it, on a slow machine too.
+fn stage(sandbox: &Sandbox) -> Result<Stage<'_>> {
+    Stage::with_import(sandbox, 2.0)
+}
+
+/// As slow to warm.
+fn slow() -> ServiceConfig {
+    let warm = "requests = [\"GET /\", \"GET /pin/1\", \"GET /?slow=2\"], repeat = 1";
+    ServiceConfig { warm, ..ServiceConfig::default() }
+}
+
 fn hold() -> ServiceConfig {
-    ServiceConfig { daemon_extra: "on_start = \"hold\"\n".to_owned(), ..ServiceConfig::default() }
+    ServiceConfig { daemon_extra: "on_start = \"hold\"\n".to_owned(), ..slow() }
 }
 
 /// Ends the daemon when a worker is in a phase, starts another, and returns how the roll ended for its client, and what
@@ -25,11 +36,11 @@ fn over_a_restart(
     signal: Signal,
     next: &ServiceConfig,
 ) -> Result<(Ending, String)> {
-    let mut daemon = stage.daemon(&ServiceConfig::default())?;
+    let mut daemon = stage.daemon(&slow())?;
     let mut roll = stage.roll(&daemon, TO_V2)?;
     roll.until_phase(at.0, at.1)?;
     daemon.process().signal(signal)?;
-    let ended = daemon.process().wait_for(Duration::from_secs(30))?.context("the daemon goes on")?;
+    let ended = daemon.process().wait_for(Duration::from_secs(60))?.context("the daemon goes on")?;
     ensure!(signal == Signal::KILL || ended.success(), "{ended}: {}", daemon.log());
     // Nobody is there: callers must not notice.
     std::thread::sleep(Duration::from_millis(500));
@@ -51,8 +62,8 @@ fn over_a_restart(
 
 fn resumes(label: &str, at: (u16, &str), signal: Signal) -> Result<()> {
     let sandbox = Sandbox::new(label)?;
-    let stage = Stage::new(&sandbox)?;
-    let (ending, log) = over_a_restart(&stage, at, signal, &ServiceConfig::default())?;
+    let stage = stage(&sandbox)?;
+    let (ending, log) = over_a_restart(&stage, at, signal, &slow())?;
     ending.must("done", &["4 workers restarted"])?;
     ensure!(ending.changed == 4 && !log.contains("a move that the table"), "{ending:?}: {log}");
     let report = stage.unharmed(label)?;
@@ -88,7 +99,7 @@ fn asked_to_end() -> Result<()> {
 #[test]
 fn held() -> Result<()> {
     let sandbox = Sandbox::new("held")?;
-    let stage = Stage::new(&sandbox)?;
+    let stage = stage(&sandbox)?;
     let (ending, _) = over_a_restart(&stage, (8001, "stopping"), Signal::KILL, &hold())?;
     ending
         .must("stopped", &["held after a restart of the daemon; roll again to go on", "2 of 4 workers are changed"])?;
@@ -100,7 +111,7 @@ fn held() -> Result<()> {
 #[test]
 fn other_workers() -> Result<()> {
     let sandbox = Sandbox::new("others")?;
-    let stage = Stage::new(&sandbox)?;
+    let stage = stage(&sandbox)?;
     let mut daemon = stage.daemon(&ServiceConfig::default())?;
     let mut roll = stage.roll(&daemon, TO_V2)?;
     roll.until_phase(8001, "stopping")?;
@@ -118,7 +129,7 @@ fn other_workers() -> Result<()> {
 #[test]
 fn a_lost_journal() -> Result<()> {
     let sandbox = Sandbox::new("lost")?;
-    let stage = Stage::new(&sandbox)?;
+    let stage = stage(&sandbox)?;
     let mut daemon = stage.daemon(&ServiceConfig::default())?;
     let mut roll = stage.roll(&daemon, TO_V2)?;
     roll.until_phase(8001, "starting")?;
@@ -139,7 +150,7 @@ fn a_lost_journal() -> Result<()> {
 #[test]
 fn another_boot() -> Result<()> {
     let sandbox = Sandbox::new("boot")?;
-    let stage = Stage::new(&sandbox)?;
+    let stage = stage(&sandbox)?;
     let mut daemon = stage.daemon(&ServiceConfig::default())?;
     let mut roll = stage.roll(&daemon, TO_V2)?;
     roll.until_phase(8003, "starting")?;
@@ -163,7 +174,7 @@ fn another_boot() -> Result<()> {
 #[test]
 fn a_daemon_that_does_not_come_back() -> Result<()> {
     let sandbox = Sandbox::new("gone")?;
-    let stage = Stage::new(&sandbox)?;
+    let stage = stage(&sandbox)?;
     let mut daemon = stage.daemon(&ServiceConfig::default())?;
     let mut roll = stage.roll(&daemon, &["--to", "v2", "--wait", "1s"])?;
     roll.until_phase(8000, "draining")?;

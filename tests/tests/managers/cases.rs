@@ -6,7 +6,7 @@ use anyhow::{Result, ensure};
 use deployer::workers::ProcessPhase;
 use tokio::time::sleep;
 
-use super::scene::{Fixture, PORTS, at, is_alive, kill, play};
+use super::scene::{Fixture, PORTS, STOP_WITHIN, at, is_alive, kill, play};
 
 /// The tests of a manager.
 macro_rules! suite {
@@ -91,7 +91,8 @@ pub(crate) fn deaf<F: Fixture>() -> Result<()> {
         }
         let Err(error) = result else { anyhow::bail!("stopped, though it is deaf") };
         eprintln!("{error}");
-        ensure!(error.may_come_yet() && error.to_string().contains("within 2 s"), "{error}");
+        let within = format!("within {} s", STOP_WITHIN.as_secs());
+        ensure!(error.may_come_yet() && error.to_string().contains(&within), "{error}");
         ensure!(is_alive(pid) && scene.status(8000).await?.pid == Some(pid));
         kill(pid).await?;
         scene.manager.stop(at(8000)).await?;
@@ -122,6 +123,7 @@ pub(crate) fn crashed<F: Fixture>() -> Result<()> {
         let pid = scene.up(8000).await?;
         // Long enough for a supervisord to have taken it for started.
         sleep(Duration::from_millis(1200)).await;
+        scene.until(8000, ProcessPhase::Running).await?;
         kill(pid).await?;
         if !F::RESTARTS {
             return scene.stays_stopped(8000).await;

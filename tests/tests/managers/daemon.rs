@@ -179,7 +179,8 @@ fn reload(built: &Built<'_>, text: &str) -> Result<()> {
     Ok(())
 }
 
-/// A release that does not start: the roll says what the worker said, and the worker is out.
+/// A release that does not start: the roll says what the worker said, and the worker is out. Enabled by hand once it is
+/// mended, it is started, and tended as before.
 #[test]
 fn a_release_that_ends_at_once() -> Result<()> {
     let sandbox = Sandbox::new("ends")?;
@@ -188,5 +189,9 @@ fn a_release_that_ends_at_once() -> Result<()> {
     let end = built.roll()?.end()?;
     eprintln!("{end:?}");
     end.must("failed", &["127.0.0.1:8000", "web/8000", "exit status: 1", "fault: crash at start"])?;
+    built.app.set_fault("v2", 8000, None)?;
+    let enabled = built.daemon.cli(&["enable", "web", "8000"])?;
+    ensure!(enabled.status.success(), "{enabled:?}");
+    all_up(&sandbox)?;
     built.unharmed("a release that ends at once")
 }

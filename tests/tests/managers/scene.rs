@@ -17,8 +17,8 @@ use tokio::{io::AsyncReadExt, net::TcpStream, time::sleep};
 pub(crate) const PORTS: std::ops::RangeInclusive<u16> = 8000..=8003;
 /// Given to everything that should happen soon: a slow machine, with others at work.
 pub(crate) const SOON: Duration = Duration::from_secs(20);
-/// Within which a worker that does not end is to be given up.
-pub(crate) const STOP_WITHIN: Duration = Duration::from_secs(2);
+/// Within which a worker that does not end is to be given up; each command of a manager must end within it, too.
+pub(crate) const STOP_WITHIN: Duration = Duration::from_secs(5);
 
 /// What a manager needs around it: its daemon, its scripts.
 pub(crate) trait Fixture: Sized + Send + Sync {

@@ -159,7 +159,7 @@ impl<'a> Scene<'a> {
 
     /// Every worker serves, or has failed and says why.
     fn settled(&self) -> Result<()> {
-        self.stage.wait(Duration::from_secs(20), || {
+        self.stage.wait(Duration::from_secs(40), || {
             let workers = self.stage.api().workers()?;
             let is_settled = |worker: &serde_json::Value| {
                 worker["phase"] == "up" || worker["phase"] == "failed" && worker["reason"] != ""
@@ -220,7 +220,7 @@ impl Plot {
         match self {
             Self::Smooth => Ok(None),
             Self::Fails => stage.app.set_fault(target, PORT, Some(AppFault::Status500)).map(|()| None),
-            Self::Kept => stage.slow(PORT, 6).map(Some),
+            Self::Kept => stage.slow(PORT, 10).map(Some),
         }
     }
 }

@@ -1,5 +1,6 @@
 //! What is taken away from a roll.
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::io::Write;
 use std::thread::sleep;
@@ -69,9 +70,10 @@ impl Fault {
             Self::StubbornWorker => Ok(()),
             Self::NoDescriptors => {
                 let pid = scene.daemon()?.pid();
-                let open = fs::read_dir(format!("/proc/{pid}/fd"))?.flatten();
-                let highest = open.filter_map(|entry| entry.file_name().to_str()?.parse::<u32>().ok()).max();
-                limit(pid, highest.context("no descriptors")? + 1)
+                let open = fs::read_dir(format!("/proc/{pid}/fd")).context("its descriptors")?.flatten();
+                let open: BTreeSet<u32> = open.filter_map(|entry| entry.file_name().to_str()?.parse().ok()).collect();
+                // The lowest free number is the next to be given out: holes are not to be filled either.
+                limit(pid, (0..).find(|number| !open.contains(number)).context("no number is free")?)
             }
         }
     }

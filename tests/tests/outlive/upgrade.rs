@@ -33,7 +33,7 @@ fn to_a_version_with_other_tables() -> Result<()> {
     ensure!(after.0 >= before.0 && after.1 >= 3, "{before:?}, then {after:?}");
     ensure!(sandbox.pins().join("live/SWITCHBOARD-2").exists() && !sandbox.pins().join("live/SWITCHBOARD-1").exists());
     drop(held);
-    stage.wait(Duration::from_secs(5), || Ok(counted(&stage)?.1 <= 2))?;
+    stage.wait(Duration::from_secs(20), || Ok(counted(&stage)?.1 <= 2))?;
     stage.roll(&next, &["--to", "v2"])?.end()?.must("done", &["4 workers"])?;
     next.stop()?;
     downgrade(&stage, &config)?;

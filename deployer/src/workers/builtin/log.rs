@@ -43,18 +43,21 @@ impl Log {
 
     /// Rotates it, if it is large, under a worker that writes to it: a copy is made, then it is cut to nothing. The
     /// worker appends, so it goes on at the new end. What it writes between the end of the copy and the cut is lost: a
-    /// few microseconds' worth. Whether it was rotated.
+    /// few microseconds' worth. The copy is whole before a former one goes for it. Whether it was rotated.
     pub(super) fn rotate(&self) -> io::Result<bool> {
         if self.length() < self.size {
             return Ok(false);
         }
         let mut file = open(&self.path)?;
         if self.keep > 0 {
-            self.shift()?;
-            let former = self.former(1);
-            let mut copy =
-                OpenOptions::new().write(true).create_new(true).mode(0o640).open(&former).map_err(named(&former))?;
-            io::copy(&mut file, &mut copy)?;
+            let new = self.beside("new");
+            let copied =
+                copy(&mut file, &new).and_then(|()| self.shift()).and_then(|()| fs::rename(&new, self.former(1)));
+            if let Err(error) = copied {
+                // On a full disk its room is needed; one that stays goes before the next try.
+                let _ = fs::remove_file(&new);
+                return Err(error);
+            }
         }
         file.set_len(0)?;
         Ok(true)
@@ -96,10 +99,24 @@ impl Log {
     }
 
     fn former(&self, nth: u32) -> PathBuf {
+        self.beside(&nth.to_string())
+    }
+
+    fn beside(&self, suffix: &str) -> PathBuf {
         let mut path = self.path.clone().into_os_string();
-        path.push(format!(".{nth}"));
+        path.push(format!(".{suffix}"));
         path.into()
     }
+}
+
+/// To a file of its own, in place of one that a former try has left.
+fn copy(from: &mut File, to: &Path) -> io::Result<()> {
+    match fs::remove_file(to) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(named(to)(error)),
+        _ => {}
+    }
+    let mut copy = OpenOptions::new().write(true).create_new(true).mode(0o640).open(to).map_err(named(to))?;
+    io::copy(from, &mut copy).map(drop).map_err(named(to))
 }
 
 /// Never by a link: the directory may be the worker's own, and this process root.
@@ -141,6 +158,27 @@ mod tests {
         }
         writer.write_all(b"new\n").unwrap();
         assert_eq!(contents(&log), ["new\n", "0123456789 3\n", "0123456789 2\n"]);
+    }
+
+    #[test]
+    fn one_that_cannot_be_copied_costs_no_former_one() {
+        let folder = tempfile::tempdir().unwrap();
+        let log = log(&folder, 2);
+        log.prepare().unwrap();
+        let texts = ["0123456789 now", "one", "two"];
+        for (path, text) in [log.path.clone(), log.former(1), log.former(2)].iter().zip(texts) {
+            fs::write(path, text).unwrap();
+        }
+        fs::create_dir(log.beside("new")).unwrap();
+        for _ in 0..3 {
+            assert!(log.rotate().unwrap_err().to_string().contains("web.log.new: "));
+            assert_eq!(contents(&log), texts);
+        }
+        fs::remove_dir(log.beside("new")).unwrap();
+        fs::write(log.beside("new"), "a former try, cut sh").unwrap();
+        assert!(log.rotate().unwrap());
+        assert_eq!(contents(&log), ["", "0123456789 now", "one"]);
+        assert!(!log.beside("new").exists());
     }
 
     #[test]
