@@ -122,7 +122,7 @@ pub enum Policy {
     Refuse = 1,
 }
 
-/// A service's word: `mode:8 | policy:8 | slot:16 | zero:32`, from the top.
+/// A service's word: `mode:8 | policy:8 | slot:16 | zero:31 | taken:1`, from the top. 0: the table entry is free.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[repr(transparent)]
 pub struct ServiceWord(pub u64);
@@ -131,7 +131,7 @@ impl ServiceWord {
     /// Puts a word together; `slot` names the pool.
     #[must_use]
     pub const fn new(mode: Mode, policy: Policy, slot: u16) -> Self {
-        Self((mode as u64) << 56 | (policy as u64) << 48 | (slot as u64) << 32)
+        Self((mode as u64) << 56 | (policy as u64) << 48 | (slot as u64) << 32 | 1)
     }
 
     /// What is done with decisions.

@@ -16,7 +16,7 @@ use deployer_common::{
         BYPASS_MARK, Frontend, MAX_MEMBERS, MAX_SERVICES, MAX_WORKERS, NO_WORKER, ServiceCount, Slot, SockNote,
         Switchboard, WorkerCount,
     },
-    word::{Mode, ServiceWord, WorkerWord},
+    word::{Mode, ServiceWord, State, WorkerWord},
 };
 
 use crate::{
@@ -129,7 +129,7 @@ fn route(ctx: &SockAddrContext, dialled: &Endpoint) -> Action {
         return pass(ctx, frontend);
     }
     tally(frontend, verdict);
-    apply(ctx, dialled, frontend, verdict)
+    apply(ctx, dialled, frontend, verdict, board)
 }
 
 /// Lets a connection go where it was dialled. If that is a worker, its ticket is taken all the same: it is evidence.
@@ -142,9 +142,15 @@ fn pass(ctx: &SockAddrContext, frontend: Frontend) -> Action {
 }
 
 #[inline(always)]
-fn apply(ctx: &SockAddrContext, dialled: &Endpoint, frontend: Frontend, verdict: Verdict) -> Action {
+fn apply(
+    ctx: &SockAddrContext,
+    dialled: &Endpoint,
+    frontend: Frontend,
+    verdict: Verdict,
+    board: *const Switchboard,
+) -> Action {
     if verdict.worker == NO_WORKER {
-        return Action::Refuse;
+        return if may_be_back(frontend, verdict, board) { pass(ctx, frontend) } else { Action::Refuse };
     }
     if verdict.worker == frontend.worker {
         return pass(ctx, frontend);
@@ -163,6 +169,18 @@ fn apply(ctx: &SockAddrContext, dialled: &Endpoint, frontend: Frontend, verdict:
         },
     );
     Action::To { addr, port }
+}
+
+/// Nobody can take the connection, and the worker that was dialled was last seen not listening. It may be back by now, if
+/// no daemon runs to see it; if not, its closed port refuses by itself.
+#[inline(always)]
+fn may_be_back(frontend: Frontend, verdict: Verdict, board: *const Switchboard) -> bool {
+    if verdict.rank != Rank::None || frontend.worker == NO_WORKER {
+        return false;
+    }
+    // SAFETY: address arithmetic inside the entry.
+    let workers = |board: *const Switchboard| unsafe { (&raw const (*board).workers).cast() };
+    WorkerWord(word_at(board, workers, frontend.worker, MAX_WORKERS)).state() == State::Down
 }
 
 /// Where a sibling is reached by whoever dialled a worker at ::1: at ::1, too. A socket that speaks IPv6 only, or is bound

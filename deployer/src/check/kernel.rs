@@ -20,7 +20,11 @@ pub(super) fn findings() -> Vec<Finding> {
         release(&rustix::system::uname().release().to_string_lossy(), host::version()),
         btf(Path::new(BTF)),
         cgroup2(cgroup::root()),
-        barrier(membarrier_query().contains(MembarrierQuery::GLOBAL), nohz_full.as_deref()),
+        barrier(
+            membarrier_query().contains(MembarrierQuery::GLOBAL),
+            std::thread::available_parallelism().is_ok_and(|processors| processors.get() == 1),
+            nohz_full.as_deref(),
+        ),
     ];
     found.extend(nohz_full.map(note));
     found.push(cookie(host::netns_cookie()));
@@ -59,9 +63,14 @@ fn cgroup2(root: io::Result<std::path::PathBuf>) -> Finding {
 }
 
 /// With `nohz_full` processors the kernel leaves MEMBARRIER_CMD_GLOBAL out of the answer to the query, too.
-fn barrier(there: bool, nohz_full: Option<&str>) -> Finding {
+fn barrier(there: bool, one_processor: bool, nohz_full: Option<&str>) -> Finding {
     let needed_for = "it tells when every connect() that saw the former tables has ended";
     match (there, nohz_full) {
+        (true, _) if one_processor => Finding::warn(
+            "membarrier",
+            "there is one processor, so it returns at once, and a connect() that was preempted inside the hook is not \
+             waited for",
+        ),
         (true, _) => Finding::ok("membarrier", needed_for),
         (false, Some(processors)) => Finding::fail(
             "membarrier",
@@ -130,7 +139,7 @@ mod tests {
         assert_eq!(processors("\n"), None);
         assert_eq!(processors("(null)\n"), None);
         assert_eq!(processors("2-7\n").as_deref(), Some("2-7"));
-        let finding = barrier(false, Some("2-7"));
+        let finding = barrier(false, false, Some("2-7"));
         assert_eq!(finding.level, Level::Fail);
         assert!(finding.to_string().contains("2-7"), "{finding}");
     }

@@ -8,7 +8,12 @@ use crate::kernel::{Survey, is_bpffs, survey};
 pub(super) fn findings(pins: &Path) -> Vec<Finding> {
     let parent = pins.parent().unwrap_or(pins);
     let mut found = vec![mounted(parent, is_bpffs(parent))];
-    found.extend(survey(pins).map(|survey| lies(pins, survey)));
+    found.extend(match survey(pins) {
+        Ok(survey) => survey.map(|survey| lies(pins, survey)),
+        Err(error) => {
+            Some(Finding::warn(format!("pins in {}", pins.display()), format!("cannot be looked at: {error}")))
+        }
+    });
     found
 }
 

@@ -184,11 +184,12 @@ impl Daemon {
         for service in self.registry.services().values() {
             self.may_let_go(service, request.force, "detach")?;
         }
-        let programs = lock(&self.programs).take();
-        let Some(programs) = programs else {
+        let mut programs = lock(&self.programs);
+        let Some(attached) = programs.as_mut() else {
             return Ok(Done { done: "nothing was attached".to_owned() });
         };
-        programs.detach().map_err(|error| Refusal::failed(format!("{error:#}")))?;
+        attached.detach().map_err(|error| Refusal::failed(format!("{error:#}")))?;
+        *programs = None;
         tracing::warn!(by, "detached");
         let done = "every program is out of the kernel; connections go where they are dialled. \
                     Restart the daemon to attach again";

@@ -197,7 +197,11 @@ impl Daemon {
         let _ = sd_notify::notify(&[sd_notify::NotifyState::Reloading]);
         let (daemon, path) = (Arc::clone(self), PathBuf::from(path));
         match tokio::task::spawn_blocking(move || daemon.reload_now(&path)).await {
-            Ok(Ok(())) => info!("configuration read again"),
+            Ok(Ok(())) => {
+                // Without the gate: a manager may take its time.
+                service::adopt(&self.registry.services()).await;
+                info!("configuration read again");
+            }
             Ok(Err(error)) => error!(error = format!("{error:#}"), "configuration not read again; the former stays"),
             Err(error) => error!(%error, "reload has panicked"),
         }
@@ -235,7 +239,6 @@ impl Daemon {
         let adopted = watch::adopt(&self.registry, &self.tables, &known);
         tokio::runtime::Handle::current().block_on(adopted).context("looking for listening workers (sock_diag)")?;
         self.registry.apply(&config)?;
-        tokio::runtime::Handle::current().block_on(service::adopt(&self.registry.services()));
         *current = config;
         Ok(())
     }

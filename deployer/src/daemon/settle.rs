@@ -178,7 +178,7 @@ impl Former {
 
 /// Makes word and phase such that the roll can go on, and nobody is sent to a worker who should not be.
 fn take_in_hand(scene: &Scene<'_>, worker: &Arc<Worker>, hand: &Hand, now: &BTreeSet<u64>) {
-    match onward(hand, scene.world.state(worker), now) {
+    match onward(hand, now) {
         Onward::Drain if now.is_disjoint(&hand.serving) => {
             let word = if now.is_empty() { Word::Down } else { Word::Cold };
             down(scene, worker, word, "its process has ended while no daemon ran");

@@ -12,7 +12,8 @@ use crate::api::Phase;
 pub enum Onward {
     /// From the beginning: it may have been given requests since.
     Drain,
-    /// It is empty: its process is to be stopped, which may have been asked for already, or has been.
+    /// Its process is to be stopped, which may have been asked for already, or has been: it is put out, looked at again,
+    /// and stopped.
     Stop,
     /// The process that was drained is gone: start (another may run already), warm, enable.
     Start,
@@ -35,17 +36,16 @@ pub enum Verdict {
     Rescue,
 }
 
-/// Where to go on with a worker in hand, given its word and what listens. The word may be another than the one that was
-/// published, if the tables have been lost; cookies of sockets are never used twice.
+/// Where to go on with a worker in hand, given what listens; cookies of sockets are never used twice.
 #[must_use]
-pub fn onward(hand: &Hand, word: State, now: &BTreeSet<u64>) -> Onward {
+pub fn onward(hand: &Hand, now: &BTreeSet<u64>) -> Onward {
     let same = !now.is_disjoint(&hand.serving);
     match hand.intent {
         // Whatever listens has been started since, or will be.
         Phase::Starting | Phase::Listening | Phase::Warming if !same => Onward::Start,
         Phase::Stopping if now.is_empty() => Onward::Stop,
-        // Empty it was, and nothing selects it: nobody has come since.
-        Phase::Stopping if same && word == State::Stopping => Onward::Stop,
+        // Its stop may have been asked for: it is put out at once, and emptied of what has come since if its word was lost.
+        Phase::Stopping if same => Onward::Stop,
         _ => Onward::Drain,
     }
 }
@@ -75,28 +75,24 @@ mod tests {
         all.iter().copied().collect()
     }
 
-    fn go_on(intent: Phase, word: State, now: &[u64]) -> Onward {
+    fn go_on(intent: Phase, now: &[u64]) -> Onward {
         let hand = Hand { intent, before: Phase::Up, was: String::new(), serving: cookies(&[1]), outcome: None };
-        onward(&hand, word, &cookies(now))
+        onward(&hand, &cookies(now))
     }
 
     #[test]
     fn a_worker_in_hand_is_never_stopped_with_requests_in_it() {
         for intent in [Phase::Draining, Phase::Drained] {
-            for word in [State::Up, State::Draining, State::Stopping, State::Down] {
-                assert_eq!(go_on(intent, word, &[1]), Onward::Drain);
-            }
+            assert_eq!(go_on(intent, &[1]), Onward::Drain);
         }
-        // Its word is lost: callers may have come.
-        assert_eq!(go_on(Phase::Stopping, State::Up, &[1]), Onward::Drain);
-        assert_eq!(go_on(Phase::Stopping, State::Stopping, &[1]), Onward::Stop);
-        assert_eq!(go_on(Phase::Stopping, State::Stopping, &[]), Onward::Stop);
+        assert_eq!(go_on(Phase::Stopping, &[1]), Onward::Stop);
+        assert_eq!(go_on(Phase::Stopping, &[]), Onward::Stop);
         // Somebody else has started another.
-        assert_eq!(go_on(Phase::Stopping, State::Stopping, &[2]), Onward::Drain);
+        assert_eq!(go_on(Phase::Stopping, &[2]), Onward::Drain);
         for intent in [Phase::Starting, Phase::Warming] {
-            assert_eq!(go_on(intent, State::Stopping, &[]), Onward::Start);
-            assert_eq!(go_on(intent, State::Up, &[2]), Onward::Start);
-            assert_eq!(go_on(intent, State::Stopping, &[1]), Onward::Drain);
+            assert_eq!(go_on(intent, &[]), Onward::Start);
+            assert_eq!(go_on(intent, &[2]), Onward::Start);
+            assert_eq!(go_on(intent, &[1]), Onward::Drain);
         }
     }
 

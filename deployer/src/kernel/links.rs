@@ -68,9 +68,9 @@ pub(super) struct Link {
 
 impl Link {
     /// Takes over the pinned link, if it is attached where it should be, and swaps its program; otherwise attaches.
-    pub(super) fn take(wanted: Wanted, from: Option<&Generation>, program: BorrowedFd<'_>) -> Result<Self> {
-        let pinned = from.and_then(|from| bpf::get(&from.path(&wanted.pin)).ok());
-        if let Some(fd) = pinned.filter(|fd| is_attached(fd.as_fd(), &wanted.cgroup)) {
+    pub(super) fn take(wanted: Wanted, from: &[Generation], program: BorrowedFd<'_>) -> Result<Self> {
+        let mut pinned = from.iter().filter_map(|from| bpf::get(&from.path(&wanted.pin)).ok());
+        if let Some(fd) = pinned.find(|fd| is_attached(fd.as_fd(), &wanted.cgroup)) {
             let shown = wanted.cgroup.display();
             bpf::update(fd.as_fd(), program)
                 .with_context(|| format!("swapping program {} at cgroup {shown}", wanted.program))?;

@@ -86,14 +86,14 @@ impl Programs {
         let kept = found.iter().flat_map(|found| inheritance.kept.iter().map(|(table, pin)| (*table, found.path(pin))));
         let mut ebpf = load(kept)?;
         load_programs(&mut ebpf)?;
-        // What a daemon left aside that died while building it.
-        pins.remove_all_but(found.as_ref())?;
+        // One that a daemon left aside which died while building it may hold links that nobody else does.
+        let former: Vec<_> = found.iter().cloned().chain(pins.others()).collect();
         let generation = pins.begin()?;
         let tables = pin_tables(&ebpf, &generation)?;
         let moving = found.as_ref().map(|found| inheritance.copy(found, &generation)).transpose()?.unwrap_or_default();
         let mut links = Vec::new();
         for wanted in links::wanted(attachment) {
-            let link = Link::take(wanted.clone(), found.as_ref(), program(&ebpf, wanted.program)?)?;
+            let link = Link::take(wanted.clone(), &former, program(&ebpf, wanted.program)?)?;
             link.pin(&generation)?;
             links.push(link);
         }
@@ -161,9 +161,10 @@ impl Programs {
     ///
     /// # Errors
     /// When a pin cannot be removed.
-    pub fn detach(self) -> Result<()> {
+    pub fn detach(&mut self) -> Result<()> {
+        self.pins.remove()?;
         self.steering.links().clear();
-        self.pins.remove()
+        Ok(())
     }
 }
 
@@ -172,7 +173,7 @@ impl Programs {
 /// # Errors
 /// When a daemon lives that holds the pins, or a pin cannot be removed.
 pub fn detach_leftovers(pins: &Path) -> Result<bool> {
-    if pins::survey(pins).is_none() {
+    if pins::survey(pins).with_context(|| format!("looking at {}", pins.display()))?.is_none() {
         return Ok(false);
     }
     Pins::open(pins)?.remove()?;

@@ -63,7 +63,11 @@ impl Pins {
             }
             std::thread::sleep(Duration::from_millis(20));
         }
-        Ok(Self { dir: dir.to_owned(), lock })
+        let pins = Self { dir: dir.to_owned(), lock };
+        if !pins.is_there() {
+            bail!("{} was removed, or made anew, while it was being opened; try again", dir.display());
+        }
+        Ok(pins)
     }
 
     /// Where it is.
@@ -81,6 +85,12 @@ impl Pins {
     /// The generation that counts, if there is one.
     pub(super) fn live(&self) -> Option<Generation> {
         live(&self.dir)
+    }
+
+    /// The generations that do not count.
+    pub(super) fn others(&self) -> Vec<Generation> {
+        let live = self.live();
+        generations(&self.dir).into_iter().filter(|generation| Some(generation) != live.as_ref()).collect()
     }
 
     /// An empty generation, aside.
@@ -114,7 +124,7 @@ impl Pins {
     }
 
     /// Removes everything, the directory too: what is held by nobody else is out of the kernel then.
-    pub(super) fn remove(self) -> Result<()> {
+    pub(super) fn remove(&self) -> Result<()> {
         for name in [LIVE, NEXT] {
             match fs::remove_file(self.dir.join(name)) {
                 Err(error) if error.kind() != io::ErrorKind::NotFound => {
@@ -124,7 +134,9 @@ impl Pins {
             }
         }
         self.remove_all_but(None)?;
-        fs::remove_dir(&self.dir).with_context(|| format!("removing {}", self.dir.display()))
+        // Something of somebody else's in it is in nobody's way.
+        let _ = fs::remove_dir(&self.dir);
+        Ok(())
     }
 }
 
@@ -179,12 +191,18 @@ pub struct Survey {
 }
 
 /// Looks at a directory of pins without changing it; `None`: there is none.
-#[must_use]
-pub fn survey(dir: &Path) -> Option<Survey> {
-    let lock = File::open(dir).ok()?;
+///
+/// # Errors
+/// When it cannot be looked at: that takes root.
+pub fn survey(dir: &Path) -> io::Result<Option<Survey>> {
+    let lock = match File::open(dir) {
+        Ok(lock) => lock,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        Err(error) => return Err(error),
+    };
     let live = live(dir);
     let leftovers = generations(dir).iter().filter(|generation| live.as_ref() != Some(generation)).count();
-    Some(Survey { live: live.is_some(), held: holder(&lock).is_some(), leftovers })
+    Ok(Some(Survey { live: live.is_some(), held: holder(&lock).is_some(), leftovers }))
 }
 
 fn live(dir: &Path) -> Option<Generation> {
@@ -269,7 +287,7 @@ mod tests {
         assert_eq!(live(dir.path()), None);
         symlink("g12", dir.path().join(LIVE))?;
         assert_eq!(live(dir.path()).and_then(|live| live.number()), Some(12));
-        assert_eq!(survey(dir.path()), Some(Survey { live: true, held: false, leftovers: 1 }));
+        assert_eq!(survey(dir.path())?, Some(Survey { live: true, held: false, leftovers: 1 }));
         Ok(())
     }
 

@@ -18,7 +18,8 @@ use aya::{
 use deployer_common::{
     endpoint::{Endpoint, MAPPED},
     layout::{
-        Frontend, MAX_SERVICES, MAX_WORKERS, NO_WORKER, ServiceCount, Slot, Switchboard, WorkerAddr, WorkerCount,
+        CallerRule, Frontend, MAX_SERVICES, MAX_WORKERS, NO_WORKER, ServiceCount, Slot, Switchboard, WorkerAddr,
+        WorkerCount,
     },
     word::{ServiceWord, State, WorkerWord},
 };
@@ -86,6 +87,11 @@ impl Tables {
             netns,
             steering,
         })
+    }
+
+    /// Notes that callers went unsteered for a while.
+    pub fn interrupted(&self) {
+        self.steering.interrupted();
     }
 
     /// How often steering has been interrupted so far, if it is not just now.
@@ -210,6 +216,16 @@ impl Tables {
     /// When the kernel refuses the write.
     pub fn write_slot(&self, index: u32, slot: &Slot) -> Result<()> {
         self.entries().slots.set(index, slot, 0).with_context(|| format!("writing pool slot {index}"))
+    }
+
+    /// The caller rules of a slot.
+    ///
+    /// # Errors
+    /// When the kernel refuses the read.
+    pub fn callers(&self, slot: u32) -> Result<Vec<CallerRule>> {
+        let slot = self.entries().slots.get(&slot, 0).with_context(|| format!("reading pool slot {slot}"))?;
+        let len = (slot.callers_len as usize).min(slot.callers.len());
+        Ok(slot.callers[..len].to_vec())
     }
 
     /// Says where a worker listens. Not while it is a member of a slot that is in use.

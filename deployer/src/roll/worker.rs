@@ -89,7 +89,10 @@ impl Restart {
         };
         let taken = {
             let control = self.worker.control();
-            Taken { before: control.phase, was: control.reason.clone(), serving }
+            // Another process than the one that was warmed: it is as good as down, and is not put back as up.
+            let is_other = control.phase == Phase::Up && control.listeners.is_disjoint(&serving);
+            let before = if is_other { Phase::Down } else { control.phase };
+            Taken { before, was: control.reason.clone(), serving }
         };
         self.drain_and_on(&taken).await
     }
@@ -99,15 +102,15 @@ impl Restart {
             Ok(now) => now,
             Err(error) => return self.fail(format!("{}: sock_diag: {error}", self.worker.at)).await,
         };
-        let onward = onward(&hand, self.world.state(&self.worker), &now);
-        let same = !now.is_disjoint(&hand.serving);
+        let onward = onward(&hand, &now);
+        let (same, is_gone) = (!now.is_disjoint(&hand.serving), now.is_empty());
         // Another process than the one that was drained has been seen by nobody: it is as good as down.
         let before = if same || hand.before == Phase::Failed { hand.before } else { Phase::Down };
         let taken = Taken { before, was: hand.was, serving: if same { hand.serving } else { now } };
         match onward {
             Onward::Drain => self.drain_and_on(&taken).await,
-            Onward::Stop => self.stop_and_on(&taken, None).await,
-            Onward::Start if self.task == Task::Retire => self.stop_and_on(&taken, None).await,
+            Onward::Stop => self.stop_again(is_gone).await,
+            Onward::Start if self.task == Task::Retire => self.stop_again(is_gone).await,
             Onward::Start => self.start_and_on().await,
         }
     }
@@ -126,27 +129,43 @@ impl Restart {
             return self.put_back(taken, &why).await;
         }
         self.reach(Point::Drained).await;
-        self.stop_and_on(taken, Some(steered)).await
-    }
-
-    /// `steered`: how often steering had been interrupted when the drain began; `None`: another daemon has drained it.
-    async fn stop_and_on(&self, taken: &Taken, steered: Option<u64>) -> Outcome {
         if let Err(why) = self.intend(Phase::Stopping, Some(taken)).await {
             return self.put_back(taken, &format!("it was not stopped: {why}")).await;
         }
         self.reach(Point::StoppingJournaled).await;
-        if let Err(why) = self.still_empty(steered).await {
+        // `steered`: as it was when the drain began.
+        if let Err(why) = self.still_empty(Some(steered)).await {
             return self.put_back(taken, &why).await;
         }
         self.enter(Phase::Stopping, "");
-        if let Err(error) = self.service.manager.stop(self.worker.at).await {
+        match self.service.manager.stop(self.worker.at).await {
+            Ok(()) => self.stopped_and_on().await,
             // A worker that is being stopped, or may be stopped yet, must not be given any requests.
-            if error.may_come_yet() {
-                let why = format!("{}: {error}; it may yet be stopped, so it stays out", self.worker.at);
-                return self.fail(why).await;
+            Err(error) if error.may_come_yet() => {
+                self.fail(format!("{}: {error}; it may yet be stopped, so it stays out", self.worker.at)).await
             }
-            return self.not_stopped(taken, &error.to_string()).await;
+            Err(error) => self.not_stopped(taken, &error.to_string()).await,
         }
+    }
+
+    /// A former daemon has emptied it, and may have asked for its stop: it is never put back as it was. The intent is
+    /// written down already.
+    async fn stop_again(&self, is_gone: bool) -> Outcome {
+        let at = self.worker.at;
+        let stays_out = |why: String| format!("{at}: {why}; its stop may have been asked for, so it stays out");
+        // Nothing can have slipped into a process that is not there.
+        if !is_gone && let Err(why) = self.still_empty(None).await {
+            return self.fail(stays_out(why)).await;
+        }
+        self.reach(Point::StoppingJournaled).await;
+        self.enter(Phase::Stopping, "");
+        match self.service.manager.stop(at).await {
+            Ok(()) => self.stopped_and_on().await,
+            Err(error) => self.fail(stays_out(error.to_string())).await,
+        }
+    }
+
+    async fn stopped_and_on(&self) -> Outcome {
         self.reach(Point::Stopped).await;
         let still = self.world.listeners(&self.worker).await;
         if let Err(why) = start::nobody_listens(self.worker.at, still).await {
@@ -235,7 +254,7 @@ impl Restart {
     async fn steering(&self) -> Result<u64, String> {
         let until = Instant::now() + REPAIRED_WITHIN;
         loop {
-            match self.world.steering() {
+            match self.world.steering(&self.service) {
                 Ok(interruptions) => return Ok(interruptions),
                 Err(why) if Instant::now() >= until => return Err(format!("connections are not steered: {why}")),
                 Err(_) => tokio::time::sleep(Duration::from_millis(50)).await,

@@ -8,7 +8,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use deployer_common::word::State;
+use deployer_common::word::{Mode, State};
 
 use super::start;
 use crate::{
@@ -23,11 +23,12 @@ use crate::{
 
 /// The kernel, and the workers' own ports.
 pub trait World: Send + Sync {
-    /// How often steering has been interrupted so far (the callers' cgroup was made anew, say), if it is not just now.
+    /// How often steering has been interrupted so far (the callers' cgroup was made anew, say), if a service's
+    /// connections are steered just now.
     ///
     /// # Errors
     /// What is missing, in words.
-    fn steering(&self) -> Result<u64, String>;
+    fn steering(&self, service: &Service) -> Result<u64, String>;
 
     /// What a worker counts as now.
     fn state(&self, worker: &Worker) -> State;
@@ -75,8 +76,14 @@ pub struct How<'a> {
 pub struct Host(pub Arc<Tables>);
 
 impl World for Host {
-    fn steering(&self) -> Result<u64, String> {
-        self.0.steering()
+    fn steering(&self, service: &Service) -> Result<u64, String> {
+        if self.0.bypassed() {
+            return Err("every service is bypassed".to_owned());
+        }
+        match self.0.service_word(service.index).mode() {
+            Mode::Enforce => self.0.steering(),
+            mode => Err(format!("{} is in mode {mode:?}", service.config.name).to_lowercase()),
+        }
     }
 
     fn state(&self, worker: &Worker) -> State {

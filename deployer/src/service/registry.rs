@@ -63,9 +63,11 @@ impl Registry {
         }
         for index in places.found.services.clone() {
             places.services[index as usize] = true;
-            if tables.service_word(index).mode() == word::Mode::Bypass {
+            let word = tables.service_word(index);
+            if word.mode() == word::Mode::Bypass {
                 places.bypassed.insert(index);
             }
+            places.rules.insert(index, tables.callers(word.slot()).context("reading the callers' rules")?);
         }
         Ok(Self { tables, cgroup_root, services: RwLock::default(), places: Mutex::new(places) })
     }
@@ -74,7 +76,9 @@ impl Registry {
     #[must_use]
     pub fn inherited(&self, config: &Config) -> BTreeSet<String> {
         let places = self.places.lock().unwrap_or_else(PoisonError::into_inner);
-        places.inherited(config).into_keys().collect()
+        // One that observes has only just been entered, by a daemon that then died: its workers' words mean nothing yet.
+        let decides = |index: &u32| self.tables.service_word(*index).mode() != word::Mode::Observe;
+        places.inherited(config).into_iter().filter(|(_, index)| decides(index)).map(|(name, _)| name).collect()
     }
 
     /// The services as they are now.
@@ -142,6 +146,8 @@ impl Registry {
             (Some(before), Some(known)) if before.config.callers == wanted.callers => {
                 callers::succeed(known, &now, MAX_CALLERS)
             }
+            // What runs may be an executable that has been replaced since, and is still a caller.
+            (None, Some(known)) if inherited.is_some() && !now.is_empty() => callers::succeed(known, &now, MAX_CALLERS),
             _ => now,
         };
         places.rules.insert(index, rules);
@@ -200,6 +206,8 @@ impl Registry {
                 tracing::info!(service = service.config.name, "callers have changed on this host; publishing them");
                 places.rules.insert(service.index, rules);
                 self.publish(&places, service)?;
+                // Until now they reached what they dialled.
+                self.tables.interrupted();
             }
         }
         Ok(())

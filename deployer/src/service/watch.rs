@@ -75,7 +75,9 @@ pub async fn adopt(registry: &Registry, tables: &Tables, known: &BTreeSet<String
     for service in registry.services().values().filter(|service| !known.contains(&service.config.name)) {
         for worker in &service.workers {
             let cookies = cookies(&listening, worker.at);
-            if !cookies.is_empty() && worker.control().phase == Phase::Down {
+            // What a roll had in hand, or had given up, is not to be judged by its listening.
+            let untouched = !matches!(tables.word(worker.index).state(), State::Stopping | State::Failed);
+            if untouched && !cookies.is_empty() && worker.control().phase == Phase::Down {
                 put_up(tables, worker, cookies, "found serving");
                 seed(worker, tables, u64::MAX).await?;
             }

@@ -214,7 +214,7 @@ impl Inner {
 }
 
 impl World for Sim {
-    fn steering(&self) -> Result<u64, String> {
+    fn steering(&self, _: &Service) -> Result<u64, String> {
         Ok(0)
     }
 
