@@ -13,9 +13,13 @@
 //!
 //! Every error is an [`ErrorBody`] with the HTTP status of its [`Exit`].
 
+mod event;
+
 use std::net::SocketAddr;
 
 use serde::{Deserialize, Serialize};
+
+pub use self::event::{Event, What};
 
 /// Exit codes of every verb.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -300,119 +304,4 @@ pub struct WorkerStatus {
     pub fallback_draining: u64,
     /// Connections taken while cold, because nothing was up or draining.
     pub fallback_cold: u64,
-}
-
-/// Something that happened in a roll.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct Event {
-    /// From 0, without gaps.
-    pub seq: u64,
-    /// Milliseconds since 1970.
-    pub time_ms: u64,
-    /// The roll.
-    pub roll: String,
-    /// What.
-    #[serde(flatten)]
-    pub what: What,
-}
-
-/// What happened.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[serde(tag = "event", rename_all = "kebab-case")]
-pub enum What {
-    /// The roll has begun; always the first.
-    Begun {
-        /// The service.
-        service: String,
-        /// The version aimed at.
-        to: Option<String>,
-        /// Who asked: "root (pid 4711)".
-        by: String,
-        /// The workers, batch by batch.
-        batches: Vec<Vec<SocketAddr>>,
-        /// Spares that are started first and retired at the end.
-        #[serde(default, skip_serializing_if = "Vec::is_empty")]
-        spares: Vec<SocketAddr>,
-    },
-    /// A command was run: `switch` or `unswitch`.
-    Command {
-        /// `switch` or `unswitch`.
-        which: String,
-        /// Its words.
-        argv: Vec<String>,
-        /// Why it failed; `None`: it succeeded.
-        error: Option<String>,
-    },
-    /// A batch has begun.
-    Batch {
-        /// From 1.
-        nth: usize,
-        /// Of how many.
-        of: usize,
-        /// Its workers.
-        workers: Vec<SocketAddr>,
-        /// Whether workers are being rolled back.
-        back: bool,
-    },
-    /// Spares are being started, before any worker is touched.
-    Surge {
-        /// All of them.
-        spares: Vec<SocketAddr>,
-    },
-    /// Spares are being drained and stopped.
-    Retire {
-        /// All of them.
-        spares: Vec<SocketAddr>,
-    },
-    /// A worker has come into another phase.
-    Phase {
-        /// The worker.
-        worker: SocketAddr,
-        /// It is a spare.
-        #[serde(default, skip_serializing_if = "std::ops::Not::not")]
-        spare: bool,
-        /// The phase.
-        phase: Phase,
-        /// The phase before.
-        was: Phase,
-        /// Why, or the version it now runs. May be empty.
-        reason: String,
-    },
-    /// What holds a drain; sent when it changes, at most once a second a worker.
-    Held {
-        /// The worker.
-        worker: SocketAddr,
-        /// It is a spare.
-        #[serde(default, skip_serializing_if = "std::ops::Not::not")]
-        spare: bool,
-        /// Connections open.
-        open: u64,
-        /// connect() calls on their way.
-        tickets: u64,
-        /// Who, by process and state, with one address: "nginx (pid 4711): 3 established, 127.0.0.1:43210".
-        by: Vec<String>,
-    },
-    /// Another daemon has taken the roll up.
-    Resumed {
-        /// What it goes on with, in words.
-        text: String,
-    },
-    /// A stop after the batch in hand was asked for.
-    StopAsked {
-        /// Who asked.
-        by: String,
-    },
-    /// The roll has ended; always the last.
-    Finished {
-        /// How.
-        result: Exit,
-        /// In a sentence: which worker and why, where it did not go well.
-        text: String,
-        /// Workers now on the new version (or restarted).
-        changed: usize,
-        /// Workers that failed and are out.
-        failed: Vec<SocketAddr>,
-        /// Duration, seconds.
-        seconds: f64,
-    },
 }

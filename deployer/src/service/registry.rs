@@ -125,21 +125,18 @@ impl Registry {
             Some(index) => index,
             None => take(&mut places.services).context("no room for another service; the most is 64")?,
         };
-        let mut enter = |all: &[SocketAddr]| {
-            let mut members = Vec::with_capacity(all.len());
-            for at in all {
-                let known = before.and_then(|before| before.members().find(|worker| worker.at == *at));
-                members.push(match known {
-                    Some(worker) => Arc::clone(worker),
-                    None if let Some(found) = places.inherited_worker(index, *at) => {
-                        Arc::new(Worker::new(found, *at, &wanted.name))
-                    }
-                    None => self.enter_worker(places, index, *at, &wanted.name)?,
-                });
-            }
-            anyhow::Ok(members)
-        };
-        let (workers, spares) = (enter(&wanted.workers)?, enter(&wanted.spares)?);
+        let mut workers = Vec::with_capacity(wanted.members().count());
+        for at in wanted.members() {
+            let known = before.and_then(|before| before.members().find(|worker| worker.at == at));
+            workers.push(match known {
+                Some(worker) => Arc::clone(worker),
+                None if let Some(found) = places.inherited_worker(index, at) => {
+                    Arc::new(Worker::new(found, at, &wanted.name))
+                }
+                None => self.enter_worker(places, index, at, &wanted.name)?,
+            });
+        }
+        let spares = workers.split_off(wanted.workers.len());
         let service = Service { index, config: wanted.clone(), workers, spares, manager: manager(wanted) };
         let now = callers::rules(&wanted.callers, &self.cgroup_root);
         let rules = match (before, places.rules.get(&index)) {
@@ -152,13 +149,20 @@ impl Registry {
         };
         places.rules.insert(index, rules);
         self.publish(places, &service)?;
+        self.insert_frontends(&service)?;
+        Ok(service)
+    }
+
+    /// The workers' own addresses, and the service's. Nobody dials a spare.
+    fn insert_frontends(&self, service: &Service) -> Result<()> {
+        let index = service.index;
         for worker in &service.workers {
             self.tables.insert_frontend(worker.at, Frontend { service: index, worker: worker.index })?;
         }
-        if let Some(address) = wanted.address {
+        if let Some(address) = service.config.address {
             self.tables.insert_frontend(address, Frontend { service: index, worker: NO_WORKER })?;
         }
-        Ok(service)
+        Ok(())
     }
 
     fn enter_worker(&self, places: &mut Places, service: u32, at: SocketAddr, name: &str) -> Result<Arc<Worker>> {
