@@ -30,6 +30,11 @@ impl Workspace {
         self.target.join("toolchain")
     }
 
+    /// A program of the debug build.
+    pub(crate) fn debug(&self, program: &str) -> PathBuf {
+        self.target.join("debug").join(program)
+    }
+
     /// A program of the release build.
     pub(crate) fn release(&self, program: &str) -> PathBuf {
         self.target.join("release").join(program)
