@@ -89,6 +89,7 @@ fn a_daemon_does_not_begin_with_a_bad_file() -> Result<()> {
     must(&output, "daemon", 2, &["deployer.toml:9:", "service.web.drain.polizy", "is unknown"])?;
     let cgroup = sandbox.dir().join("no-cgroup");
     let text = GOOD.replace("[kernel]\n", &format!("[kernel]\ncallers = {cgroup:?}\nworkers = {cgroup:?}\n"));
+    let text = text.replace("[daemon]\n", &format!("[daemon]\nstate = {:?}\n", sandbox.state()));
     let file = Daemon::write_config(&sandbox, &text)?;
     let output = bin.command(&sandbox).args(["daemon", "--config"]).arg(file).output()?;
     must(&output, "daemon", 1, &["no-cgroup"])?;

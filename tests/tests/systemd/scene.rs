@@ -62,11 +62,14 @@ fn text(sandbox: &Sandbox, app: &App, systemd: &Systemd<'_>, settings: &Settings
     let (callers, switch) = (sandbox.cgroup(Place::Callers), app.switch_command());
     let Settings { unit, stop_within, warm_within } = settings;
     format!(
-        "[daemon]\nsocket = {socket:?}\n[kernel]\ncallers = {root:?}\nworkers = {root:?}\n\
+        "[daemon]\nsocket = {socket:?}\nstate = {:?}\n\
+         [kernel]\ncallers = {root:?}\nworkers = {root:?}\npins = {:?}\n\
          [service.web]\nworkers = \"127.0.0.1:8000-8003\"\ncallers = [{callers:?}]\n\
          manager = {{ kind = \"systemd\", unit = {unit:?}, bus = {:?}, stop_within = {stop_within:?} }}\n\
          roll = {{ batch = 1, switch = {switch:?} }}\n\
          warm = {{ requests = [\"GET /\"], within = {warm_within:?} }}\nversion = {{ request = \"GET /version\" }}\n",
+        sandbox.state(),
+        sandbox.pins(),
         systemd.bus()
     )
 }
