@@ -89,7 +89,9 @@ fn facts_are_looked_at_again() -> Result<()> {
 fn two_daemons_on_the_same_pins() -> Result<()> {
     let sandbox = Sandbox::new("same")?;
     let rig = Setup::default().start(&sandbox)?;
-    let text = std::fs::read_to_string(sandbox.dir().join("web.toml"))?.replace("web.sock", "other.sock").replace("state-web", "state-other");
+    let text = std::fs::read_to_string(sandbox.dir().join("web.toml"))?
+        .replace("web.sock", "other.sock")
+        .replace("state-web", "state-other");
     let file = sandbox.dir().join("other.toml");
     std::fs::write(&file, text)?;
     let mut command = deployer_tests::daemon::DeployerBin::find()?.command(&sandbox);
