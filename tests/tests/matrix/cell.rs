@@ -78,7 +78,7 @@ impl<'a> Scene<'a> {
         self.configure(point, plot, &current)?;
         self.start()?;
         self.stage.all_up()?;
-        let slow = plot.prepare(&self.stage, target)?;
+        let slow = plot.prepare(&self.stage, target, self.fault)?;
         let mut roll = self.roll(target)?;
         let dir = self.dir();
         let reached = self.stage.wait(Duration::from_secs(40), || Ok(dir.join("reached").exists()));
@@ -182,7 +182,9 @@ impl<'a> Scene<'a> {
         let journal = Journal::read(&journal)?;
         let (doubled, cold) = (journal.doubled(), journal.cold().len());
         eprintln!("{} requests, {} failed, {} doubled, {cold} cold", report.requests, report.failed, doubled.len());
-        ensure!(report.failed == 0 && doubled.is_empty(), "{doubled:?} doubled; {report}");
+        ensure!(report.failed == 0, "{report}");
+        // Unsteered, a request can reach a process that is being stopped at that moment; nginx sends it again.
+        ensure!(fault.unsteers() || doubled.is_empty(), "{doubled:?} doubled; {report}");
         ensure!(fault.unsteers() || (cold == 0 && report.cold == 0), "{report}");
         drop(daemon);
         Ok(())
@@ -216,10 +218,12 @@ impl Plot {
     }
 
     /// A request that must outlive the roll, if there has to be one.
-    fn prepare(self, stage: &Stage<'_>, target: &str) -> Result<Option<Slow>> {
+    fn prepare(self, stage: &Stage<'_>, target: &str, fault: Fault) -> Result<Option<Slow>> {
+        // Who is not steered for a moment meets what he dials: a closed port, then, and not one that answers 500.
+        let broken = if fault.unsteers() { AppFault::Crash } else { AppFault::Status500 };
         match self {
             Self::Smooth => Ok(None),
-            Self::Fails => stage.app.set_fault(target, PORT, Some(AppFault::Status500)).map(|()| None),
+            Self::Fails => stage.app.set_fault(target, PORT, Some(broken)).map(|()| None),
             Self::Kept => stage.slow(PORT, 10).map(Some),
         }
     }
