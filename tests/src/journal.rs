@@ -126,19 +126,20 @@ impl Journal {
 
     /// Contradictions between the workers and the load; read the journals after the load has stopped.
     ///
-    /// An answer with status 200 must be that of a request which the worker it names began and ended, in the version it
-    /// names.
+    /// An answer with status 200 must be that of a request which the worker it names began, in the version it names, and
+    /// did not give up. One that is [cut](Self::cut) is none: a worker notes an answer's end after it has sent it, and may
+    /// be killed in between.
     pub fn contradictions(&self, report: &Report) -> Vec<String> {
         let served: HashSet<(&str, u16, &str)> = self
             .entries
             .iter()
-            .filter(|entry| matches!(entry.end, End::Answered(_)))
+            .filter(|entry| !matches!(entry.end, End::CallerGone(_)))
             .map(|entry| (entry.id.as_str(), entry.port, entry.version.as_str()))
             .collect();
         let answered = report.outcomes.iter().filter(|outcome| !outcome.failed());
         answered
             .filter(|o| !served.contains(&(o.id.as_str(), o.port, o.version.as_str())))
-            .map(|o| format!("{o} ({}), which that worker never finished", o.version))
+            .map(|o| format!("{o} ({}), which that worker never had or gave up", o.version))
             .collect()
     }
 }

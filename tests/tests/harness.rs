@@ -67,7 +67,7 @@ fn loses_nothing_when_nothing_happens() -> Result<()> {
     ensure!(journal.entries.len() == report.requests, "journal");
     ensure!(journal.doubled().is_empty() && journal.cut().is_empty());
     ensure!(journal.cold().is_empty());
-    ensure!(journal.contradictions(&report).is_empty());
+    ensure!(journal.contradictions(&report).is_empty(), "{:?}", journal.contradictions(&report));
     ensure!(nginx.error_lines()?.is_empty(), "{:?}", nginx.error_lines());
     Ok(())
 }
@@ -110,7 +110,7 @@ fn sees_the_loss_when_workers_are_killed() -> Result<()> {
     ensure!(cut > 0 && !nginx.error_lines()?.is_empty(), "{cut} cut");
     ensure!(doubled > 0, "nginx replays a GET whose worker has died");
     ensure!(report.by_version.contains_key("v2"), "{report}");
-    ensure!(journal.contradictions(&report).is_empty());
+    ensure!(journal.contradictions(&report).is_empty(), "{:?}", journal.contradictions(&report));
     Ok(())
 }
 
