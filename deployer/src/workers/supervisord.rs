@@ -203,7 +203,7 @@ impl Supervisord {
 
 impl ProcessManager for Supervisord {
     fn name(&self, worker: SocketAddr) -> String {
-        self.program.replace("{port}", &worker.port().to_string()).replace("{address}", &worker.ip().to_string())
+        self.program.replace("{port}", &worker.port().to_string())
     }
 
     fn check<'a>(&'a self, workers: &'a [SocketAddr]) -> Pending<'a, Result<(), ManagerError>> {

@@ -249,8 +249,8 @@ async fn patterns_that_are_odd() {
 async fn nobody_there() {
     let folder = tempfile::tempdir().unwrap();
     let at = folder.path().join("s");
-    let manager = Supervisord::new(at.clone(), "{address}_{port}".into(), None, Duration::from_secs(5));
-    assert_eq!(manager.name(worker(1)), "127.0.0.1_1");
+    let manager = Supervisord::new(at.clone(), "web:web_{port}".into(), None, Duration::from_secs(5));
+    assert_eq!(manager.name(worker(1)), "web:web_1");
     let error = manager.stop(worker(1)).await.unwrap_err();
     assert!(error.to_string().contains("Is supervisord running"), "{error}");
     drop(UnixListener::bind(&at).unwrap());
