@@ -217,6 +217,12 @@ impl Rig<'_> {
         self.succeed_by(&DeployerBin::find()?)
     }
 
+    /// The same, differently configured.
+    pub fn succeed_with(&mut self, change: impl FnOnce(&mut Setup)) -> Result<()> {
+        change(&mut self.setup);
+        self.succeed()
+    }
+
     /// The same, of another version.
     pub fn succeed_by(&mut self, bin: &DeployerBin) -> Result<()> {
         self.daemon = self.setup.daemon(self.sandbox, bin)?;

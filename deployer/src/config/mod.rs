@@ -23,7 +23,7 @@ use std::{
     time::Duration,
 };
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 pub use error::{ConfigError, Problem};
 pub use managers::{Backoff, Builtin, Exec, Manager};
@@ -119,7 +119,7 @@ pub enum Mode {
 }
 
 /// A rule for who is steered.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Caller {
     /// Processes in or below this cgroup v2 directory.

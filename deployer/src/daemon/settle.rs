@@ -13,6 +13,7 @@ use tracing::warn;
 use super::former::{Former, Resumed, Scene, known};
 use crate::{
     api::Phase,
+    config,
     journal::{
         ByHand, Hand, State, WorkerState,
         recover::{Onward, Verdict, judge, onward},
@@ -33,6 +34,13 @@ use crate::{
 const AS_LEFT: &str = "as the daemon before has left it";
 
 impl Former {
+    /// Whether a service was configured to steer the same callers. If not, or if nobody knows, the rules that an earlier
+    /// daemon has left say nothing about who is to be steered now.
+    pub(super) fn has_same_callers(&self, service: &config::Service) -> bool {
+        let known = self.state.services.get(&service.name).and_then(|known| known.callers.as_ref());
+        known == Some(&service.callers)
+    }
+
     /// Bypasses what an operator had bypassed, unless the kernel has kept that (`inherited`): what it has is newer than
     /// what was written down of it.
     pub(super) fn bypass(&self, registry: &Registry, tables: &Tables, inherited: &BTreeSet<String>) {
@@ -226,6 +234,7 @@ pub(super) fn note(state: &mut State, services: &Services) {
     state.services.retain(|name, _| services.contains_key(name));
     for (name, service) in services {
         let entry = state.services.entry(name.clone()).or_default();
+        entry.callers = Some(service.config.callers.clone());
         let before = std::mem::take(&mut entry.workers);
         for worker in service.members() {
             let control = worker.control();

@@ -61,6 +61,7 @@ async fn take_up(
     tables: &Tables,
     world: &Arc<dyn World>,
 ) -> Result<Resumed> {
+    registry.keep_callers(config, |service| former.has_same_callers(service));
     let inherited = registry.inherited(config);
     registry.apply(&observing(config, &inherited))?;
     watch::take_over(registry, tables, &inherited).await.context(LOOKING)?;

@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     api::Phase,
+    config::Caller,
     roll::machine::{Machine, Outcome},
 };
 
@@ -41,6 +42,9 @@ pub struct State {
 pub struct ServiceState {
     /// Bypassed by an operator.
     pub bypassed: bool,
+    /// Who was steered, as configured.
+    #[serde(default)]
+    pub callers: Option<Vec<Caller>>,
     /// By address.
     pub workers: BTreeMap<SocketAddr, WorkerState>,
 }

@@ -34,7 +34,8 @@ pub(crate) fn state() -> State {
     let workers = ["127.0.0.1:8000", "[::1]:8001"].map(|at| at.parse().unwrap());
     let hand =
         |outcome| Hand { intent: Phase::Stopping, before: Phase::Up, was: String::new(), serving: [7].into(), outcome };
-    let service = ServiceState { bypassed: true, workers: workers.map(|at| (at, worker(Phase::Up))).into() };
+    let service =
+        ServiceState { bypassed: true, callers: None, workers: workers.map(|at| (at, worker(Phase::Up))).into() };
     let plan = Plan {
         batches: Plan::batches(2, 2),
         max_failures: 1,

@@ -81,6 +81,16 @@ impl Registry {
         places.inherited(config).into_iter().filter(|(_, index)| decides(index)).map(|(name, _)| name).collect()
     }
 
+    /// Forgets the caller rules that an earlier daemon has left, but of services whose callers are the `same` now.
+    pub fn keep_callers(&self, config: &Config, same: impl Fn(&config::Service) -> bool) {
+        let mut places = self.places.lock().unwrap_or_else(PoisonError::into_inner);
+        for (name, index) in places.inherited(config) {
+            if !config.services.get(&name).is_some_and(&same) {
+                places.rules.remove(&index);
+            }
+        }
+    }
+
     /// The services as they are now.
     #[must_use]
     pub fn services(&self) -> Services {
@@ -144,7 +154,7 @@ impl Registry {
                 callers::succeed(known, &now, MAX_CALLERS)
             }
             // What runs may be an executable that has been replaced since, and is still a caller.
-            (None, Some(known)) if inherited.is_some() && !now.is_empty() => callers::succeed(known, &now, MAX_CALLERS),
+            (None, Some(known)) if inherited.is_some() => callers::succeed(known, &now, MAX_CALLERS),
             _ => now,
         };
         places.rules.insert(index, rules);

@@ -125,6 +125,29 @@ fn other_workers() -> Result<()> {
     Ok(())
 }
 
+/// An operator who has had enough sets the service to observe: a roll that goes on would stop workers which their callers
+/// still dial.
+#[test]
+fn observed_from_now_on() -> Result<()> {
+    let sandbox = Sandbox::new("observed")?;
+    let stage = stage(&sandbox)?;
+    let config = ServiceConfig { batch: "1".to_owned(), ..ServiceConfig::default() };
+    let mut daemon = stage.daemon(&config)?;
+    let busy = stage.slow(8000, 8)?;
+    let mut roll = stage.roll(&daemon, TO_V2)?;
+    roll.until_phase(8000, "draining")?;
+    daemon.process().kill()?;
+    let observing = ServiceConfig { mode: Some("observe".to_owned()), ..config };
+    let _next = Daemon::start(&sandbox, &stage.config(&observing))?;
+    let ending = roll.end()?;
+    eprintln!("{ending:?}");
+    ending.must("stopped", &["127.0.0.1:8000", "not steered", "observe", "0 of 4 workers are changed"])?;
+    ensure!(busy.status()? == 200);
+    stage.all_up()?;
+    stage.unharmed("observed from now on")?;
+    Ok(())
+}
+
 /// The journal is lost in the middle of a roll: the words in the kernel tell which worker was in hand.
 #[test]
 fn a_lost_journal() -> Result<()> {

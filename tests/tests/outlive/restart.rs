@@ -6,7 +6,7 @@ use anyhow::{Result, ensure};
 use deployer_tests::app::Fault;
 use deployer_tests::daemon::ServiceConfig;
 use deployer_tests::dial::{Caller, Dial, answers};
-use deployer_tests::rig::Setup;
+use deployer_tests::rig::{Setup, wait};
 use deployer_tests::sandbox::{Place, Sandbox};
 use deployer_tests::stage::Stage;
 
@@ -82,6 +82,55 @@ fn facts_are_looked_at_again() -> Result<()> {
     let seen = caller.dial(&[Dial::to(HOST, 8000).times(10), Dial::to(HOST, 8001).times(10)])?;
     ensure!(seen[10..].iter().all(|one| one.answer == Some(8001)), "{seen:?}");
     ensure!(seen[..10].iter().all(|one| matches!(one.answer, Some(8001 | 8002))), "{seen:?}");
+    Ok(())
+}
+
+/// The app is stopped, then the daemon, and the app is started again: the kernel's last word on each worker is that it is
+/// down, and nobody is there to see that it is not. Who dials it gets it all the same.
+#[test]
+fn the_app_is_back_without_a_daemon() -> Result<()> {
+    let sandbox = Sandbox::new("back")?;
+    let mut rig = Setup { ports: 8000..=8001, ..Setup::default() }.start(&sandbox)?;
+    let caller = Caller::at(&sandbox, Place::Callers);
+    let dial = || caller.dial(&[Dial::to(HOST, 8000).times(5), Dial::to(HOST, 8001).times(5)]);
+    rig.stop_worker(8000)?;
+    rig.stop_worker(8001)?;
+    rig.kill_daemon()?;
+    let down = dial()?;
+    ensure!(down.iter().all(deployer_tests::dial::Seen::is_refused), "{down:?}");
+    rig.start_worker(8000)?;
+    rig.start_worker(8001)?;
+    let back = dial()?;
+    ensure!(answers(&back) == [(8000, 5), (8001, 5)].into(), "{:?}", answers(&back));
+    rig.succeed()?;
+    rig.wait_phase(8000, "up")?;
+    rig.wait_phase(8001, "up")
+}
+
+/// A load balancer runs on in an executable that has been replaced: it is steered by the next daemon, too. One that is no
+/// longer configured is not.
+#[test]
+fn callers_of_before() -> Result<()> {
+    let sandbox = Sandbox::new("callers")?;
+    let caller = Caller::at(&sandbox, Place::Outside).copied("balancer")?;
+    let callers = Some(vec![caller.executable().to_owned()]);
+    let mut rig = Setup { ports: 8000..=8001, lease: "60s", callers, ..Setup::default() }.start(&sandbox)?;
+    rig.drain(8000)?;
+    let old = caller.start(&[Dial { pause_ms: 10, ..Dial::to(HOST, 8000).times(800) }])?;
+    wait("the old file to be in use", || Ok(rig.service()?.sum(|worker| worker.established) > 0))?;
+    let new = caller.clone().copied("balancer")?;
+    wait("the new file to be steered", || Ok(new.once(Dial::to(HOST, 8000))?[0].answer == Some(8001)))?;
+    wait("the journal to know", || Ok(std::fs::read_to_string(rig.state().join("state.json"))?.contains("balancer")))?;
+    rig.kill_daemon()?;
+    rig.succeed()?;
+    let old = old.finish()?;
+    eprintln!("by the old file, over a change of daemon: {:?}", answers(&old));
+    ensure!(answers(&old) == [(8001, 800)].into(), "{:?}", answers(&old));
+    rig.kill_daemon()?;
+    let other = Caller::at(&sandbox, Place::Outside).copied("other")?;
+    rig.succeed_with(|setup| setup.callers = Some(vec![other.executable().to_owned()]))?;
+    let (left, new) = (new.once(Dial::to(HOST, 8000))?, other.once(Dial::to(HOST, 8000))?);
+    ensure!(left[0].answer == Some(8000) && new[0].answer == Some(8001), "{left:?} {new:?}");
     Ok(())
 }
 
