@@ -58,7 +58,7 @@ impl Verdict {
 /// Two bits a [`State`]: the rank of a worker in that state.
 const RANKS: u64 = 0b11_11_11_11_10_01_00_11;
 /// One bit a state: whether a lease that has run out makes it [`State::Up`].
-const LEASED: u64 = 1 << State::Draining as u64;
+const LEASED: u64 = 1 << State::Draining as u64 | 1 << State::Cold as u64;
 
 /// Ranks a worker at an instant, as [`WorkerWord::at`] says, but without a branch: the verifier follows every branch of
 /// every member of a pool, and gives up at a million instructions.
@@ -67,7 +67,8 @@ const LEASED: u64 = 1 << State::Draining as u64;
 pub fn rank_bits(word: WorkerWord, now_ms: u64) -> u64 {
     let state = word.0 >> 56 & 7;
     let expired = is_less(word.lease_ms(), now_ms + 1);
-    (RANKS >> (2 * state) & 3) - (LEASED >> state & 1 & expired)
+    let lapsed = LEASED >> state & expired & 1;
+    (RANKS >> (2 * state) & 3) & lapsed.wrapping_sub(1)
 }
 
 /// [`rank_bits`] as a [`Rank`].

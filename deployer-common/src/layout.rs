@@ -1,5 +1,7 @@
 //! The tables, entry by entry. See ARCHITECTURE.md for who writes which.
 
+use crate::histogram::BUCKETS;
+
 /// Most workers on one host.
 pub const MAX_WORKERS: usize = 1024;
 /// Most services on one host.
@@ -10,12 +12,18 @@ pub const MAX_MEMBERS: usize = 256;
 pub const MAX_CALLERS: usize = 8;
 /// Pool slots: twice the services, so that each can publish a new slot while its old one is still being read.
 pub const MAX_SLOTS: usize = 2 * MAX_SERVICES;
+/// Most sockets of workers that listen at a time: one each as a rule, one a process under SO_REUSEPORT.
+pub const MAX_LISTENING: usize = 4 * MAX_WORKERS;
+/// Most processes that are being killed at a time.
+pub const MAX_DYING: usize = 2 * MAX_WORKERS;
+/// Bytes of events that the daemon has not fetched yet; what does not fit is dropped. A power of two.
+pub const EVENT_BYTES: usize = 256 * 1024;
 /// Most frontends: every worker's address, its other spellings (`::1`, `0.0.0.0`, `::`) and the service addresses.
 pub const MAX_FRONTENDS: usize = 8 * MAX_WORKERS;
 
 /// Name and layout version of every table. Tables outlive the daemon, so whoever changes an entry raises its table's
 /// version here, and says in deployer's `kernel/versions.rs` where each word goes.
-pub const TABLES: [(&str, u32); 8] = [
+pub const TABLES: [(&str, u32); 15] = [
     ("SWITCHBOARD", if cfg!(feature = "next-layout") { 2 } else { 1 }),
     ("FRONTENDS", 1),
     ("LISTENERS", 1),
@@ -24,6 +32,13 @@ pub const TABLES: [(&str, u32); 8] = [
     ("WORKER_COUNTS", if cfg!(feature = "next-layout") { 2 } else { 1 }),
     ("SERVICE_COUNTS", 1),
     ("NOTES", 1),
+    ("LIMITS", 1),
+    ("WORKER_LIVES", 1),
+    ("WORKER_PROOFS", 1),
+    ("LISTENING", 1),
+    ("LISTENER_NOTES", 1),
+    ("DYING", 1),
+    ("EVENTS", 1),
 ];
 
 /// Words that the tests' next layout has more at the beginning of an entry; none in what is shipped.
@@ -148,6 +163,103 @@ pub struct ServiceCount {
     pub would_change: u64,
 }
 
+/// What user space publishes and hardly ever changes, word by word.
+#[repr(C)]
+pub struct Limits {
+    /// Not 0: the programs are told when a process that is being killed lets go of its files.
+    pub closing: u64,
+    /// [`crate::word::LimitsWord`] of each service.
+    pub services: [u64; MAX_SERVICES],
+}
+
+/// What becomes of a worker's process. Written by the programs with atomic adds only.
+#[repr(C)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct WorkerLife {
+    /// Sockets that listen at the worker's address now, in processes that are not being killed.
+    pub listeners: u64,
+    /// Sockets that have ever listened there; 0: none was seen, and `listeners` says nothing.
+    pub listened: u64,
+    /// How often the last of them was closed, or its process killed.
+    pub ended: u64,
+    /// Connections that were open in a process when it ended.
+    pub cut: u64,
+}
+
+/// What proves a promise kept, by worker. Counted at the caller's end, of steered callers only, but for `lifetimes`.
+#[repr(C)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct WorkerProof {
+    /// Connections established to it after its drain was published and every earlier `connect()` had ended.
+    pub late: u64,
+    /// Connections established to it while it was cold.
+    pub cold: u64,
+    /// Connections that it got although it was draining, because the pool would have gone below its floor.
+    pub fallback_floor: u64,
+    /// Connections to it that could not be established.
+    pub failed: u64,
+    /// Connections to it that were reset, not closed, by its end.
+    pub reset: u64,
+    /// How long connections lasted, seen at the worker's end: [`crate::histogram::bucket`] of microseconds.
+    pub lifetimes: [u64; BUCKETS],
+}
+
+/// A socket that listens for a worker, by the address of its `struct file`.
+#[repr(C)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Listening {
+    /// Address of its `struct sock`.
+    pub sk: u64,
+    /// Descriptors of it in processes that are being killed and have not closed them yet.
+    pub dying: u64,
+    /// Not 0: it counts as closed already, since all who had it open are being killed.
+    pub over: u64,
+    /// The worker.
+    pub worker: u64,
+    /// The word of the worker while callers are led around it, until this socket is closed; 0: they are not.
+    pub detour: u64,
+}
+
+/// What is remembered of a socket that listens, in its socket storage.
+#[repr(C)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct ListenerNote {
+    /// Its key in the table of [`Listening`]; 0: it has none.
+    pub file: u64,
+    /// Worker + 1; 0: none.
+    pub worker: u64,
+}
+
+/// What the programs tell the daemon as it happens.
+#[repr(C)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Event {
+    /// Nanoseconds of `CLOCK_MONOTONIC`.
+    pub at_ns: u64,
+    /// [`EVENT_LISTENS`] and so on.
+    pub kind: u32,
+    /// The worker.
+    pub worker: u32,
+    /// Process, as the machine's own pid namespace numbers it; 0: none.
+    pub pid: u32,
+    /// [`EVENT_CUT`]: the caller's port.
+    pub port: u32,
+    /// [`EVENT_CUT`]: the caller's address, as [`WorkerAddr::addr`].
+    pub addr: [u32; 4],
+    /// [`EVENT_CUT`]: how long the connection had been open, in nanoseconds. [`EVENT_KILLED`] and [`EVENT_CLOSED`]: how many
+    /// connections were open.
+    pub value: u64,
+}
+
+/// A worker listens: it was down, and is cold.
+pub const EVENT_LISTENS: u32 = 1;
+/// A worker's last listening socket was closed.
+pub const EVENT_CLOSED: u32 = 2;
+/// A worker's process is being killed, or ends, and nobody else listens for it.
+pub const EVENT_KILLED: u32 = 3;
+/// A connection was open in a process when it ended.
+pub const EVENT_CUT: u32 = 4;
+
 /// What is remembered of a socket, in its socket storage.
 #[repr(C)]
 #[derive(Debug, Clone, Copy, Default)]
@@ -159,11 +271,29 @@ pub struct SockNote {
     /// Port dialled, host byte order.
     pub dialled_port: u32,
     /// Port steered to, host byte order.
-    pub target_port: u32,
+    pub target_port: u16,
+    /// Worker + 1 to which a steered caller's connection goes, whether that was dialled or chosen; 0: nobody's business.
+    pub to: u16,
     /// Worker + 1 whose ticket this socket holds; 0: none.
     pub ticket: u32,
     /// Worker + 1 whose `open` this socket has raised; 0: none.
     pub counted: u32,
+}
+
+impl SockNote {
+    /// When the connection was established, in nanoseconds of `CLOCK_MONOTONIC`. Kept for sockets that are `counted`,
+    /// which are a worker's end and so have dialled nobody.
+    #[inline(always)]
+    #[must_use]
+    pub const fn since(&self) -> u64 {
+        (self.dialled[0] as u64) << 32 | self.dialled[1] as u64
+    }
+
+    /// Sets [`SockNote::since`].
+    #[inline(always)]
+    pub const fn set_since(&mut self, ns: u64) {
+        self.dialled = [(ns >> 32) as u32, ns as u32, 0, 0];
+    }
 }
 
 const _: () = assert!(size_of::<Frontend>() == 8);
@@ -173,4 +303,10 @@ const _: () = assert!(size_of::<WorkerAddr>() == 24);
 const _: () = assert!(size_of::<WorkerCount>() == 8 * (MORE + 10));
 const _: () = assert!(size_of::<ServiceCount>() == 32);
 const _: () = assert!(size_of::<SockNote>() == 48);
+const _: () = assert!(size_of::<Limits>() == 8 * (1 + MAX_SERVICES));
+const _: () = assert!(size_of::<WorkerLife>() == 32);
+const _: () = assert!(size_of::<WorkerProof>() == 8 * (5 + BUCKETS));
+const _: () = assert!(size_of::<Listening>() == 40);
+const _: () = assert!(size_of::<ListenerNote>() == 16);
+const _: () = assert!(size_of::<Event>() == 48);
 const _: () = assert!(size_of::<Switchboard>() == 8 * (MORE + 1 + MAX_SERVICES + 2 * MAX_WORKERS));

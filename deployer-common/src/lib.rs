@@ -6,6 +6,7 @@
 
 pub mod decide;
 pub mod endpoint;
+pub mod histogram;
 pub mod layout;
 #[cfg(feature = "user")]
 mod pod;

@@ -14,7 +14,8 @@ pub enum State {
     Up = 1,
     /// Takes no new connections until its lease runs out; then it counts as [`State::Up`] again.
     Draining = 2,
-    /// Listens, but has not been warmed: the last resort.
+    /// Listens, but has not been warmed: the last resort, until its lease runs out; then it counts as [`State::Up`], since
+    /// nobody has come to warm it.
     Cold = 3,
     /// Does not listen.
     Down = 4,
@@ -41,14 +42,18 @@ impl State {
     }
 }
 
-/// A worker's word: `state:8 | lease:40 | serial:16`, from the top.
+/// A worker's word: `zero:4 | sealed:1 | state:3 | lease:40 | serial:16`, from the top.
 ///
 /// The lease is an instant in milliseconds of `CLOCK_MONOTONIC` (40 bits last 34 years of uptime); it means something
-/// for [`State::Draining`] only. The serial changes with every store, so that a compare-and-swap by a controller that
-/// slept cannot succeed on a word that only looks the same.
+/// for [`State::Draining`] and [`State::Cold`] only. The serial changes with every store, so that a compare-and-swap by a
+/// controller that slept cannot succeed on a word that only looks the same. A drain is sealed when every `connect()` has
+/// ended that may have missed it: whoever arrives later is counted ([`crate::layout::WorkerProof::late`]).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[repr(transparent)]
 pub struct WorkerWord(pub u64);
+
+/// Set in the word of a drain that is sealed.
+const SEALED: u64 = 8 << 56;
 
 /// The largest instant a lease can hold, in milliseconds.
 pub const LEASE_MAX_MS: u64 = (1 << 40) - 1;
@@ -84,17 +89,35 @@ impl WorkerWord {
     }
 
     /// The word that follows this one: another state and lease, the next serial.
+    #[inline(always)]
     #[must_use]
     pub const fn next(self, state: State, lease_ms: u64) -> Self {
         Self::new(state, lease_ms, self.serial().wrapping_add(1))
     }
 
-    /// The state that counts at an instant: a drain whose lease has run out is no drain.
+    /// The same, sealed.
+    #[must_use]
+    pub const fn sealed(self) -> Self {
+        Self(self.0 | SEALED)
+    }
+
+    /// Whether whoever is connected now came after the drain: it is sealed, and lasts.
+    #[inline(always)]
+    #[must_use]
+    pub const fn is_sealed(self, now_ms: u64) -> bool {
+        match self.at(now_ms) {
+            State::Draining => self.0 & SEALED != 0,
+            State::Stopping | State::Failed => true,
+            _ => false,
+        }
+    }
+
+    /// The state that counts at an instant: a drain, or a quarantine, whose lease has run out is none.
     #[inline(always)]
     #[must_use]
     pub const fn at(self, now_ms: u64) -> State {
         match self.state() {
-            State::Draining if now_ms >= self.lease_ms() => State::Up,
+            State::Draining | State::Cold if now_ms >= self.lease_ms() => State::Up,
             state => state,
         }
     }
@@ -157,5 +180,33 @@ impl ServiceWord {
     #[must_use]
     pub const fn slot(self) -> u32 {
         (self.0 >> 32) as u32 & 0xffff
+    }
+}
+
+/// What a service is held to, whatever a controller does: `zero:16 | min_up:16 | cold_limit:32`, from the top.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[repr(transparent)]
+pub struct LimitsWord(pub u64);
+
+impl LimitsWord {
+    /// Puts a word together. `min_up`: so many workers stay in rotation, whoever is drained. `cold_limit_ms`: so long a
+    /// worker that has begun to listen is kept from its callers, if nobody warms it.
+    #[must_use]
+    pub const fn new(min_up: u16, cold_limit_ms: u32) -> Self {
+        Self((min_up as u64) << 32 | cold_limit_ms as u64)
+    }
+
+    /// The least number of workers in rotation.
+    #[inline(always)]
+    #[must_use]
+    pub const fn min_up(self) -> u64 {
+        self.0 >> 32 & 0xffff
+    }
+
+    /// The quarantine of a worker that nobody warms, in milliseconds.
+    #[inline(always)]
+    #[must_use]
+    pub const fn cold_limit_ms(self) -> u64 {
+        self.0 & 0xffff_ffff
     }
 }

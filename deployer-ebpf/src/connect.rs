@@ -116,27 +116,28 @@ fn route(ctx: &SockAddrContext, dialled: &Endpoint) -> Action {
     // SAFETY: `board` is the one entry of an array map; volatile, since user space writes it at any time.
     let bypassed = unsafe { (&raw const (*board).bypass).read_volatile() } != 0 || word.mode() == Mode::Bypass;
     if bypassed || is_daemon(ctx) {
-        return pass(ctx, frontend);
+        return pass(ctx, frontend, 0);
     }
-    let Some(slot) = SLOTS.get(word.slot()) else { return pass(ctx, frontend) };
+    let Some(slot) = SLOTS.get(word.slot()) else { return pass(ctx, frontend, 0) };
     if !callers::is_steered(slot) {
         count::service(frontend.service, offset_of!(ServiceCount, unsteered));
-        return pass(ctx, frontend);
+        return pass(ctx, frontend, 0);
     }
     let verdict = decide(frontend, word, &InKernel { board, slot });
     if word.mode() == Mode::Observe {
         observe(frontend, verdict);
-        return pass(ctx, frontend);
+        return pass(ctx, frontend, 0);
     }
     tally(frontend, verdict);
     apply(ctx, dialled, frontend, verdict, board)
 }
 
-/// Lets a connection go where it was dialled. If that is a worker, its ticket is taken all the same: it is evidence.
+/// Lets a connection go where it was dialled. If that is a worker, its ticket is taken all the same: it is evidence. `to`
+/// is as in [`SockNote`].
 #[inline(always)]
-fn pass(ctx: &SockAddrContext, frontend: Frontend) -> Action {
+fn pass(ctx: &SockAddrContext, frontend: Frontend, to: u32) -> Action {
     if frontend.worker != NO_WORKER {
-        note(ctx, SockNote { ticket: frontend.worker + 1, ..SockNote::default() });
+        note(ctx, SockNote { ticket: frontend.worker + 1, to: to as u16, ..SockNote::default() });
     }
     Action::Pass
 }
@@ -150,10 +151,10 @@ fn apply(
     board: *const Switchboard,
 ) -> Action {
     if verdict.worker == NO_WORKER {
-        return if may_be_back(frontend, verdict, board) { pass(ctx, frontend) } else { Action::Refuse };
+        return if may_be_back(frontend, verdict, board) { pass(ctx, frontend, 0) } else { Action::Refuse };
     }
     if verdict.worker == frontend.worker {
-        return pass(ctx, frontend);
+        return pass(ctx, frontend, frontend.worker + 1);
     }
     let Some(target) = WORKER_ADDRS.get(verdict.worker) else { return Action::Refuse };
     let (addr, port) = (reached(dialled, frontend, target.addr), target.port);
@@ -163,7 +164,8 @@ fn apply(
             dialled: shown(dialled.addr),
             target: addr,
             dialled_port: dialled.port,
-            target_port: port,
+            target_port: port as u16,
+            to: verdict.worker as u16 + 1,
             ticket: verdict.worker + 1,
             counted: 0,
         },

@@ -1,11 +1,12 @@
 //! Counters.
 
-use core::arch::asm;
-
 use aya_ebpf::btf_maps::Array;
-use deployer_common::layout::{MAX_SERVICES, MAX_WORKERS};
+use deployer_common::layout::{MAX_SERVICES, MAX_WORKERS, WorkerLife};
 
-use crate::maps::{MMAPABLE, SERVICE_COUNTS, WORKER_COUNTS};
+use crate::{
+    atomic,
+    maps::{MMAPABLE, SERVICE_COUNTS, WORKER_COUNTS, WORKER_LIVES, WORKER_PROOFS},
+};
 
 /// Adds to the field at byte `offset` of a worker's counters.
 #[inline(always)]
@@ -19,11 +20,30 @@ pub fn service(index: u32, offset: usize) {
     add::<_, MAX_SERVICES>(&SERVICE_COUNTS, index, 1, offset);
 }
 
-/// Adds atomically. The target has no atomic read-modify-write in `core`; this is the instruction that it would be.
+/// Adds one to the field at byte `offset` of a worker's proofs.
+#[inline(always)]
+pub fn proof(index: u32, offset: usize) {
+    add::<_, MAX_WORKERS>(&WORKER_PROOFS, index, 1, offset);
+}
+
+/// Adds one to the field at byte `offset` of a worker's life.
+#[inline(always)]
+pub fn life(index: u32, offset: usize) {
+    add::<_, MAX_WORKERS>(&WORKER_LIVES, index, 1, offset);
+}
+
+/// Adds to the number of a worker's listening sockets; returns what it was.
+#[inline(always)]
+pub fn listeners(index: u32, by: i64) -> Option<u64> {
+    let life: *mut WorkerLife = WORKER_LIVES.get_ptr_mut(index)?;
+    // SAFETY: address arithmetic inside the entry.
+    Some(atomic::fetch_add(unsafe { &raw mut (*life).listeners }, by))
+}
+
+/// `offset` comes from `offset_of!` of a u64 field of T: aligned, and inside the entry.
 #[inline(always)]
 fn add<T, const ENTRIES: usize>(map: &Array<T, ENTRIES, MMAPABLE>, index: u32, by: i64, offset: usize) {
-    let Some(entry) = map.get_ptr_mut(index) else { return };
-    let counter = entry.wrapping_byte_add(offset);
-    // SAFETY: `offset` comes from offset_of! of a u64 field of T: aligned, and inside the entry.
-    unsafe { asm!("lock *(u64 *)({p} + 0) += {v}", p = in(reg) counter, v = in(reg) by) }
+    if let Some(entry) = map.get_ptr_mut(index) {
+        atomic::add(entry.wrapping_byte_add(offset).cast(), by);
+    }
 }

@@ -4,16 +4,23 @@
 //! |---|---|---|
 //! | connect | cgroup/connect4, connect6 | steers or refuses a new connection, takes its ticket |
 //! | peername | cgroup/getpeername4, getpeername6 | shows the caller the address it dialled |
-//! | sockets | sock_ops, cgroup/sock_release | hands tickets back, counts open connections |
+//! | sockets | sock_ops, cgroup/sock_release | hands tickets back, counts open connections, sees workers begin to listen and end |
+//! | deaths | signal_generate, sched_process_exit, exit_files | marks a worker down whose process is being killed |
+//! | arm | iter/tcp | makes sockets that are older than the programs report their close |
 #![no_std]
 #![no_main]
 // The BPF back end's `asm!`, for the atomic add that the target has no intrinsic for.
 #![feature(asm_experimental_arch)]
 
 mod address;
+mod arm;
+mod atomic;
 mod callers;
 mod connect;
 mod count;
+mod deaths;
+mod fields;
+mod listeners;
 mod maps;
 mod peername;
 mod sockets;

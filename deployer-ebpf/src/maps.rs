@@ -2,14 +2,15 @@
 
 use aya_ebpf::{
     bindings::BPF_F_MMAPABLE,
-    btf_maps::{Array, HashMap, SkStorage},
+    btf_maps::{Array, HashMap, RingBuf, SkStorage},
     macros::btf_map,
 };
 use deployer_common::{
     endpoint::Endpoint,
     layout::{
-        Frontend, MAX_FRONTENDS, MAX_SERVICES, MAX_SLOTS, MAX_WORKERS, ServiceCount, Slot, SockNote, Switchboard,
-        WorkerAddr, WorkerCount,
+        EVENT_BYTES, Event, Frontend, Limits, ListenerNote, Listening, MAX_DYING, MAX_FRONTENDS, MAX_LISTENING,
+        MAX_SERVICES, MAX_SLOTS, MAX_WORKERS, ServiceCount, Slot, SockNote, Switchboard, WorkerAddr, WorkerCount,
+        WorkerLife, WorkerProof,
     },
 };
 
@@ -46,3 +47,31 @@ pub static SERVICE_COUNTS: Array<ServiceCount, MAX_SERVICES, MMAPABLE> = Array::
 /// What is remembered of each socket; freed with it.
 #[btf_map]
 pub static NOTES: SkStorage<SockNote> = SkStorage::new();
+
+/// What services are held to; one entry.
+#[btf_map]
+pub static LIMITS: Array<Limits, 1, MMAPABLE> = Array::new();
+
+/// The lives of workers' processes, by worker.
+#[btf_map]
+pub static WORKER_LIVES: Array<WorkerLife, MAX_WORKERS, MMAPABLE> = Array::new();
+
+/// Proofs, by worker.
+#[btf_map]
+pub static WORKER_PROOFS: Array<WorkerProof, MAX_WORKERS, MMAPABLE> = Array::new();
+
+/// Workers' sockets that listen, by the address of their `struct file`.
+#[btf_map]
+pub static LISTENING: HashMap<u64, Listening, MAX_LISTENING> = HashMap::new();
+
+/// What is remembered of each socket that listens for a worker; freed with it.
+#[btf_map]
+pub static LISTENER_NOTES: SkStorage<ListenerNote> = SkStorage::new();
+
+/// Processes (thread group ids) that are being killed and have workers' sockets open, until they close them.
+#[btf_map]
+pub static DYING: HashMap<u32, u64, MAX_DYING> = HashMap::new();
+
+/// What happens, for the daemon.
+#[btf_map]
+pub static EVENTS: RingBuf<Event, EVENT_BYTES> = RingBuf::new();

@@ -45,6 +45,6 @@ fn steered(ctx: &SockAddrContext, peer: [u32; 4], port: u32) -> Option<SockNote>
         && note.target[1] == peer[1]
         && note.target[2] == peer[2]
         && note.target[3] == peer[3]
-        && note.target_port == port;
+        && u32::from(note.target_port) == port;
     (same && note.dialled_port != 0).then_some(*note)
 }

@@ -1,38 +1,52 @@
 //! The lives of sockets: tickets are handed back, open connections counted.
 
-use core::mem::offset_of;
+use core::{ffi::c_void, mem::offset_of};
 
 use aya_ebpf::{
     EbpfContext,
     bindings::{
-        BPF_SK_STORAGE_GET_F_CREATE, BPF_SOCK_OPS_PASSIVE_ESTABLISHED_CB, BPF_SOCK_OPS_STATE_CB,
-        BPF_SOCK_OPS_STATE_CB_FLAG, BPF_SOCK_OPS_TCP_CONNECT_CB,
+        BPF_SK_STORAGE_GET_F_CREATE, BPF_SOCK_OPS_ACTIVE_ESTABLISHED_CB, BPF_SOCK_OPS_PASSIVE_ESTABLISHED_CB,
+        BPF_SOCK_OPS_STATE_CB, BPF_SOCK_OPS_STATE_CB_FLAG, BPF_SOCK_OPS_TCP_CONNECT_CB, BPF_SOCK_OPS_TCP_LISTEN_CB,
     },
-    helpers::{bpf_get_netns_cookie, generated::bpf_sk_storage_get},
+    helpers::{bpf_get_current_task, bpf_get_netns_cookie, generated::bpf_sk_storage_get},
     macros::{cgroup_sock, sock_ops},
     programs::{SockContext, SockOpsContext},
 };
 use deployer_common::{
     endpoint::{Endpoint, MAPPED},
-    layout::{SockNote, WorkerCount},
+    histogram::{self, BUCKETS},
+    layout::{EVENT_CUT, Event, SockNote, WorkerCount, WorkerLife, WorkerProof},
+    word::State,
 };
 
 use crate::{
-    count,
+    atomic, count,
+    fields::{OFF_SK_ERR, OFF_TASK_FLAGS, read},
+    listeners::{self, now_ns},
     maps::{LISTENERS, NOTES},
 };
 
 const AF_INET6: u32 = 10;
-/// States of `include/net/tcp_states.h` in which a worker may still have work with a connection.
+/// States of `include/net/tcp_states.h`. In these two a worker may still have work with a connection.
 const ESTABLISHED: u32 = 1;
 const CLOSE_WAIT: u32 = 8;
+const SYN_SENT: u32 = 2;
+const CLOSE: u32 = 7;
+const LISTEN: u32 = 10;
+/// What a reset makes of a connection that was open, and of one whose far end had said its last (`tcp_reset()`).
+const ECONNRESET: i32 = 104;
+const EPIPE: i32 = 32;
+/// `include/linux/sched.h`
+const PF_EXITING: u32 = 4;
 
 /// Always answers 1: 0 would become -EPERM and throw away the answers of other programs.
 #[sock_ops]
 pub fn sockets(ctx: SockOpsContext) -> u32 {
     match ctx.op() {
         BPF_SOCK_OPS_TCP_CONNECT_CB => syn_is_out(&ctx),
+        BPF_SOCK_OPS_ACTIVE_ESTABLISHED_CB => reached(&ctx),
         BPF_SOCK_OPS_PASSIVE_ESTABLISHED_CB => opened(&ctx),
+        BPF_SOCK_OPS_TCP_LISTEN_CB => listens(&ctx),
         BPF_SOCK_OPS_STATE_CB => state_changed(&ctx),
         _ => {}
     }
@@ -52,7 +66,12 @@ pub fn released(ctx: SockContext) -> i32 {
 /// By now the socket stands in the table of sockets, where user space sees it: the ticket has done its work.
 #[inline(always)]
 fn syn_is_out(ctx: &SockOpsContext) {
-    hand_back(note(ctx, core::ptr::null_mut()));
+    let note = note(ctx, core::ptr::null_mut());
+    hand_back(note);
+    // SAFETY: as in hand_back.
+    if !note.is_null() && unsafe { (*note).to } != 0 {
+        report_state(ctx);
+    }
 }
 
 #[inline(always)]
@@ -68,11 +87,30 @@ fn hand_back(note: *mut SockNote) {
     }
 }
 
+/// A steered caller's connection is established: to a worker that should have got none?
+#[inline(always)]
+fn reached(ctx: &SockOpsContext) {
+    let note = note(ctx, core::ptr::null_mut());
+    // SAFETY: as in hand_back.
+    let to = if note.is_null() { 0 } else { unsafe { (*note).to } };
+    if to == 0 {
+        return;
+    }
+    let worker = u32::from(to) - 1;
+    let Some(word) = atomic::word(worker) else { return };
+    let now_ms = now_ns() / 1_000_000;
+    if word.is_sealed(now_ms) {
+        count::proof(worker, offset_of!(WorkerProof, late));
+    }
+    if word.at(now_ms) == State::Cold {
+        count::proof(worker, offset_of!(WorkerProof, cold));
+    }
+}
+
 /// A worker's end of a connection is established.
 #[inline(always)]
 fn opened(ctx: &SockOpsContext) {
-    // SAFETY: user space never removes an entry while a program that found it may run.
-    let Some(worker) = (unsafe { LISTENERS.get(local(ctx)) }).copied() else { return };
+    let Some(worker) = worker_at(ctx) else { return };
     let mut blank = SockNote::default();
     let note = note(ctx, &raw mut blank);
     if note.is_null() {
@@ -83,17 +121,33 @@ fn opened(ctx: &SockOpsContext) {
     // Two attachments (callers' and workers' cgroups) may run this program twice for one socket.
     if note.counted == 0 {
         note.counted = worker + 1;
+        note.set_since(now_ns());
         count::worker(worker, 1, offset_of!(WorkerCount, established));
         count::worker(worker, 1, offset_of!(WorkerCount, open));
-        // Others' flags stay.
-        let _ = ctx.set_cb_flags((ctx.cb_flags() | BPF_SOCK_OPS_STATE_CB_FLAG) as i32);
+        report_state(ctx);
     }
 }
 
-/// A connection that was counted leaves the states in which it can carry a request.
+/// A socket begins to listen.
+#[inline(always)]
+fn listens(ctx: &SockOpsContext) {
+    let Some(worker) = worker_at(ctx) else { return };
+    let Some(sk) = socket(ctx) else { return };
+    report_state(ctx);
+    if listeners::counted(sk, sk as u64, worker) {
+        listeners::first(worker);
+    }
+}
+
 #[inline(always)]
 fn state_changed(ctx: &SockOpsContext) {
-    let new = ctx.arg(1);
+    let (old, new) = (ctx.arg(0), ctx.arg(1));
+    if old == LISTEN {
+        if let Some(sk) = socket(ctx) {
+            listeners::closed(sk, local(ctx));
+        }
+        return;
+    }
     if new == ESTABLISHED || new == CLOSE_WAIT {
         return;
     }
@@ -104,22 +158,85 @@ fn state_changed(ctx: &SockOpsContext) {
     // SAFETY: as in hand_back.
     let note = unsafe { &mut *note };
     if note.counted != 0 {
-        count::worker(note.counted - 1, -1, offset_of!(WorkerCount, open));
-        note.counted = 0;
+        over(ctx, note);
+    } else if note.to != 0 {
+        left(ctx, note, old, new);
     }
+}
+
+/// A worker's end of a connection that was counted leaves the states in which it can carry a request.
+#[inline(always)]
+fn over(ctx: &SockOpsContext, note: &mut SockNote) {
+    let worker = note.counted - 1;
+    note.counted = 0;
+    count::worker(worker, -1, offset_of!(WorkerCount, open));
+    let now = now_ns();
+    let lasted = now - note.since();
+    let bucket = histogram::bucket(lasted / 1000);
+    count::proof(worker, offset_of!(WorkerProof, lifetimes) + size_of::<u64>() * (bucket & (BUCKETS - 1)));
+    // Not closed by its process, which has not come to it, but by the process's end; a caller's reset is an error.
+    if is_exiting() && error(ctx) == 0 {
+        count::life(worker, offset_of!(WorkerLife, cut));
+        let peer = remote(ctx);
+        let pid = listeners::current();
+        let (kind, addr, port) = (EVENT_CUT, peer.addr, peer.port);
+        listeners::send(Event { at_ns: now, kind, worker, pid, port, addr, value: lasted });
+    }
+}
+
+/// The caller's end of a connection is closed, one way or another.
+#[inline(always)]
+fn left(ctx: &SockOpsContext, note: &mut SockNote, old: u32, new: u32) {
+    let worker = u32::from(note.to) - 1;
+    note.to = 0;
+    if old == SYN_SENT && new == CLOSE {
+        count::proof(worker, offset_of!(WorkerProof, failed));
+    } else if new == CLOSE && matches!(error(ctx), ECONNRESET | EPIPE) {
+        count::proof(worker, offset_of!(WorkerProof, reset));
+    }
+}
+
+/// Has the socket report its changes of state; others' flags stay.
+#[inline(always)]
+fn report_state(ctx: &SockOpsContext) {
+    let _ = ctx.set_cb_flags((ctx.cb_flags() | BPF_SOCK_OPS_STATE_CB_FLAG) as i32);
+}
+
+/// The error that the context's socket has come to; 0: none.
+#[inline(always)]
+fn error(ctx: &SockOpsContext) -> i32 {
+    socket(ctx).and_then(|sk| read(sk as u64, &OFF_SK_ERR)).unwrap_or(0)
+}
+
+/// Whether the current task is ending.
+#[inline(always)]
+fn is_exiting() -> bool {
+    // SAFETY: no arguments; the result is only ever read through bpf_probe_read_kernel.
+    read::<u32>(unsafe { bpf_get_current_task() }, &OFF_TASK_FLAGS).is_some_and(|flags| flags & PF_EXITING != 0)
+}
+
+/// The worker that listens at the context's local end.
+#[inline(always)]
+fn worker_at(ctx: &SockOpsContext) -> Option<u32> {
+    // SAFETY: user space never removes an entry while a program that found it may run.
+    unsafe { LISTENERS.get(local(ctx)) }.copied()
+}
+
+/// The context's socket.
+#[inline(always)]
+fn socket(ctx: &SockOpsContext) -> Option<*mut c_void> {
+    // SAFETY: the kernel hands every program of this type a valid context.
+    let sk = unsafe { (*ctx.ops).__bindgen_anon_2.sk };
+    if sk.is_null() { None } else { Some(sk.cast()) }
 }
 
 /// The note of the context's socket; made from `blank` where there is none, unless that is null.
 #[inline(always)]
 fn note(ctx: &SockOpsContext, blank: *mut SockNote) -> *mut SockNote {
-    // SAFETY: the kernel hands every program of this type a valid context.
-    let sk = unsafe { (*ctx.ops).__bindgen_anon_2.sk };
-    if sk.is_null() {
-        return core::ptr::null_mut();
-    }
+    let Some(sk) = socket(ctx) else { return core::ptr::null_mut() };
     let flags = if blank.is_null() { 0 } else { u64::from(BPF_SK_STORAGE_GET_F_CREATE) };
-    // SAFETY: `sk` is not null, `blank` is null or a whole SockNote; the map is ours.
-    unsafe { bpf_sk_storage_get((&raw const NOTES).cast_mut().cast(), sk.cast(), blank.cast(), flags) }.cast()
+    // SAFETY: `sk` is a socket, `blank` is null or a whole SockNote; the map is ours.
+    unsafe { bpf_sk_storage_get((&raw const NOTES).cast_mut().cast(), sk, blank.cast(), flags) }.cast()
 }
 
 /// The local end of the context's socket.
@@ -134,4 +251,19 @@ fn local(ctx: &SockOpsContext) -> Endpoint {
     // SAFETY: a valid context; volatile, since the verifier allows reads of these words one by one only.
     let addr: [u32; 4] = core::array::from_fn(|nth| unsafe { (&raw const (*ctx.ops).local_ip6[nth]).read_volatile() });
     if addr[2] == MAPPED { Endpoint::v4(netns, addr[3], port) } else { Endpoint::v6(netns, addr, port) }
+}
+
+/// The far end of the context's socket; its network namespace is nobody's business.
+#[inline(always)]
+fn remote(ctx: &SockOpsContext) -> Endpoint {
+    // Network byte order, in the upper half on little-endian machines (`include/uapi/linux/bpf.h`).
+    let port = u32::from_be(ctx.remote_port());
+    if ctx.family() != AF_INET6 {
+        return Endpoint::v4(0, ctx.remote_ip4(), port);
+    }
+    let addr: [u32; 4] = core::array::from_fn(|nth| {
+        // SAFETY: a valid context; volatile, since the verifier allows reads of these words one by one only.
+        unsafe { (&raw const (*ctx.ops).remote_ip6[nth]).read_volatile() }
+    });
+    Endpoint::v6(0, addr, port)
 }

@@ -206,7 +206,7 @@ impl Daemon {
                 roll.id
             )));
         }
-        let dialled = self.tables.service_count(service.index).dialled;
+        let dialled = self.tables.counts().service(service.index).dialled;
         match service.config.address {
             Some(address) if dialled > 0 && !force => Err(Refusal::failed(format!(
                 "the service address {address} of {name} is in use ({dialled} connections so far), and nobody listens \

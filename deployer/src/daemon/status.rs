@@ -30,7 +30,7 @@ impl Daemon {
     }
 
     fn service_status(&self, service: &Service) -> ServiceStatus {
-        let count = self.tables.service_count(service.index);
+        let count = self.tables.counts().service(service.index);
         let bypassed = self.tables.service_word(service.index).mode() == word::Mode::Bypass;
         let mode = match service.config.mode {
             _ if bypassed => "bypass",
@@ -59,7 +59,7 @@ impl Daemon {
     }
 
     fn worker_status(&self, worker: &Worker, spare: bool) -> WorkerStatus {
-        let count = self.tables.worker_count(worker.index);
+        let count = self.tables.counts().worker(worker.index);
         let control = worker.control();
         WorkerStatus {
             at: worker.at,

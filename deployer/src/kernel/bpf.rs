@@ -3,9 +3,10 @@
 
 use std::{
     ffi::CString,
+    fs::File,
     io,
     os::{
-        fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd},
+        fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd},
         unix::ffi::OsStrExt,
     },
     path::Path,
@@ -16,8 +17,10 @@ mod command {
     pub(super) const OBJ_PIN: libc::c_int = 6;
     pub(super) const OBJ_GET: libc::c_int = 7;
     pub(super) const OBJ_GET_INFO_BY_FD: libc::c_int = 15;
+    pub(super) const RAW_TRACEPOINT_OPEN: libc::c_int = 17;
     pub(super) const LINK_CREATE: libc::c_int = 28;
     pub(super) const LINK_UPDATE: libc::c_int = 29;
+    pub(super) const ITER_CREATE: libc::c_int = 33;
 }
 
 /// `enum bpf_attach_type` of the hooks in use.
@@ -30,6 +33,7 @@ pub(super) enum Hook {
     GetPeerName4 = 29,
     GetPeerName6 = 30,
     SockRelease = 34,
+    Iterator = 28,
 }
 
 /// What the kernel says of a link to a cgroup.
@@ -61,6 +65,19 @@ struct Create {
     program: u32,
     target: u32,
     hook: u32,
+    flags: u32,
+}
+
+#[repr(C)]
+struct Trace {
+    name: u64,
+    program: u32,
+    pad: u32,
+}
+
+#[repr(C)]
+struct Iterate {
+    link: u32,
     flags: u32,
 }
 
@@ -107,6 +124,27 @@ pub(super) fn link(program: BorrowedFd<'_>, cgroup: BorrowedFd<'_>, hook: Hook) 
     let fd = call(command::LINK_CREATE, &mut attr)?;
     // SAFETY: as in get().
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
+/// Attaches a program to the tracepoint or function that it was loaded for (5.5).
+pub(super) fn trace(program: BorrowedFd<'_>) -> io::Result<OwnedFd> {
+    let mut attr = Trace { name: 0, program: number(program), pad: 0 };
+    let fd = call(command::RAW_TRACEPOINT_OPEN, &mut attr)?;
+    // SAFETY: as in get().
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
+/// Runs an iterator to its end (5.8).
+pub(super) fn iterate(program: BorrowedFd<'_>) -> io::Result<()> {
+    let mut attr = Create { program: number(program), target: 0, hook: Hook::Iterator as u32, flags: 0 };
+    let fd = call(command::LINK_CREATE, &mut attr)?;
+    // SAFETY: as in get().
+    let link = unsafe { OwnedFd::from_raw_fd(fd) };
+    let mut attr = Iterate { link: number(link.as_fd()), flags: 0 };
+    let fd = call(command::ITER_CREATE, &mut attr)?;
+    // SAFETY: as in get().
+    let mut run = File::from(unsafe { OwnedFd::from_raw_fd(fd) });
+    io::copy(&mut run, &mut io::sink()).map(drop)
 }
 
 /// Swaps the program under a link; no connection meets neither (5.7).

@@ -28,19 +28,34 @@ pub(super) struct Wanted {
     pub(super) pin: String,
     /// The program.
     pub(super) program: &'static str,
-    hook: Hook,
-    /// The cgroup it is attached to.
-    pub(super) cgroup: PathBuf,
+    /// The hook and the cgroup it is attached to; `None`: it runs for all the machine, at what it was loaded for.
+    cgroup: Option<(Hook, PathBuf)>,
 }
 
-/// All links, the connect hooks last: what they steer is counted from the first on.
+impl Wanted {
+    /// Whether it is at a cgroup that is gone.
+    pub(super) fn is_nowhere(&self) -> bool {
+        self.cgroup.as_ref().is_some_and(|(_, cgroup)| !cgroup.is_dir())
+    }
+
+    /// Where it is attached, in words.
+    pub(super) fn place(&self) -> String {
+        self.cgroup.as_ref().map_or_else(|| "the kernel".to_owned(), |(_, cgroup)| format!("cgroup {}", cgroup.display()))
+    }
+}
+
+/// The links of programs that run for all the machine.
+pub(super) fn tracing(programs: impl Iterator<Item = &'static str>) -> impl Iterator<Item = Wanted> {
+    programs.map(|program| Wanted { pin: format!("link-{program}"), program, cgroup: None })
+}
+
+/// All links to cgroups, the connect hooks last: what they steer is counted from the first on.
 pub(super) fn wanted(attachment: &Attachment) -> Vec<Wanted> {
     let watched = attachment.watched().into_iter().enumerate();
     let sockets = watched.map(|(nth, cgroup)| Wanted {
         pin: format!("link-sockets-{nth}"),
         program: "sockets",
-        hook: Hook::SockOps,
-        cgroup: cgroup.to_owned(),
+        cgroup: Some((Hook::SockOps, cgroup.to_owned())),
     });
     let callers = [
         ("released", Hook::SockRelease),
@@ -52,8 +67,7 @@ pub(super) fn wanted(attachment: &Attachment) -> Vec<Wanted> {
     let at_callers = callers.into_iter().map(|(program, hook)| Wanted {
         pin: format!("link-{program}"),
         program,
-        hook,
-        cgroup: attachment.callers.clone(),
+        cgroup: Some((hook, attachment.callers.clone())),
     });
     sockets.chain(at_callers).collect()
 }
@@ -69,22 +83,27 @@ pub(super) struct Link {
 impl Link {
     /// Takes over the pinned link, if it is attached where it should be, and swaps its program; otherwise attaches.
     pub(super) fn take(wanted: Wanted, from: &[Generation], program: BorrowedFd<'_>) -> Result<Self> {
+        let Some((_, cgroup)) = &wanted.cgroup else { return Self::attach(wanted, program) };
         let mut pinned = from.iter().filter_map(|from| bpf::get(&from.path(&wanted.pin)).ok());
-        if let Some(fd) = pinned.find(|fd| is_attached(fd.as_fd(), &wanted.cgroup)) {
-            let shown = wanted.cgroup.display();
+        if let Some(fd) = pinned.find(|fd| is_attached(fd.as_fd(), cgroup)) {
             bpf::update(fd.as_fd(), program)
-                .with_context(|| format!("swapping program {} at cgroup {shown}", wanted.program))?;
+                .with_context(|| format!("swapping program {} at {}", wanted.program, wanted.place()))?;
             return Ok(Self { wanted, fd });
         }
         Self::attach(wanted, program)
     }
 
-    /// Attaches anew.
+    /// Attaches anew. The link of a tracing program takes no other program: while the former one is still attached, each
+    /// process's end is seen twice, and counts once.
     pub(super) fn attach(wanted: Wanted, program: BorrowedFd<'_>) -> Result<Self> {
-        let shown = wanted.cgroup.display();
-        let cgroup = File::open(&wanted.cgroup).with_context(|| format!("opening cgroup {shown}"))?;
-        let fd = bpf::link(program, cgroup.as_fd(), wanted.hook)
-            .with_context(|| format!("attaching program {} to cgroup {shown}", wanted.program))?;
+        let fd = match &wanted.cgroup {
+            None => bpf::trace(program),
+            Some((hook, path)) => {
+                let cgroup = File::open(path).with_context(|| format!("opening cgroup {}", path.display()))?;
+                bpf::link(program, cgroup.as_fd(), *hook)
+            }
+        };
+        let fd = fd.with_context(|| format!("attaching program {} to {}", wanted.program, wanted.place()))?;
         Ok(Self { wanted, fd })
     }
 
@@ -96,7 +115,7 @@ impl Link {
 
     /// Whether it still does something: a link whose cgroup was removed does not, even if there is another of that name.
     pub(super) fn is_attached(&self) -> bool {
-        is_attached(self.fd.as_fd(), &self.wanted.cgroup)
+        self.wanted.cgroup.as_ref().is_none_or(|(_, cgroup)| is_attached(self.fd.as_fd(), cgroup))
     }
 }
 
@@ -118,6 +137,11 @@ impl Steering {
         self.links.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// Whether a program is attached.
+    pub(super) fn has(&self, program: &str) -> bool {
+        self.links().iter().any(|link| link.wanted.program == program)
+    }
+
     /// Notes that a link was lost for a while.
     pub(super) fn interrupted(&self) {
         self.interruptions.fetch_add(1, SeqCst);
@@ -133,11 +157,9 @@ impl Steering {
             return Err("nothing is attached".to_owned());
         }
         match links.iter().find(|link| !link.is_attached()) {
-            Some(lost) => Err(format!(
-                "program {} is not attached to cgroup {} any more",
-                lost.wanted.program,
-                lost.wanted.cgroup.display()
-            )),
+            Some(lost) => {
+                Err(format!("program {} is not attached to {} any more", lost.wanted.program, lost.wanted.place()))
+            }
             None => Ok(self.interruptions.load(SeqCst)),
         }
     }

@@ -8,13 +8,16 @@ use std::{
 };
 
 use anyhow::{Context, Result, anyhow};
-use aya::{Ebpf, EbpfLoader, maps::Map, programs::Program};
+use aya::{Btf, Ebpf, EbpfLoader, maps::Map, programs::Program};
 use deployer_common::layout::TABLES;
+use tracing::warn;
 
 use super::{
     bpf,
     btf::Structs,
-    cgroup, host,
+    cgroup,
+    events::Events,
+    host,
     links::{self, Link, Steering},
     pins::{self, Generation, Pins},
     tables::Tables,
@@ -27,14 +30,36 @@ static OBJECT: &[u8] = aya::include_bytes_aligned!(env!("DEPLOYER_EBPF_OBJECT"))
 /// Where the running kernel describes its types.
 const VMLINUX: &str = "/sys/kernel/btf/vmlinux";
 
-/// Offsets that the caller rules need: global, structure, member.
-const OFFSETS: [(&str, &str, &str); 6] = [
+/// Fields that programs read: global, structure, member.
+const OFFSETS: [(&str, &str, &str); 28] = [
     ("OFF_TASK_MM", "task_struct", "mm"),
+    ("OFF_TASK_FILES", "task_struct", "files"),
+    ("OFF_TASK_FLAGS", "task_struct", "flags"),
+    ("OFF_TASK_SIGNAL", "task_struct", "signal"),
+    ("OFF_TASK_TGID", "task_struct", "tgid"),
+    ("OFF_SIGNAL_LIVE", "signal_struct", "live"),
+    ("OFF_FILES_FDT", "files_struct", "fdt"),
+    ("OFF_FDT_MAX", "fdtable", "max_fds"),
+    ("OFF_FDT_FD", "fdtable", "fd"),
     ("OFF_MM_EXE_FILE", "mm_struct", "exe_file"),
     ("OFF_FILE_INODE", "file", "f_inode"),
+    ("OFF_FILE_PRIVATE", "file", "private_data"),
+    ("OFF_FILE_REF", "file", "f_ref"),
+    ("OFF_FILE_COUNT", "file", "f_count"),
     ("OFF_INODE_INO", "inode", "i_ino"),
     ("OFF_INODE_SB", "inode", "i_sb"),
     ("OFF_SB_DEV", "super_block", "s_dev"),
+    ("OFF_SOCKET_FILE", "socket", "file"),
+    ("OFF_SOCKET_SK", "socket", "sk"),
+    ("OFF_SK_SOCKET", "sock", "sk_socket"),
+    ("OFF_SK_ERR", "sock", "sk_err"),
+    ("OFF_SK_STATE", "sock_common", "skc_state"),
+    ("OFF_SK_FAMILY", "sock_common", "skc_family"),
+    ("OFF_SK_NUM", "sock_common", "skc_num"),
+    ("OFF_SK_ADDR4", "sock_common", "skc_rcv_saddr"),
+    ("OFF_SK_ADDR6", "sock_common", "skc_v6_rcv_saddr"),
+    ("OFF_SK_NET", "sock_common", "skc_net"),
+    ("OFF_NET_COOKIE", "net", "net_cookie"),
 ];
 
 /// Where the programs are attached.
@@ -78,20 +103,20 @@ impl Programs {
     /// # Errors
     /// When another daemon holds the pins, the tables are from a newer version (nothing is changed then), the kernel
     /// lacks something or refuses; says at which program and cgroup.
-    pub fn attach(attachment: &Attachment, pins: &Path) -> Result<(Self, Tables)> {
+    pub fn attach(attachment: &Attachment, pins: &Path) -> Result<(Self, Tables, Events)> {
         let netns = host::netns_cookie().context("reading the cookie of this network namespace (Linux 5.14)")?;
         let pins = Pins::open(pins)?;
         let found = pins.live();
         let inheritance = found.as_ref().map(versions::inherit).transpose()?.unwrap_or_default();
         let kept = found.iter().flat_map(|found| inheritance.kept.iter().map(|(table, pin)| (*table, found.path(pin))));
         let mut ebpf = load(kept)?;
-        load_programs(&mut ebpf)?;
+        let missing = load_programs(&mut ebpf)?;
         // One that a daemon left aside which died while building it may hold links that nobody else does.
         let former: Vec<_> = found.iter().cloned().chain(pins.others()).collect();
         let generation = pins.begin()?;
         let tables = pin_tables(&ebpf, &generation)?;
         let moving = found.as_ref().map(|found| inheritance.copy(found, &generation)).transpose()?.unwrap_or_default();
-        let mut links = Vec::new();
+        let mut links = attach_tracing(&ebpf, missing, &generation)?;
         for wanted in links::wanted(attachment) {
             let link = Link::take(wanted.clone(), &former, program(&ebpf, wanted.program)?)?;
             link.pin(&generation)?;
@@ -102,8 +127,10 @@ impl Programs {
         pin_programs(&ebpf, &generation)?;
         pins.publish(&generation)?;
         let steering = Arc::new(Steering::new(links));
-        let taken = Tables::take(&mut ebpf, netns, Arc::clone(&steering))?;
-        Ok((Self { ebpf, tables, steering, pins, generation }, taken))
+        let events = Events::take(&mut ebpf)?;
+        let arm = program(&ebpf, "arm").ok().map(|arm| arm.try_clone_to_owned()).transpose().context("program arm")?;
+        let taken = Tables::take(&mut ebpf, netns, Arc::clone(&steering), arm)?;
+        Ok((Self { ebpf, tables, steering, pins, generation }, taken, events))
     }
 
     /// Looks whether links and pins are still what they should be, and makes them so. Returns what was lost, and what came
@@ -116,16 +143,16 @@ impl Programs {
         for link in self.steering.links().iter_mut().filter(|link| !link.is_attached()) {
             self.steering.interrupted();
             let wanted = link.wanted.clone();
-            let shown = wanted.cgroup.display().to_string();
-            if !wanted.cgroup.is_dir() {
-                lost.push(format!("cgroup {shown} is gone, and program {} with it", wanted.program));
+            let place = wanted.place();
+            if wanted.is_nowhere() {
+                lost.push(format!("{place} is gone, and program {} with it", wanted.program));
                 continue;
             }
             *link = Link::attach(wanted.clone(), program(&self.ebpf, wanted.program)?)?;
             // The pin of the lost link, if it is still there.
             let _ = fs::remove_file(self.generation.path(&wanted.pin));
             let _ = link.pin(&self.generation);
-            lost.push(format!("cgroup {shown} was made anew; program {} is attached again", wanted.program));
+            lost.push(format!("{place} was made anew; program {} is attached again", wanted.program));
         }
         if self.pins.live().as_ref() != Some(&self.generation) || !self.is_pinned() {
             self.pin_again()?;
@@ -180,17 +207,52 @@ pub fn detach_leftovers(pins: &Path) -> Result<bool> {
     Ok(true)
 }
 
-fn load_programs(ebpf: &mut Ebpf) -> Result<()> {
+/// Programs that see processes end, and sockets that are older than they. A kernel that lacks what they need (fentry wants a
+/// kernel built with dynamic ftrace, say) does without: user space notices by itself, later.
+const TRACING: [&str; 4] = ["closing", "signalled", "exits", "arm"];
+
+/// Loads every program. Returns those that this kernel does without, and why.
+fn load_programs(ebpf: &mut Ebpf) -> Result<Vec<(&'static str, anyhow::Error)>> {
+    let btf = Btf::from_sys_fs().context("reading the kernel's BTF")?;
+    let mut missing = Vec::new();
     for (name, program) in ebpf.programs_mut() {
-        match program {
+        let loaded = match program {
             Program::CgroupSockAddr(program) => program.load(),
             Program::CgroupSock(program) => program.load(),
             Program::SockOps(program) => program.load(),
+            Program::BtfTracePoint(program) if name == "signalled" => program.load("signal_generate", &btf),
+            Program::BtfTracePoint(program) => program.load("sched_process_exit", &btf),
+            Program::FEntry(program) => program.load("exit_files", &btf),
+            Program::Iter(program) => program.load("tcp", &btf),
             other => return Err(anyhow!("program {name} is of an unexpected type, {:?}", other.prog_type())),
+        };
+        match (loaded.with_context(|| format!("loading program {name}")), TRACING.iter().find(|known| **known == name)) {
+            (Ok(()), _) => {}
+            (Err(error), Some(name)) => missing.push((*name, error)),
+            (Err(error), None) => return Err(error),
         }
-        .with_context(|| format!("loading program {name}"))?;
     }
-    Ok(())
+    Ok(missing)
+}
+
+/// Attaches what sees processes end, as far as this kernel can, and says so of what it cannot.
+fn attach_tracing(ebpf: &Ebpf, missing: Vec<(&'static str, anyhow::Error)>, generation: &Generation) -> Result<Vec<Link>> {
+    let mut links = Vec::new();
+    let without: Vec<_> = missing.iter().map(|(name, _)| *name).collect();
+    let mut missing: Vec<_> = missing.into_iter().map(|(_, error)| error).collect();
+    for wanted in links::tracing(TRACING.into_iter().filter(|name| *name != "arm" && !without.contains(name))) {
+        match Link::attach(wanted.clone(), program(ebpf, wanted.program)?) {
+            Ok(link) => {
+                link.pin(generation)?;
+                links.push(link);
+            }
+            Err(error) => missing.push(error),
+        }
+    }
+    for error in missing {
+        warn!("a worker that crashes is noticed a little later than on other kernels: {error:#}");
+    }
+    Ok(links)
 }
 
 /// Pins every table under its name and version; returns them.
@@ -198,7 +260,7 @@ fn pin_tables(ebpf: &Ebpf, to: &Generation) -> Result<Vec<(String, OwnedFd)>> {
     let mut pinned = Vec::new();
     for (table, version) in TABLES {
         let map = ebpf.map(table).ok_or_else(|| anyhow!("the eBPF object has no table {table}"))?;
-        let (Map::Array(data) | Map::HashMap(data) | Map::SkStorage(data)) = map else {
+        let (Map::Array(data) | Map::HashMap(data) | Map::SkStorage(data) | Map::RingBuf(data)) = map else {
             return Err(anyhow!("table {table} is of an unexpected type, {map:?}"));
         };
         let name = versions::pin_name(table, version);
@@ -212,7 +274,8 @@ fn pin_tables(ebpf: &Ebpf, to: &Generation) -> Result<Vec<(String, OwnedFd)>> {
 fn pin_programs(ebpf: &Ebpf, to: &Generation) -> Result<()> {
     for (name, program) in ebpf.programs() {
         let path = to.path(&format!("program-{name}"));
-        let fd = program.fd().with_context(|| format!("program {name}"))?;
+        // One that this kernel does without is not there.
+        let Ok(fd) = program.fd() else { continue };
         bpf::pin(fd.as_fd(), &path).with_context(|| format!("pinning {}", path.display()))?;
     }
     Ok(())
@@ -223,11 +286,12 @@ fn program<'a>(ebpf: &'a Ebpf, name: &str) -> Result<BorrowedFd<'a>> {
     Ok(program.fd().with_context(|| format!("program {name}"))?.as_fd())
 }
 
-/// Loads all programs, so that the verifier sees them, attaches none and drops them.
+/// Loads all programs, so that the verifier sees them, attaches none and drops them. Returns those that this kernel does
+/// without, and why.
 ///
 /// # Errors
 /// When the kernel lacks something or refuses; says at which program.
-pub fn can_load() -> Result<()> {
+pub fn can_load() -> Result<Vec<(&'static str, anyhow::Error)>> {
     load_programs(&mut load(std::iter::empty())?)
 }
 

@@ -3,7 +3,9 @@
 mod bpf;
 pub mod btf;
 pub mod cgroup;
+mod counts;
 pub mod diag;
+mod events;
 pub mod executables;
 pub mod host;
 mod links;
@@ -15,6 +17,8 @@ pub mod procs;
 pub mod tables;
 mod versions;
 
+pub use counts::Counts;
+pub use events::Events;
 pub use load::{Attachment, Programs, attachment, can_load, detach_leftovers};
 pub use pins::{Survey, is_bpffs, survey};
 pub use tables::{Found, FoundWorker, Tables};

@@ -4,6 +4,7 @@ use std::{
     collections::{BTreeMap, HashSet},
     mem::offset_of,
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
+    os::fd::{AsFd, OwnedFd},
     sync::{
         Arc, Mutex, PoisonError,
         atomic::{AtomicU64, Ordering::SeqCst},
@@ -18,24 +19,25 @@ use aya::{
 use deployer_common::{
     endpoint::{Endpoint, MAPPED},
     layout::{
-        CallerRule, Frontend, MAX_SERVICES, MAX_WORKERS, NO_WORKER, ServiceCount, Slot, Switchboard, WorkerAddr,
-        WorkerCount,
+        CallerRule, Frontend, Limits, MAX_SERVICES, MAX_WORKERS, NO_WORKER, Slot, Switchboard, WorkerAddr,
     },
-    word::{ServiceWord, State, WorkerWord},
+    word::{LimitsWord, ServiceWord, State, WorkerWord},
 };
 
-use super::{links::Steering, mapping::Mapping};
+use super::{bpf, counts::Counts, links::Steering, mapping::Mapping};
 
 const WORD: usize = size_of::<u64>();
 
 /// Every table. Words are written through a mapping, atomically; the rest by system calls.
 pub struct Tables {
     board: Mapping,
-    worker_counts: Mapping,
-    service_counts: Mapping,
+    limits: Mapping,
+    counts: Counts,
     entries: Mutex<Entries>,
     netns: u64,
     steering: Arc<Steering>,
+    /// The iterator over sockets; `None`: this kernel does without.
+    arm: Option<OwnedFd>,
 }
 
 /// What an earlier daemon has entered into the tables.
@@ -72,20 +74,23 @@ struct Entries {
 
 impl Tables {
     /// Takes the tables out of loaded programs. `netns`: the cookie of the namespace whose connections are steered.
-    pub(super) fn take(ebpf: &mut Ebpf, netns: u64, steering: Arc<Steering>) -> Result<Self> {
+    pub(super) fn take(ebpf: &mut Ebpf, netns: u64, steering: Arc<Steering>, arm: Option<OwnedFd>) -> Result<Self> {
         let entries = Entries {
             frontends: HashMap::try_from(take(ebpf, "FRONTENDS")?)?,
             listeners: HashMap::try_from(take(ebpf, "LISTENERS")?)?,
             slots: Array::try_from(take(ebpf, "SLOTS")?)?,
             worker_addrs: Array::try_from(take(ebpf, "WORKER_ADDRS")?)?,
         };
+        let limits = map(ebpf, "LIMITS", size_of::<Limits>())?;
+        limits.words()[offset_of!(Limits, closing) / WORD].store(u64::from(steering.has("closing")), SeqCst);
         Ok(Self {
             board: map(ebpf, "SWITCHBOARD", size_of::<Switchboard>())?,
-            worker_counts: map(ebpf, "WORKER_COUNTS", size_of::<WorkerCount>() * MAX_WORKERS)?,
-            service_counts: map(ebpf, "SERVICE_COUNTS", size_of::<ServiceCount>() * MAX_SERVICES)?,
+            limits,
+            counts: Counts::take(ebpf)?,
             entries: Mutex::new(entries),
             netns,
             steering,
+            arm,
         })
     }
 
@@ -176,38 +181,35 @@ impl Tables {
         self.board(offset_of!(Switchboard, seeds), worker).store(connections, SeqCst);
     }
 
-    /// What the programs have counted for a worker. Each number is exact; together they are as of nearly one instant.
+    /// What the programs count.
     #[must_use]
-    pub fn worker_count(&self, worker: u32) -> WorkerCount {
-        let at = size_of::<WorkerCount>() / WORD * worker as usize;
-        let count = |field: usize| self.worker_counts.words()[at + field / WORD].load(SeqCst);
-        WorkerCount {
-            #[cfg(feature = "next-layout")]
-            more: [0; deployer_common::layout::MORE],
-            open: count(offset_of!(WorkerCount, open)),
-            tickets: count(offset_of!(WorkerCount, tickets)),
-            established: count(offset_of!(WorkerCount, established)),
-            direct: count(offset_of!(WorkerCount, direct)),
-            away: count(offset_of!(WorkerCount, away)),
-            steered: count(offset_of!(WorkerCount, steered)),
-            picked: count(offset_of!(WorkerCount, picked)),
-            fallback_draining: count(offset_of!(WorkerCount, fallback_draining)),
-            fallback_cold: count(offset_of!(WorkerCount, fallback_cold)),
-            refused: count(offset_of!(WorkerCount, refused)),
-        }
+    pub fn counts(&self) -> &Counts {
+        &self.counts
     }
 
-    /// What the programs have counted for a service.
+    /// What a service is held to.
     #[must_use]
-    pub fn service_count(&self, service: u32) -> ServiceCount {
-        let at = size_of::<ServiceCount>() / WORD * service as usize;
-        let count = |field: usize| self.service_counts.words()[at + field / WORD].load(SeqCst);
-        ServiceCount {
-            exhausted: count(offset_of!(ServiceCount, exhausted)),
-            unsteered: count(offset_of!(ServiceCount, unsteered)),
-            dialled: count(offset_of!(ServiceCount, dialled)),
-            would_change: count(offset_of!(ServiceCount, would_change)),
-        }
+    pub fn limits(&self, service: u32) -> LimitsWord {
+        LimitsWord(self.limit(service).load(SeqCst))
+    }
+
+    /// Says what a service is held to.
+    pub fn set_limits(&self, service: u32, limits: LimitsWord) {
+        self.limit(service).store(limits.0, SeqCst);
+    }
+
+    fn limit(&self, service: u32) -> &AtomicU64 {
+        &self.limits.words()[offset_of!(Limits, services) / WORD + service as usize]
+    }
+
+    /// Counts the sockets that listen for workers now, as they are entered: those that were there before, and those whose
+    /// worker is another since.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    pub fn count_listeners(&self) -> Result<()> {
+        let Some(arm) = &self.arm else { return Ok(()) };
+        bpf::iterate(arm.as_fd()).context("counting the sockets that listen (an iterator over TCP sockets)")
     }
 
     /// Writes a slot. Nobody may be reading it: no word names it, and a grace period has passed since one did.
@@ -331,16 +333,15 @@ impl Tables {
     }
 }
 
-fn take(ebpf: &mut Ebpf, name: &str) -> Result<Map> {
+pub(super) fn take(ebpf: &mut Ebpf, name: &str) -> Result<Map> {
     ebpf.take_map(name)
         .ok_or_else(|| anyhow!("the eBPF object has no table {name}: it was not built with this deployer"))
 }
 
-fn map(ebpf: &Ebpf, name: &str, bytes: usize) -> Result<Mapping> {
+pub(super) fn map(ebpf: &Ebpf, name: &str, bytes: usize) -> Result<Mapping> {
     let Some(Map::Array(data)) = ebpf.map(name) else {
         return Err(anyhow!("the eBPF object has no array {name}: it was not built with this deployer"));
     };
-    use std::os::fd::AsFd;
     Mapping::new(data.fd().as_fd(), bytes).with_context(|| format!("mapping table {name} into memory"))
 }
 

@@ -183,7 +183,7 @@ impl<'a> Drain<'a> {
             if leased && !self.keep() {
                 return Ok(false);
             }
-            let count = self.tables.worker_count(self.worker.index);
+            let count = self.tables.counts().worker(self.worker.index);
             let open = count.open + self.tables.seed(self.worker.index);
             let mut sockets = Vec::new();
             if count.tickets == 0 && (open == 0 || Instant::now() >= next) {

@@ -216,7 +216,7 @@ async fn seed(worker: &Worker, tables: &Tables, most: u64) -> std::io::Result<()
     let states = diag::states::ESTABLISHED | diag::states::CLOSE_WAIT;
     let sockets = blocking(move || diag::sockets(states, Some(at.port()))).await?;
     let at_worker = sockets.iter().filter(|socket| socket.local.port() == at.port()).count() as u64;
-    tables.set_seed(index, at_worker.saturating_sub(tables.worker_count(index).open).min(most));
+    tables.set_seed(index, at_worker.saturating_sub(tables.counts().worker(index).open).min(most));
     Ok(())
 }
 

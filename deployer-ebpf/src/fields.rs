@@ -1,0 +1,75 @@
+//! Fields of kernel structures, at offsets that the loader takes from the running kernel's BTF: Rust emits no CO-RE
+//! relocations.
+
+use aya_ebpf::helpers::bpf_probe_read_kernel;
+
+/// Where fields stand. 0: unknown; [`u64::MAX`]: at the beginning. Set before loading.
+macro_rules! offsets {
+    ($($name:ident)*) => {
+        $(
+            #[unsafe(no_mangle)]
+            pub static $name: u64 = 0;
+        )*
+    };
+}
+
+offsets! {
+    OFF_TASK_MM
+    OFF_TASK_FILES
+    OFF_TASK_FLAGS
+    OFF_TASK_SIGNAL
+    OFF_TASK_TGID
+    OFF_SIGNAL_LIVE
+    OFF_FILES_FDT
+    OFF_FDT_MAX
+    OFF_FDT_FD
+    OFF_MM_EXE_FILE
+    OFF_FILE_INODE
+    OFF_FILE_PRIVATE
+    OFF_FILE_REF
+    OFF_FILE_COUNT
+    OFF_INODE_INO
+    OFF_INODE_SB
+    OFF_SB_DEV
+    OFF_SOCKET_FILE
+    OFF_SOCKET_SK
+    OFF_SK_SOCKET
+    OFF_SK_ERR
+    OFF_SK_STATE
+    OFF_SK_FAMILY
+    OFF_SK_NUM
+    OFF_SK_ADDR4
+    OFF_SK_ADDR6
+    OFF_SK_NET
+    OFF_NET_COOKIE
+}
+
+/// Reads a field of the structure at `base`; `None`: there is none, or it cannot be read.
+#[inline(always)]
+pub fn read<T>(base: u64, field: &'static u64) -> Option<T> {
+    let at = base.checked_add(offset(field)?)?;
+    if base == 0 { None } else { at_address(at) }
+}
+
+/// Whether this kernel has a field.
+#[inline(always)]
+pub fn is_known(field: &'static u64) -> bool {
+    offset(field).is_some()
+}
+
+#[inline(always)]
+fn offset(field: &'static u64) -> Option<u64> {
+    // SAFETY: one of the statics above; volatile, since the loader changes it behind the compiler's back.
+    match unsafe { (&raw const *field).read_volatile() } {
+        0 => None,
+        u64::MAX => Some(0),
+        offset => Some(offset),
+    }
+}
+
+/// Reads what stands at an address of the kernel.
+#[inline(always)]
+pub fn at_address<T>(at: u64) -> Option<T> {
+    // SAFETY: the helper checks the address and fails on a bad one.
+    unsafe { bpf_probe_read_kernel(at as *const T) }.ok()
+}

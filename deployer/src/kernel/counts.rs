@@ -1,0 +1,104 @@
+//! What the programs count, read through mappings. Each number is exact; together they are as of nearly one instant.
+
+use std::{mem::offset_of, sync::atomic::Ordering::SeqCst};
+
+use anyhow::Result;
+use aya::Ebpf;
+use deployer_common::{
+    histogram::BUCKETS,
+    layout::{MAX_SERVICES, MAX_WORKERS, ServiceCount, WorkerCount, WorkerLife, WorkerProof},
+};
+
+use super::{mapping::Mapping, tables::map};
+
+const WORD: usize = size_of::<u64>();
+
+/// The counters of workers and services.
+pub struct Counts {
+    workers: Mapping,
+    services: Mapping,
+    lives: Mapping,
+    proofs: Mapping,
+}
+
+impl Counts {
+    pub(super) fn take(ebpf: &Ebpf) -> Result<Self> {
+        Ok(Self {
+            workers: map(ebpf, "WORKER_COUNTS", size_of::<WorkerCount>() * MAX_WORKERS)?,
+            services: map(ebpf, "SERVICE_COUNTS", size_of::<ServiceCount>() * MAX_SERVICES)?,
+            lives: map(ebpf, "WORKER_LIVES", size_of::<WorkerLife>() * MAX_WORKERS)?,
+            proofs: map(ebpf, "WORKER_PROOFS", size_of::<WorkerProof>() * MAX_WORKERS)?,
+        })
+    }
+
+    /// The connections of a worker.
+    #[must_use]
+    pub fn worker(&self, worker: u32) -> WorkerCount {
+        let count = reader::<WorkerCount>(&self.workers, worker);
+        WorkerCount {
+            #[cfg(feature = "next-layout")]
+            more: [0; deployer_common::layout::MORE],
+            open: count(offset_of!(WorkerCount, open)),
+            tickets: count(offset_of!(WorkerCount, tickets)),
+            established: count(offset_of!(WorkerCount, established)),
+            direct: count(offset_of!(WorkerCount, direct)),
+            away: count(offset_of!(WorkerCount, away)),
+            steered: count(offset_of!(WorkerCount, steered)),
+            picked: count(offset_of!(WorkerCount, picked)),
+            fallback_draining: count(offset_of!(WorkerCount, fallback_draining)),
+            fallback_cold: count(offset_of!(WorkerCount, fallback_cold)),
+            refused: count(offset_of!(WorkerCount, refused)),
+        }
+    }
+
+    /// The connections of a service.
+    #[must_use]
+    pub fn service(&self, service: u32) -> ServiceCount {
+        let count = reader::<ServiceCount>(&self.services, service);
+        ServiceCount {
+            exhausted: count(offset_of!(ServiceCount, exhausted)),
+            unsteered: count(offset_of!(ServiceCount, unsteered)),
+            dialled: count(offset_of!(ServiceCount, dialled)),
+            would_change: count(offset_of!(ServiceCount, would_change)),
+        }
+    }
+
+    /// A worker's process.
+    #[must_use]
+    pub fn life(&self, worker: u32) -> WorkerLife {
+        let count = reader::<WorkerLife>(&self.lives, worker);
+        WorkerLife {
+            listeners: count(offset_of!(WorkerLife, listeners)),
+            listened: count(offset_of!(WorkerLife, listened)),
+            ended: count(offset_of!(WorkerLife, ended)),
+            cut: count(offset_of!(WorkerLife, cut)),
+        }
+    }
+
+    /// What proves promises kept by a worker.
+    #[must_use]
+    pub fn proof(&self, worker: u32) -> WorkerProof {
+        let count = reader::<WorkerProof>(&self.proofs, worker);
+        let lifetimes = offset_of!(WorkerProof, lifetimes);
+        WorkerProof {
+            late: count(offset_of!(WorkerProof, late)),
+            cold: count(offset_of!(WorkerProof, cold)),
+            fallback_floor: count(offset_of!(WorkerProof, fallback_floor)),
+            failed: count(offset_of!(WorkerProof, failed)),
+            reset: count(offset_of!(WorkerProof, reset)),
+            lifetimes: std::array::from_fn::<_, BUCKETS, _>(|nth| count(lifetimes + WORD * nth)),
+        }
+    }
+
+    /// Forgets the listening sockets of a worker, before it is entered anew: they are counted again.
+    pub fn forget_listeners(&self, worker: u32) {
+        let at = size_of::<WorkerLife>() / WORD * worker as usize;
+        self.lives.words()[at + offset_of!(WorkerLife, listeners) / WORD].store(0, SeqCst);
+    }
+}
+
+/// Reads the words of an entry by their offsets in it.
+fn reader<T>(table: &Mapping, entry: u32) -> impl Fn(usize) -> u64 {
+    let at = size_of::<T>() / WORD * entry as usize;
+    move |offset| table.words()[at + offset / WORD].load(SeqCst)
+}
