@@ -186,6 +186,14 @@ pub struct WorkerLife {
     pub cut: u64,
 }
 
+impl WorkerLife {
+    /// Whether it is known that nobody listens: sockets have been seen to, and none is left.
+    #[must_use]
+    pub const fn is_dead(&self) -> bool {
+        self.listened > 0 && self.listeners == 0
+    }
+}
+
 /// What proves a promise kept, by worker. Counted at the caller's end, of steered callers only, but for `lifetimes`.
 #[repr(C)]
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -9,7 +9,7 @@ use deployer_common::endpoint::{Endpoint, MAPPED};
 
 use crate::{
     fields::{
-        OFF_NET_COOKIE, OFF_SK_ADDR4, OFF_SK_ADDR6, OFF_SK_FAMILY, OFF_SK_NET, OFF_SK_NUM, OFF_SK_STATE, read,
+        OFF_NET_COOKIE, OFF_SK_ADDR4, OFF_SK_ADDR6, OFF_SK_FAMILY, OFF_SK_NET, OFF_SK_NUM, OFF_SK_STATE, address_of, read,
     },
     listeners,
     maps::LISTENERS,
@@ -42,7 +42,7 @@ pub unsafe extern "C" fn arm(ctx: *mut Context) -> i32 {
     if sk.is_null() {
         return 0;
     }
-    let address = sk as u64;
+    let address = address_of(sk);
     if read::<u8>(address, &OFF_SK_STATE) != Some(TCP_LISTEN) {
         return 0;
     }
