@@ -81,11 +81,9 @@ impl Tables {
             slots: Array::try_from(take(ebpf, "SLOTS")?)?,
             worker_addrs: Array::try_from(take(ebpf, "WORKER_ADDRS")?)?,
         };
-        let limits = map(ebpf, "LIMITS", size_of::<Limits>())?;
-        limits.words()[offset_of!(Limits, closing) / WORD].store(u64::from(steering.has("closing")), SeqCst);
         Ok(Self {
             board: map(ebpf, "SWITCHBOARD", size_of::<Switchboard>())?,
-            limits,
+            limits: map(ebpf, "LIMITS", size_of::<Limits>())?,
             counts: Counts::take(ebpf)?,
             entries: Mutex::new(entries),
             netns,

@@ -159,6 +159,7 @@ impl Registry {
             _ => now,
         };
         places.rules.insert(index, rules);
+        self.tables.set_limits(index, word::LimitsWord::new(1, 60_000));
         self.publish(places, &service)?;
         self.insert_frontends(&service)?;
         Ok(service)
