@@ -5,6 +5,7 @@ mod callers;
 mod counts;
 mod drained;
 mod leases;
+mod lives;
 mod modes;
 mod policies;
 mod strangers;
