@@ -40,17 +40,10 @@ pub(super) fn text(what: &What) -> String {
             let reason = if reason.is_empty() { String::new() } else { format!(" ({})", clean(reason)) };
             format!("{} {} -> {}{reason}", name(*worker, *spare), word(*was), word(*phase))
         }
-        What::Held { worker, spare, open, tickets, by } => {
-            format!("{} held by {}", name(*worker, *spare), held(*open, *tickets, by))
+        What::Held { worker, spare, open, tickets, by, floor } => {
+            format!("{} held by {}", name(*worker, *spare), held(*open, *tickets, by, floor.as_deref()))
         }
-        What::Ended { worker, text, cut, callers } => {
-            let more = if callers.len() == *cut { "" } else { "; …" };
-            let cut = match cut {
-                0 => "no connection was open in it".to_owned(),
-                cut => format!("{} cut: {}{more}", counted(*cut, "connection"), joined(callers, "; ")),
-            };
-            format!("{worker} {}; {cut}", clean(text))
-        }
+        What::Ended { worker, text, cut, callers } => format!("{worker} {}; {}", clean(text), was_cut(*cut, callers)),
         What::Resumed { text } => format!("the roll {}", clean(text)),
         What::StopAsked { by } => format!("{} asked for a stop after the batch in hand", clean(by)),
         What::Finished { result, text, changed, failed, seconds } => {
@@ -66,13 +59,30 @@ pub(super) fn text(what: &What) -> String {
     }
 }
 
+/// Connections that were open in a process when it ended.
+fn was_cut(cut: usize, callers: &[String]) -> String {
+    if cut == 0 {
+        return "no connection was open in it".to_owned();
+    }
+    let more = if callers.len() == cut { "" } else { "; …" };
+    format!("{} cut: {}{more}", counted(cut, "connection"), joined(callers, "; "))
+}
+
 /// A worker; a spare is called so.
 pub(super) fn name(worker: SocketAddr, spare: bool) -> String {
     if spare { format!("spare {worker}") } else { worker.to_string() }
 }
 
 /// What holds a drain.
-pub(super) fn held(open: u64, tickets: u64, by: &[String]) -> String {
+pub(super) fn held(open: u64, tickets: u64, by: &[String], floor: Option<&str>) -> String {
+    match floor.map(|floor| format!("the floor: {}", clean(floor))) {
+        Some(floor) if open == 0 && tickets == 0 => floor,
+        Some(floor) => format!("{}; {floor}", sockets(open, tickets, by)),
+        None => sockets(open, tickets, by),
+    }
+}
+
+fn sockets(open: u64, tickets: u64, by: &[String]) -> String {
     let mut held = format!("{open} open");
     if tickets > 0 {
         held.push_str(&format!(", {tickets} on the way"));
