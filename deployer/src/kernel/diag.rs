@@ -39,6 +39,8 @@ pub mod states {
     /// Every state in which a request may be on its way, or being served. Not LISTEN, TIME_WAIT, or the FIN states, in
     /// which the kernel alone finishes what has been written.
     pub const ALIVE: u32 = SYN_SENT | SYN_RECV | ESTABLISHED | CLOSE_WAIT;
+    /// Every state but LISTEN: whatever may still have its port.
+    pub const CONNECTED: u32 = ALIVE | 1 << 4 | 1 << 5 | 1 << 6 | 1 << 9 | 1 << 11;
 }
 
 /// A socket as sock_diag reports it.
