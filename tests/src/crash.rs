@@ -139,7 +139,7 @@ pub struct Account {
     pub refused_lines: usize,
     /// Requests that a cold worker served.
     pub cold: usize,
-    /// Requests that nginx sent again, since they were inside a killed worker.
+    /// Connections inside a killed worker whose requests did not fail: nginx has sent them again.
     pub resent: usize,
     /// Requests that were begun twice for another reason.
     pub doubled: Vec<String>,
@@ -151,16 +151,15 @@ impl Account {
         let rows = evidence.kills.iter().map(|kill| Row::of(kill.clone())).collect();
         let cold: BTreeSet<&str> = evidence.journal.cold().iter().map(|entry| entry.id.as_str()).collect();
         let cut = evidence.cut();
-        let (resent, doubled): (Vec<_>, Vec<_>) =
-            evidence.journal.doubled().into_iter().partition(|id| cut.contains_key(id));
+        let doubled = evidence.journal.doubled().into_iter().filter(|id| !cut.contains_key(id));
         let mut account = Self {
             rows,
             unexplained: evidence.complaints(),
             requests: evidence.report.requests,
             refused_lines: evidence.nginx_errors.iter().filter(|line| line.contains(REFUSED)).count(),
             cold: cold.len().max(evidence.report.cold),
-            resent: resent.len(),
-            doubled: doubled.into_iter().map(str::to_owned).collect(),
+            resent: 0,
+            doubled: doubled.map(str::to_owned).collect(),
         };
         let failed = account.connections(&evidence, &cut);
         account.failures(&evidence, &cut, &failed);
@@ -175,14 +174,15 @@ impl Account {
         for connection in evidence.connections {
             // One that was dropped before its caller could say anything belongs to a request that had none else; of all
             // that it can belong to, the one that ended first, so that the others are left for later connections.
+            let came_to_nothing = connection.is_lost() || connection.is_refused();
             let id = connection.id.as_deref().or_else(|| {
                 let nameless = failed.values().filter(|(outcome, by)| by.is_none() && !named.contains(&*outcome.id));
                 let within = |o: &Outcome| o.start_ns <= connection.begin_ns && connection.begin_ns <= o.end_ns;
                 let fit = nameless.filter(|(outcome, _)| within(outcome)).min_by_key(|(outcome, _)| outcome.end_ns);
-                fit.map(|(outcome, _)| outcome.id.as_str())
+                fit.filter(|_| came_to_nothing).map(|(outcome, _)| outcome.id.as_str())
             });
             let of_failed = id.and_then(|id| failed.get_mut(id));
-            if !connection.is_lost() && !connection.is_refused() && of_failed.is_none() {
+            if !came_to_nothing && of_failed.is_none() {
                 continue;
             }
             let Some(end) = connection.end_ns.or_else(|| of_failed.as_ref().map(|(outcome, _)| outcome.end_ns)) else {
@@ -191,7 +191,11 @@ impl Account {
             match evidence.place(connection, end, cut) {
                 Some((by, place)) => {
                     self.rows[by].add(place, end);
-                    of_failed.into_iter().for_each(|(_, due)| *due = Some(by));
+                    let inside = matches!(place, Place::Hand | Place::Queue | Place::Way);
+                    match of_failed {
+                        Some((_, due)) => *due = Some(by),
+                        None => self.resent += usize::from(inside),
+                    }
                 }
                 None => self.unexplained.push(format!("{connection:?}")),
             }
@@ -208,16 +212,19 @@ impl Account {
                 None => self.unexplained.push(outcome.to_string()),
             }
         }
-        let known: HashSet<&str> = evidence.connections.iter().filter_map(|one| one.id.as_deref()).collect();
+        let captured =
+            |id: &str, port| evidence.connections.iter().any(|one| one.port == port && one.id.as_deref() == Some(id));
         let doubled: HashSet<&str> = evidence.journal.doubled().into_iter().collect();
         let failed: HashSet<&str> = evidence.report.failures().map(|outcome| outcome.id.as_str()).collect();
-        for (id, by) in cut.iter().filter(|(id, _)| !known.contains(*id)) {
-            // A worker may die between an answer and its note of it.
-            if failed.contains(id) || doubled.contains(id) {
-                by.iter().for_each(|by| self.rows[*by].hand += 1);
+        for (id, by) in cut.iter().flat_map(|(id, by)| by.iter().map(move |by| (*id, *by))) {
+            // Otherwise the worker died between its answer and its note of it.
+            let came_to_nothing = failed.contains(id) || doubled.contains(id);
+            if came_to_nothing && !captured(id, self.rows[by].kill.port) {
+                self.rows[by].hand += 1;
+                self.resent += usize::from(!failed.contains(id));
             }
         }
-        let lost = evidence.report.requests - evidence.report.outcomes.len();
+        let lost = evidence.report.requests.saturating_sub(evidence.report.outcomes.len());
         if lost > 0 {
             self.unexplained.push(format!("{lost} requests without an end"));
         }
@@ -266,7 +273,7 @@ impl Evidence<'_> {
     /// The kill that ended a connection, and where that was when the signal came.
     fn place(&self, connection: &Connection, end_ns: u64, cut: &Cut<'_>) -> Option<(usize, Place)> {
         let before = |(_, kill): &(usize, &Kill)| kill.port == connection.port && kill.span_ns.0 <= end_ns;
-        let (by, kill) = self.kills.iter().enumerate().filter(before).next_back()?;
+        let (by, kill) = self.kills.iter().enumerate().rfind(before)?;
         let late = connection.begin_ns.saturating_sub(kill.span_ns.1);
         let place = match connection {
             _ if connection.is_refused() => Place::Refused,

@@ -77,6 +77,22 @@ fn what_was_inside_is_explained() -> Result<()> {
     Ok(())
 }
 
+/// The capture has seen no beginning, the worker has.
+#[test]
+fn what_is_older_than_the_capture_is_explained() -> Result<()> {
+    let outcomes = [outcome("lost", -5000, 502), outcome("again", -5000, 200)];
+    let entries = [
+        entry("lost", 8000, 7, End::Cut),
+        entry("again", 8000, 7, End::Cut),
+        entry("again", 8001, 8, End::Answered(KILLED + MS)),
+    ];
+    let captured = "S 1006000000 5 8001 1\nE 1006000001 5 8001\nQ 1006000002 5 8001 again\nA 1007000000 5 8001\n";
+    let account = account(&outcomes, &entries, captured, &[])?;
+    account.must_be_clean()?;
+    ensure!(account.rows[0].failed == 1 && account.rows[0].hand == 2 && account.resent == 1, "{account}");
+    Ok(())
+}
+
 #[test]
 fn what_came_after_the_signal_is_not() -> Result<()> {
     let lost = "S 1060000000 1 8000 1\nE 1060000001 1 8000\nQ 1060000002 1 8000 late\nR 1061000000 1 8000\n";

@@ -65,7 +65,7 @@ impl Killer {
         if LARGE.contains(&port) {
             what.push(format!("{} MB", scene.megabytes));
         }
-        if scene.first.get(&port) == Some(&pid) {
+        if scene.is_older(port, pid) {
             what.push(OLDER.to_owned());
         }
         if self.draw(0..=3) == 0 {

@@ -39,8 +39,8 @@ pub(crate) struct Scene<'a> {
     daemon: Option<Daemon<'a>>,
     pub(crate) supervisor: Supervisor<'a>,
     app: App,
-    /// The processes that ran before the daemon.
-    pub(crate) first: BTreeMap<u16, u32>,
+    /// The first processes.
+    first: BTreeMap<u16, u32>,
     pub(crate) megabytes: u32,
 }
 
@@ -82,6 +82,11 @@ impl<'a> Scene<'a> {
         let scene = Self { sandbox, load, capture, nginx, daemon, supervisor, app, first, megabytes };
         scene.recover()?;
         Ok(scene)
+    }
+
+    /// Whether a process ran before the daemon.
+    pub(crate) fn is_older(&self, port: u16, pid: u32) -> bool {
+        self.daemon.is_some() && self.first.get(&port) == Some(&pid)
     }
 
     /// Waits until every worker is up.
