@@ -13,6 +13,9 @@ PORT = int(next(a for a in sys.argv if a.startswith("--port=")).split("=")[1])
 APP_DIR = os.environ["APP_DIR"]
 HOST = os.environ.get("WORKER_HOST", "127.0.0.1")
 BACKLOG = int(os.environ.get("WORKER_BACKLOG", "128"))
+REUSE_PORT = os.environ.get("WORKER_REUSE_PORT") == "1"
+# Ports and megabytes: "8000:500 8001:500".
+MEMORY = dict(pair.split(":") for pair in os.environ.get("WORKER_MEMORY", "").split())
 IMPORT_SECONDS = float(os.environ.get("IMPORT_SECONDS", "1.0"))
 COLD_SECONDS = float(os.environ.get("COLD_SECONDS", "0.15"))
 SLOW_START_SECONDS = float(os.environ.get("SLOW_START_SECONDS", "8"))
@@ -41,6 +44,7 @@ if FAULT == "crash":
     sys.exit("fault: crash at start")
 
 import asyncio  # noqa: E402
+import mmap  # noqa: E402
 import signal  # noqa: E402
 import socket  # noqa: E402
 import time  # noqa: E402
@@ -56,7 +60,8 @@ class Worker:
     def __init__(self):
         release = RELEASE if FAULT != "old-version" else os.path.join(APP_DIR, "releases", "v1")
         self.version = read_text(os.path.join(release, "VERSION"))
-        self.unpaid = set(TEMPLATES)
+        # Shared with children, if there are any: what one of them has paid for is there for all.
+        self.paid = mmap.mmap(-1, len(TEMPLATES))
         path = os.path.join(APP_DIR, "journal", "%d.log" % PORT)
         self.journal = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
 
@@ -75,7 +80,7 @@ class Worker:
             self.note("B", request_id, os.getpid(), self.version, cold)
         for template in needed:
             time.sleep(COLD_SECONDS)
-            self.unpaid.discard(template)
+            self.paid[TEMPLATES.index(template)] = 1
         if request.path in ("/version", "/health"):
             self.answer(request, request_id, cold)
         else:
@@ -83,9 +88,10 @@ class Worker:
 
     def needed(self, path):
         """The templates that a request of this path must pay for."""
-        if not self.unpaid or path in ("/version", "/health"):
+        if path in ("/version", "/health"):
             return []
-        return [t for t in TEMPLATES if t in self.unpaid and (path == t or path not in TEMPLATES)]
+        unpaid = [t for t, paid in zip(TEMPLATES, self.paid[:]) if not paid]
+        return [t for t in unpaid if path == t or path not in TEMPLATES]
 
     def answer(self, request, request_id, cold):
         # Callbacks, not a task: the machine that runs 40 of these has two cores.
@@ -134,6 +140,8 @@ def listening_socket(port):
     family = socket.AF_INET6 if ":" in HOST else socket.AF_INET
     sock = socket.socket(family, socket.SOCK_STREAM)
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    if REUSE_PORT:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
     if family == socket.AF_INET6:
         sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
     sock.setblocking(False)
@@ -142,10 +150,17 @@ def listening_socket(port):
     return sock
 
 
-async def main():
-    worker = Worker()
+def touched_memory(megabytes):
+    """Memory that is really there, in small pages: the kernel takes its time to give it back."""
+    memory = mmap.mmap(-1, megabytes << 20, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    memory.madvise(mmap.MADV_NOHUGEPAGE)
+    memory[::mmap.PAGESIZE] = bytes([1]) * (len(memory) // mmap.PAGESIZE)
+    return memory
+
+
+async def serve(worker, sock):
     server = HTTPServer(worker)
-    server.add_sockets([listening_socket(PORT + 1000 if FAULT == "wrong-port" else PORT)])
+    server.add_sockets([sock])
     await asyncio.Event().wait()
 
 
@@ -159,4 +174,5 @@ if __name__ == "__main__":
         time.sleep(SLOW_START_SECONDS)
     while FAULT == "hang":
         time.sleep(3600)
-    asyncio.run(main())
+    HELD = touched_memory(int(MEMORY[str(PORT)])) if str(PORT) in MEMORY else None
+    asyncio.run(serve(Worker(), listening_socket(PORT + 1000 if FAULT == "wrong-port" else PORT)))

@@ -57,6 +57,7 @@ impl App {
         let app = Self { dir: sandbox.dir().join("app") };
         fs::create_dir_all(app.journal_dir()).context("make the app's directory")?;
         fs::write(app.worker(), include_str!("../app/worker.py")).context("write worker.py")?;
+        fs::write(app.prefork(), include_str!("../app/prefork.py")).context("write prefork.py")?;
         for version in versions {
             let release = app.release(version);
             fs::create_dir_all(&release).context("make a release")?;
@@ -75,6 +76,11 @@ impl App {
     /// The worker's script.
     pub fn worker(&self) -> PathBuf {
         self.dir.join("worker.py")
+    }
+
+    /// The script of a worker that has children.
+    pub fn prefork(&self) -> PathBuf {
+        self.dir.join("prefork.py")
     }
 
     /// Where the workers write their journals.

@@ -22,6 +22,8 @@
 
 pub mod api;
 pub mod app;
+pub mod capture;
+pub mod crash;
 pub mod daemon;
 pub mod dial;
 pub mod http;

@@ -200,7 +200,7 @@ async fn one(load: &Load, n: u64) -> Outcome {
 }
 
 /// Spreads consecutive numbers evenly (SplitMix64); the same load draws the same requests every time.
-fn splitmix(n: u64) -> u64 {
+pub fn splitmix(n: u64) -> u64 {
     let mut z = n.wrapping_add(1).wrapping_mul(0x9e37_79b9_7f4a_7c15);
     z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
     z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);

@@ -54,10 +54,15 @@ pub struct Nginx {
 impl Nginx {
     /// Starts nginx and waits until it accepts connections.
     pub fn start(sandbox: &Sandbox, upstream: &Upstream) -> Result<Self> {
+        Self::start_with(sandbox, upstream, "")
+    }
+
+    /// The same, with more directives in its `location`.
+    pub fn start_with(sandbox: &Sandbox, upstream: &Upstream, directives: &str) -> Result<Self> {
         let dir = sandbox.dir().join("nginx");
         fs::create_dir_all(&dir).context("make nginx's directory")?;
         let (config, errors) = (dir.join("nginx.conf"), dir.join("error.log"));
-        fs::write(&config, config_text(&dir, upstream)).context("write nginx.conf")?;
+        fs::write(&config, config_text(&dir, upstream, directives)).context("write nginx.conf")?;
         let mut command = sandbox.command(Place::Callers, "/usr/sbin/nginx");
         command.arg("-p").arg(&dir).arg("-c").arg(&config);
         command.arg("-e").arg(&errors);
@@ -83,7 +88,7 @@ impl Nginx {
 }
 
 /// Debian's nginx 1.22 keeps its files where only one instance may: all paths are moved into `dir`.
-fn config_text(dir: &Path, upstream: &Upstream) -> String {
+fn config_text(dir: &Path, upstream: &Upstream, directives: &str) -> String {
     let (dir, lines) = (dir.display(), upstream.lines());
     format!(
         r#"daemon off;
@@ -106,6 +111,7 @@ http {{
     location / {{
       proxy_pass http://web;
       proxy_read_timeout 60s;
+      {directives}
     }}
   }}
 }}

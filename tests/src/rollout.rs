@@ -1,16 +1,25 @@
 //! The main job, whole: nginx, workers under supervisord, steady load, and in the middle of it a deploy.
 
-use std::{collections::BTreeMap, ops::RangeInclusive, process::Stdio, thread::sleep, time::Duration};
+use std::{
+    collections::BTreeMap,
+    ops::RangeInclusive,
+    process::Stdio,
+    thread::sleep,
+    time::{Duration, Instant},
+};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use rustix::process::Signal;
 use serde_json::Value;
 
 use crate::{
+    api::Api,
     app::App,
+    capture::Capture,
+    crash::{Account, Evidence, Kill},
     daemon::{Daemon, ServiceConfig},
     journal::{Journal, monotonic_ns},
-    load::Load,
+    load::{Load, LoadHandle},
     nginx::{Nginx, Upstream},
     process::{Process, send},
     report::Report,
@@ -36,6 +45,8 @@ pub struct Rollout {
     pub after: Duration,
     /// How the new version comes.
     pub how: How,
+    /// Whether, after all that, a worker is killed (SIGKILL) with requests in it.
+    pub crash: bool,
 }
 
 /// How a new version comes.
@@ -62,7 +73,7 @@ pub struct Figures {
     pub exit: i32,
     /// Its output, where it was not shown.
     pub output: String,
-    /// nginx's error log.
+    /// nginx's error log, up to the crash.
     pub nginx_errors: Vec<String>,
     /// What `nft monitor` printed during the deploy.
     pub nft_events: String,
@@ -70,12 +81,32 @@ pub struct Figures {
     pub status: Value,
     /// The daemon's log.
     pub log: String,
+    /// What the crash has brought, if there was one.
+    pub crash: Option<Crash>,
+}
+
+/// A worker that was killed.
+pub struct Crash {
+    /// The worker's port.
+    pub port: u16,
+    /// What was lost by it, and all that was lost by no kill.
+    pub account: Account,
+    /// Requests that were sent after the kill and served cold.
+    pub cold: usize,
+    /// Seconds until it was up again.
+    pub seconds: f64,
 }
 
 impl Figures {
-    /// Ids that were begun more than once.
+    /// Requests without a right answer, but for those that were lost by the crash.
+    pub fn failed(&self) -> usize {
+        let by_crash = self.crash.as_ref().map_or(0, |crash| crash.account.sum(|row| row.failed));
+        self.report.failed - by_crash
+    }
+
+    /// Ids that were begun more than once, but for those that nginx has sent again because of the crash.
     pub fn doubled(&self) -> usize {
-        self.journal.doubled().len()
+        self.crash.as_ref().map_or_else(|| self.journal.doubled().len(), |crash| crash.account.doubled.len())
     }
 
     /// A counter of the status, over all workers.
@@ -135,6 +166,7 @@ impl Rollout {
             before: Duration::from_secs(4),
             after: Duration::from_secs(2),
             how: How::Roll { show: false },
+            crash: false,
         }
     }
 
@@ -172,22 +204,71 @@ impl Rollout {
         load.mark("after");
         sleep(self.after);
         monitor.kill()?;
+        let nginx_errors = nginx.error_lines()?;
+        let crash = if self.crash { Some(crash(&sandbox, &supervisor, &load, &say)?) } else { None };
         say("waiting for the last answers");
         let report = load.stop()?;
         let status = daemon.as_ref().map(|daemon| daemon.cli(&["status", "--json"])).transpose()?;
         let status = status.and_then(|status| serde_json::from_slice(&status.stdout).ok()).unwrap_or_default();
         daemon.as_mut().map(Daemon::stop).transpose()?;
+        let journal = Journal::read(&app.journal_dir())?;
+        let crash = crash.map(|crash| crash.judge(&report, &journal, &nginx.error_lines()?)).transpose()?;
         Ok(Figures {
             report,
-            journal: Journal::read(&app.journal_dir())?,
+            journal,
             seconds,
             exit,
             output,
-            nginx_errors: nginx.error_lines()?,
+            nginx_errors,
             nft_events: monitor.log(),
             status,
             log: daemon.as_ref().map(Daemon::log).unwrap_or_default(),
+            crash,
         })
+    }
+}
+
+/// A worker was killed, and its witness has yet to be heard.
+struct Killed {
+    kill: Kill,
+    capture: Capture,
+    seconds: f64,
+}
+
+/// Kills the worker with the most requests in it, and waits until it is up again.
+fn crash(sandbox: &Sandbox, supervisor: &Supervisor<'_>, load: &LoadHandle, say: &impl Fn(&str)) -> Result<Killed> {
+    let capture = Capture::start(sandbox, &supervisor.ports())?;
+    // What is older than the capture is in the journals by then.
+    sleep(Duration::from_secs(1));
+    let workers = Api::of(sandbox).workers()?;
+    let open = |worker: &Value| worker["open"].as_u64().unwrap_or(0);
+    let (port, _) = workers.into_iter().max_by_key(|(_, worker)| open(worker)).context("no workers")?;
+    let pid = supervisor.pid_of(port)?.with_context(|| format!("no worker on port {port}"))?;
+    say(&format!("kill -9 {pid}, the worker at 127.0.0.1:{port}"));
+    load.mark("crash");
+    let (kill, begun) = (Kill::strike(port, pid, "")?, Instant::now());
+    // Up, and not as it was before the kill.
+    let is_up = |worker: &Value| {
+        let since = worker["for_s"].as_f64().unwrap_or(f64::INFINITY);
+        worker["phase"] == "up" && since < begun.elapsed().as_secs_f64()
+    };
+    while !Api::of(sandbox).workers()?.get(&port).is_some_and(is_up) {
+        if begun.elapsed() > Duration::from_secs(30) {
+            bail!("{port} was killed, and is not up again after 30 s");
+        }
+        sleep(Duration::from_millis(20));
+    }
+    Ok(Killed { kill, capture, seconds: begun.elapsed().as_secs_f64() })
+}
+
+impl Killed {
+    fn judge(self, report: &Report, journal: &Journal, nginx_errors: &[String]) -> Result<Crash> {
+        let Self { kill, capture, seconds } = self;
+        let connections = capture.stop()?;
+        let kills = std::slice::from_ref(&kill);
+        let account = Account::of(Evidence { kills, report, journal, connections: &connections, nginx_errors });
+        let cold = report.outcomes.iter().filter(|o| o.cold && o.start_ns > kill.span_ns.0).count();
+        Ok(Crash { port: kill.port, account, cold, seconds })
     }
 }
 

@@ -31,12 +31,25 @@ pub struct Options {
     pub import_seconds: f32,
     /// What the first request for each template costs.
     pub cold_seconds: f32,
+    /// Memory that some of them hold: ports and megabytes.
+    pub memory: Vec<(u16, u32)>,
+    /// supervisord's `startsecs`, 1 by default: a worker that ends earlier is retried three times, then FATAL.
+    pub start_seconds: u32,
 }
 
 impl Options {
     /// The usual workers on these ports of 127.0.0.1.
     pub fn ports(ports: RangeInclusive<u16>) -> Self {
-        Self { ports, spares: None, host: "127.0.0.1", backlog: 128, import_seconds: 1.0, cold_seconds: 0.15 }
+        Self {
+            ports,
+            spares: None,
+            host: "127.0.0.1",
+            backlog: 128,
+            import_seconds: 1.0,
+            cold_seconds: 0.15,
+            memory: Vec::new(),
+            start_seconds: 1,
+        }
     }
 }
 
@@ -192,12 +205,13 @@ impl Drop for Supervisor<'_> {
     }
 }
 
-/// `startsecs=1` is supervisord's default: a worker that ends within its first second is retried, then FATAL.
 fn config_text(dir: &Path, app: &App, options: &Options) -> String {
     let (dir, worker, app_dir) = (dir.display(), app.worker(), app.dir().display());
     let (worker, first) = (worker.display(), options.ports.start());
     let count = options.ports.clone().count();
-    let Options { host, backlog, import_seconds, cold_seconds, .. } = options;
+    let Options { host, backlog, import_seconds, cold_seconds, start_seconds, .. } = options;
+    let memory: Vec<_> = options.memory.iter().map(|(port, megabytes)| format!("{port}:{megabytes}")).collect();
+    let memory = memory.join(" ");
     let text = format!(
         r#"[unix_http_server]
 file = {dir}/supervisor.sock
@@ -218,13 +232,13 @@ numprocs = {count}
 numprocs_start = {first}
 autostart = true
 autorestart = true
-startsecs = 1
+startsecs = {start_seconds}
 startretries = 3
 stopsignal = TERM
 stopwaitsecs = 10
 redirect_stderr = true
 stdout_logfile = {dir}/log/web_%(process_num)d.out
-environment = APP_DIR="{app_dir}",WORKER_HOST="{host}",WORKER_BACKLOG="{backlog}",IMPORT_SECONDS="{import_seconds}",COLD_SECONDS="{cold_seconds}"
+environment = APP_DIR="{app_dir}",WORKER_HOST="{host}",WORKER_BACKLOG="{backlog}",IMPORT_SECONDS="{import_seconds}",COLD_SECONDS="{cold_seconds}",WORKER_MEMORY="{memory}"
 "#
     );
     format!("{text}{}", options.spares.as_ref().map(|spares| spare_text(&text, spares)).unwrap_or_default())

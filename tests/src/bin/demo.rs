@@ -9,13 +9,14 @@ use std::{
 use anyhow::Result;
 use clap::Parser;
 use deployer_tests::{
+    crash::{Account, Row},
     daemon::ServiceConfig,
-    rollout::{Figures, How, Rollout},
+    rollout::{Crash, Figures, How, Rollout},
     sandbox,
 };
 use serde_json::json;
 
-/// Deploys v2 over v1 under load: nginx, Python workers under supervisord, and deployer in between.
+/// Deploys v2 over v1 under load, then kills a worker: nginx, Python workers under supervisord, and deployer in between.
 #[derive(Parser)]
 struct Arguments {
     /// 8 workers instead of 40: under a minute.
@@ -47,18 +48,20 @@ fn demo(arguments: &Arguments) -> Result<bool> {
         before: Duration::from_secs(6),
         after: Duration::from_secs(4),
         how: How::Roll { show: true },
+        crash: true,
         ..Rollout::new("demo", workers)
     };
     let figures = rollout.run(|what| drop(writeln!(stderr(), "== {what}")))?;
     let text = if arguments.json { format!("{}\n", as_json(&figures, workers)) } else { table(&figures, workers) };
     stdout().write_all(text.as_bytes())?;
-    Ok(figures.exit == 0 && figures.report.failed == 0 && figures.doubled() == 0 && figures.report.cold == 0)
+    figures.crash.as_ref().map_or(Ok(()), |crash| crash.account.must_be_clean())?;
+    Ok(figures.exit == 0 && figures.failed() == 0 && figures.doubled() == 0 && figures.report.cold == 0)
 }
 
 fn as_json(figures: &Figures, workers: u16) -> serde_json::Value {
     json!({
         "requests": figures.report.requests,
-        "failed": figures.report.failed,
+        "failed": figures.failed(),
         "doubled": figures.doubled(),
         "cold": figures.report.cold,
         "workers": workers,
@@ -69,8 +72,42 @@ fn as_json(figures: &Figures, workers: u16) -> serde_json::Value {
         "steered": figures.sum("steered"),
         "by_version": figures.report.by_version,
         "nginx_error_lines": figures.nginx_errors.len(),
+        "crash": figures.crash.as_ref().map(crash_as_json),
         "exit": figures.exit,
     })
+}
+
+fn crash_as_json(crash: &Crash) -> serde_json::Value {
+    let account = &crash.account;
+    json!({
+        "worker": crash.port,
+        "inside": account.sum(Row::inside),
+        "failed": account.sum(|row| row.failed),
+        "sent_again": account.resent,
+        "others_lost": others_lost(account),
+        "refused": account.refused_lines,
+        "cold": crash.cold,
+        "seconds": crash.seconds,
+    })
+}
+
+/// Requests that came to nothing, and were not inside the killed worker.
+fn others_lost(account: &Account) -> usize {
+    account.sum(|row| row.late) + account.unexplained.len()
+}
+
+fn crash_in_words(crash: &Crash) -> String {
+    let account = &crash.account;
+    format!(
+        "{} requests inside it: {} lost, {} sent again by nginx; {} others lost, {} refused, {} served cold; up again after {:.1} s",
+        account.sum(Row::inside),
+        account.sum(|row| row.failed),
+        account.resent,
+        others_lost(account),
+        account.refused_lines,
+        crash.cold,
+        crash.seconds
+    )
 }
 
 fn table(figures: &Figures, workers: u16) -> String {
@@ -78,7 +115,7 @@ fn table(figures: &Figures, workers: u16) -> String {
     let rows = [
         ("workers restarted", format!("{workers} in {:.1} s", figures.seconds)),
         ("requests", format!("{} ({})", figures.report.requests, versions.join(", "))),
-        ("failed", figures.report.failed.to_string()),
+        ("failed", figures.failed().to_string()),
         ("served twice", figures.doubled().to_string()),
         ("served cold", figures.report.cold.to_string()),
         ("connections steered", figures.sum("steered").to_string()),
@@ -92,6 +129,7 @@ fn table(figures: &Figures, workers: u16) -> String {
                 figures.p99_ms("after")
             ),
         ),
+        ("kill -9 of a worker", figures.crash.as_ref().map(crash_in_words).unwrap_or_default()),
     ];
     rows.iter().map(|(name, value)| format!("{name:<20} {value}\n")).collect()
 }
