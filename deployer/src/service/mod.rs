@@ -12,7 +12,7 @@ use std::{
     collections::BTreeSet,
     net::SocketAddr,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
-    time::Instant,
+    time::{Duration, Instant},
 };
 
 use deployer_common::word::{State, WorkerWord};
@@ -125,6 +125,8 @@ pub struct Control {
     pub listeners: BTreeSet<u64>,
     /// Since when the kernel has it down although the socket is there on which it listened.
     pub doubted: Option<Instant>,
+    /// How long a warm-up may take, or the time until it is tried again.
+    pub patience: Duration,
 }
 
 /// Who may change a worker's word.
@@ -150,14 +152,16 @@ impl Worker {
             version: None,
             listeners: BTreeSet::new(),
             doubted: None,
+            patience: Duration::ZERO,
         };
         Self { index, at, service: service.to_owned(), pool, control: Mutex::new(control) }
     }
 
-    /// The end of a quarantine of it that begins now, in milliseconds of `CLOCK_MONOTONIC`.
+    /// The end of a quarantine of it that begins now, in milliseconds of `CLOCK_MONOTONIC`: it does not run out while a
+    /// daemon that lives is at its warm-up.
     #[must_use]
     pub fn quarantine(&self, tables: &Tables) -> u64 {
-        tables.quarantine(self.pool)
+        tables.quarantine(self.pool) + self.control().patience.as_millis() as u64
     }
 
     /// What is known of it; hold it for a moment only.

@@ -16,7 +16,7 @@ use deployer_common::{
     word::{self, LimitsWord, ServiceWord, State},
 };
 
-use super::{Service, Worker, callers, manager};
+use super::{Service, Worker, callers, manager, watch};
 use crate::{
     config::{self, Config},
     kernel::{Found, Tables, host},
@@ -146,6 +146,9 @@ impl Registry {
                 }
                 None => self.enter_worker(places, index, at, &wanted.name)?,
             });
+        }
+        for worker in &workers {
+            worker.control().patience = wanted.warm.within + watch::AGAIN;
         }
         let spares = workers.split_off(wanted.workers.len());
         let service = Service { index, config: wanted.clone(), workers, spares, manager: manager(wanted) };

@@ -21,7 +21,7 @@ use crate::{
 
 const TICK: Duration = Duration::from_millis(100);
 /// Between two tries to warm a worker that failed its warm-up outside a roll.
-const AGAIN: Duration = Duration::from_secs(5);
+pub(super) const AGAIN: Duration = Duration::from_secs(5);
 /// How long a socket may outlive the process that it was taken to be closed with.
 const DOUBT: Duration = Duration::from_secs(5);
 /// Between two looks at caller rules and seeds.

@@ -1,5 +1,7 @@
 //! What the kernel sees of workers' processes by itself: the daemon is stopped all the while, and told afterwards.
 
+use std::time::{Duration, Instant};
+
 use anyhow::{Result, ensure};
 use deployer_tests::dial::{Caller, Dial, answers};
 use deployer_tests::process::suspend;
@@ -32,4 +34,26 @@ fn killed_and_started_while_the_daemon_stands_still() -> Result<()> {
     rig.wait_phase(8000, "up")?;
     ensure!(answers(&caller.once(dial())?) == [(8000, 10)].into());
     wait("the end to be told", || Ok(rig.daemon.log().contains("is being killed"))).map(drop)
+}
+
+/// Without a daemon nobody warms a worker that has been started: it is let in when its quarantine is over.
+#[test]
+fn a_quarantine_runs_out() -> Result<()> {
+    let sandbox = Sandbox::new("limit")?;
+    let mut rig = Setup { ports: 8000..=8001, extra: "cold_limit = \"3s\"", ..Setup::default() }.start(&sandbox)?;
+    let caller = Caller::at(&sandbox, Place::Callers);
+    let answer = || Ok::<_, anyhow::Error>(caller.once(Dial::to(HOST, 8000))?[0].answer);
+    rig.kill_daemon()?;
+    rig.servers.remove(0).stop()?;
+    let begun = Instant::now();
+    rig.start_worker(8000)?;
+    ensure!(answer()? == Some(8001), "cold, {:.1?} after it was started", begun.elapsed());
+    wait("the end of its quarantine", || Ok(answer()? == Some(8000)))?;
+    let took = begun.elapsed();
+    eprintln!("let in {took:.1?} after it was started");
+    ensure!(took > Duration::from_millis(2900), "{took:?}");
+    // What has served is not taken out by the next daemon.
+    rig.succeed()?;
+    ensure!(answer()? == Some(8000) && rig.worker(8000)?.phase == "up");
+    Ok(())
 }
