@@ -60,19 +60,21 @@ fn another_device() -> Result<()> {
     scene.by_hand("drain", DRAINED)?;
     let drained = caller.once(astray())?;
     scene.by_hand("enable", DRAINED)?;
+    // Now its SYNs are lost, over and over, and it tries for minutes.
+    let lost = ["neigh", "replace", HOST, "lladdr", "02:00:00:00:00:01", "dev", "there", "nud", "permanent"];
+    run(sandbox.command(Place::Outside, "ip").args(lost))?;
     let trying = caller.start(&[astray()])?;
     scene.wait("a connect() that tries", || Ok(scene.worker(DRAINED)?["direct"] == 2))?;
     let mut roll = scene.roll()?;
     let held = roll.until(|event| event["event"] == "held")?;
-    let tried = trying.finish()?;
+    sandbox.kill_place(Place::Callers)?;
+    ensure!(trying.finish().is_err(), "it was to be killed");
     let end = roll.end()?;
     eprintln!("up {up:?}, drained {drained:?}; a drain is held by {} and then {}", held["by"], end.text);
-    let lost = [up, drained, tried].concat();
-    ensure!(lost.iter().all(|one| one.connect == EHOSTUNREACH), "{lost:?}");
-    ensure!(
-        held["worker"] == "127.0.0.1:8000" && held["by"][0].as_str().is_some_and(|by| by.contains("1 syn-sent")),
-        "{held}"
-    );
+    let seen = [up, drained].concat();
+    ensure!(seen.iter().all(|one| one.connect == EHOSTUNREACH), "{seen:?}");
+    let by = held["by"].to_string();
+    ensure!(held["worker"] == "127.0.0.1:8000" && by.contains("1 syn-sent"), "{held}");
     end.must("done", &["4 workers"])?;
     scene.counts_are_right("afterwards").map(drop)
 }

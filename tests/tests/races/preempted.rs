@@ -29,8 +29,18 @@ const CALLED: u16 = 8001;
 fn deferred(scene: &Scene<'_>) -> Result<Running> {
     set(scene.sandbox, "net/ipv4/tcp_fastopen", &FAST_OPEN.to_string())?;
     let one = Dial { fastopen: true, told: true, ..asking(HOST, CALLED) };
-    let running = Caller::at(scene.sandbox, Place::Callers).start(&[one])?;
-    scene.wait("a ticket", || Ok(scene.numbers("tickets")?[&CALLED] == 1))?;
+    calls(scene, one, "tickets")
+}
+
+/// Starts a caller; it has dialled, and the worker's status has one of `key`. (The daemon's own warm-ups count there, too,
+/// but not as *direct*.)
+fn calls(scene: &Scene<'_>, dial: Dial<'_>, key: &str) -> Result<Running> {
+    let before = scene.numbers("direct")?[&CALLED];
+    let running = Caller::at(scene.sandbox, Place::Callers).start(&[dial])?;
+    scene.wait(&format!("{key} 1"), || {
+        let worker = scene.worker(CALLED)?;
+        Ok(worker["direct"] == before + 1 && worker[key] == 1)
+    })?;
     Ok(running)
 }
 
@@ -78,8 +88,7 @@ fn a_caller_that_stands_still_before_it_asks() -> Result<()> {
     let scene = Setup::default().start(&sandbox)?;
     for by in ["SIGSTOP", "cgroup.freeze"] {
         let old = scene.pids()?[&CALLED];
-        let mut caller = Caller::at(&sandbox, Place::Callers).start(&[Dial { told: true, ..asking(HOST, CALLED) }])?;
-        scene.wait("a connection", || Ok(scene.numbers("open")?[&CALLED] == 1))?;
+        let mut caller = calls(&scene, Dial { told: true, ..asking(HOST, CALLED) }, "open")?;
         stand(&scene, by, caller.pid(), true)?;
         caller.tell()?;
         let mut roll = scene.roll()?;
