@@ -81,10 +81,13 @@ impl Daemon {
 
 fn take(end: &mut End, event: &Event) {
     match event.kind {
-        EVENT_KILLED => end.how = Some(format!("has ended: its process {} is being killed, or ends by itself", event.pid)),
+        EVENT_KILLED => {
+            end.how = Some(format!("has ended: its process {} is being killed, or ends by itself", event.pid))
+        }
         EVENT_CLOSED => {
             // An exit has been told before its sockets are closed.
-            end.how.get_or_insert_with(|| format!("has closed the socket on which it listened (process {})", event.pid));
+            end.how
+                .get_or_insert_with(|| format!("has closed the socket on which it listened (process {})", event.pid));
         }
         EVENT_CUT => {
             end.cut += 1;

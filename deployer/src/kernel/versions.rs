@@ -13,8 +13,8 @@ use aya::maps::MapInfo;
 use deployer_common::{
     endpoint::Endpoint,
     layout::{
-        EVENT_BYTES, Frontend, Limits, ListenerNote, Listening, MAX_FRONTENDS, MAX_LISTENING, MAX_SERVICES,
-        MAX_SLOTS, MAX_WORKERS, ServiceCount, Slot, SockNote, Switchboard, TABLES, WorkerAddr, WorkerCount, WorkerLife,
+        EVENT_BYTES, Frontend, Limits, ListenerNote, Listening, MAX_FRONTENDS, MAX_LISTENING, MAX_SERVICES, MAX_SLOTS,
+        MAX_WORKERS, ServiceCount, Slot, SockNote, Switchboard, TABLES, WorkerAddr, WorkerCount, WorkerLife,
         WorkerProof,
     },
 };
