@@ -14,7 +14,7 @@ const HEADINGS: [&str; 9] = ["", "", "connections", "failed", "reset", "cut", "p
 /// The columns of numbers.
 const FLUSH_RIGHT: [usize; 7] = [2, 3, 4, 5, 6, 7, 8];
 
-const PROOFS: [&str; 8] = ["proof", "late", "to cold", "draining", "cold", "floor", "exhausted", "refused"];
+const PROOFS: [&str; 8] = ["proof", "late", "to cold", "fallback: draining", "cold", "floor", "exhausted", "refused"];
 const PROOFS_RIGHT: [usize; 7] = [1, 2, 3, 4, 5, 6, 7];
 
 const LATENCY: &str = "p50, p99, max: how long connections lasted, seen at the worker's end, to within a fifth; of a load \

@@ -170,7 +170,8 @@ impl Meters {
                 return Ok(kept);
             }
         }
-        Kept::read(&self.shelf, roll)
+        // Nothing is added any more to one that is only read.
+        Kept::read(&self.shelf, roll).map(|kept| Kept { complete: true, ..kept })
     }
 
     /// The proofs of a service since the kernel's tables were made.

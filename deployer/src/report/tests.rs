@@ -47,7 +47,7 @@ fn service() -> Service {
     let text = "[service.web]\nworkers = \"127.0.0.1:8000-8001\"\n\
                 manager = { supervisord = \"/s\", program = \"web_{port}\" }\n";
     let config = Config::parse(Path::new("f"), text).unwrap().services.remove("web").unwrap();
-    let worker = |(nth, at)| Arc::new(Worker::new(nth as u32, at, "web"));
+    let worker = |(nth, at)| Arc::new(Worker::new(nth as u32, at, "web", 0));
     let workers: Vec<_> = config.members().enumerate().map(worker).collect();
     for worker in &workers {
         worker.enter(Phase::Up, "");

@@ -48,11 +48,11 @@ roll web-1: web, v1 -> v2, done after 12.3 s, 40 workers changed: 40 workers res
           v2        1,930       0      0    0  6 ms  11 ms  0.3 ms
   after   v2    1,234,567       0      0    0  6 ms  11 ms   6m40s
 
-  proof     late  to cold  draining  cold  floor  exhausted  refused
-  before       0        0         0     0      0          0        0
-  during       0        0         0     0      0          0        0
-  after        0        0         0     0      0          0        0
-  in total     0        0         0     0      0          0        0
+  proof     late  to cold  fallback: draining  cold  floor  exhausted  refused
+  before       0        0                   0     0      0          0        0
+  during       0        0                   0     0      0          0        0
+  after        0        0                   0     0      0          0        0
+  in total     0        0                   0     0      0          0        0
 
 before: 1m00s; during: 12s; after: 31s so far
 p50, p99, max: how long connections lasted, seen at the worker's end, to within a fifth; of a load balancer
@@ -71,8 +71,8 @@ fn what_is_not_zero_is_explained() {
     report.total = Some(Proof { late: 9, to_cold: 5, exhausted: 3, ..Proof::default() });
     let text = text(&report);
     for line in [
-        "  during       1        0         0     0      0          3        0\n",
-        "  in total     9        5         0     0      0          3        0\n",
+        "  during       1        0                   0     0      0          3        0\n",
+        "  in total     9        5                   0     0      0          3        0\n",
         "\ncut: 2 connections were open in a worker's process when it ended\nlate: 2 connections reached",
         "\nto cold: 5 connections reached a worker that was not warm yet (not around this roll)\n",
         "\nexhausted: 3 connections were refused, because no worker could take them\n",
