@@ -20,8 +20,8 @@ fn a_roll_without_anybody_else() -> Result<()> {
         ..ServiceConfig::default()
     };
     let scene = Scene::new(&sandbox, 1, &config)?;
-    let load = scene.load(100.0)?;
-    scene.sent(&load, 100)?;
+    let load = scene.slow_load(100.0)?;
+    scene.sent(&load, 200)?;
     let id = scene.roll("v2")?;
     let seen = load.stop()?;
     let report = scene.report(&id)?;
@@ -31,12 +31,13 @@ fn a_roll_without_anybody_else() -> Result<()> {
         ensure!(report.0["total"][figure].as_u64() >= Some(report.during(figure)), "{:?}", report.0["total"]);
     }
     ensure!(report.0["during"]["exhausted"].as_u64() > Some(0), "{:?}", report.0["during"]);
+    ensure!(report.by_version(&["during"], "cut").get("v1") > Some(&0), "{:?}", report.0["during"]);
     let cold = report.by_version(&["during"], "to_cold");
     ensure!(cold.get("v2") > Some(&0) && cold.get("v1").is_none_or(|cold| *cold == 0), "{cold:?}");
     let late = report.by_version(&["during"], "late");
     ensure!(late.get("v1") > Some(&0), "{late:?}");
     let text = scene.said(&["report"])?.1;
-    for meaning in ["\nlate: ", "\nto cold: ", "\ndraining: ", "\ncold: ", "\nexhausted: "] {
+    for meaning in ["\nlate: ", "\nto cold: ", "\ndraining: ", "\ncold: ", "\nexhausted: ", "\ncut: "] {
         ensure!(text.contains(meaning), "{meaning:?}: {text}");
     }
     let worker = &scene.api().workers()?[&8000];
