@@ -40,7 +40,9 @@ impl Wanted {
 
     /// Where it is attached, in words.
     pub(super) fn place(&self) -> String {
-        self.cgroup.as_ref().map_or_else(|| "the kernel".to_owned(), |(_, cgroup)| format!("cgroup {}", cgroup.display()))
+        self.cgroup
+            .as_ref()
+            .map_or_else(|| "the kernel".to_owned(), |(_, cgroup)| format!("cgroup {}", cgroup.display()))
     }
 }
 

@@ -226,7 +226,8 @@ fn load_programs(ebpf: &mut Ebpf) -> Result<Vec<(&'static str, anyhow::Error)>> 
             Program::Iter(program) => program.load("tcp", &btf),
             other => return Err(anyhow!("program {name} is of an unexpected type, {:?}", other.prog_type())),
         };
-        match (loaded.with_context(|| format!("loading program {name}")), TRACING.iter().find(|known| **known == name)) {
+        match (loaded.with_context(|| format!("loading program {name}")), TRACING.iter().find(|known| **known == name))
+        {
             (Ok(()), _) => {}
             (Err(error), Some(name)) => missing.push((*name, error)),
             (Err(error), None) => return Err(error),
@@ -236,7 +237,11 @@ fn load_programs(ebpf: &mut Ebpf) -> Result<Vec<(&'static str, anyhow::Error)>> 
 }
 
 /// Attaches what sees processes end, as far as this kernel can, and says so of what it cannot.
-fn attach_tracing(ebpf: &Ebpf, missing: Vec<(&'static str, anyhow::Error)>, generation: &Generation) -> Result<Vec<Link>> {
+fn attach_tracing(
+    ebpf: &Ebpf,
+    missing: Vec<(&'static str, anyhow::Error)>,
+    generation: &Generation,
+) -> Result<Vec<Link>> {
     let mut links = Vec::new();
     let without: Vec<_> = missing.iter().map(|(name, _)| *name).collect();
     let mut missing: Vec<_> = missing.into_iter().map(|(_, error)| error).collect();

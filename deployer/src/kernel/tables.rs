@@ -18,9 +18,7 @@ use aya::{
 };
 use deployer_common::{
     endpoint::{Endpoint, MAPPED},
-    layout::{
-        CallerRule, Frontend, Limits, MAX_SERVICES, MAX_WORKERS, NO_WORKER, Slot, Switchboard, WorkerAddr,
-    },
+    layout::{CallerRule, Frontend, Limits, MAX_SERVICES, MAX_WORKERS, NO_WORKER, Slot, Switchboard, WorkerAddr},
     word::{LimitsWord, ServiceWord, State, WorkerWord},
 };
 
