@@ -116,6 +116,9 @@ pub struct DrainRequest {
     /// Milliseconds after which it goes back by itself; `None`: when it is enabled.
     #[serde(default)]
     pub for_ms: Option<u64>,
+    /// Also where too few others are up, so that connections go on to it.
+    #[serde(default)]
+    pub force: bool,
 }
 
 /// Puts a worker back into rotation.
@@ -252,6 +255,9 @@ pub struct ServiceStatus {
     pub mode: String,
     /// `steer` or `refuse`.
     pub policy: String,
+    /// So many workers stay in rotation.
+    #[serde(default)]
+    pub min_up: usize,
     /// The service address.
     pub address: Option<SocketAddr>,
     /// The roll that runs, if one does.
@@ -304,4 +310,7 @@ pub struct WorkerStatus {
     pub fallback_draining: u64,
     /// Connections taken while cold, because nothing was up or draining.
     pub fallback_cold: u64,
+    /// Connections taken while draining, because some others were up, but fewer than must be.
+    #[serde(default)]
+    pub fallback_floor: u64,
 }

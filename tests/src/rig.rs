@@ -354,6 +354,7 @@ pub struct Worker {
     pub refused: u64,
     pub fallback_draining: u64,
     pub fallback_cold: u64,
+    pub fallback_floor: u64,
 }
 
 fn by_port<'de, D: serde::Deserializer<'de>>(input: D) -> Result<BTreeMap<u16, Worker>, D::Error> {

@@ -41,13 +41,14 @@ impl Daemon {
             Policy::Steer => "steer",
             Policy::Refuse => "refuse",
         };
-        let workers = service.workers.iter().map(|worker| self.worker_status(worker, false));
+        let workers = service.workers.iter().map(|worker| self.worker_status(service, worker, false));
         let spares = service.spares.iter().filter(|spare| spare.control().phase != Phase::Down);
-        let spares = spares.map(|spare| self.worker_status(spare, true));
+        let spares = spares.map(|spare| self.worker_status(service, spare, true));
         ServiceStatus {
             name: service.config.name.clone(),
             mode: mode.to_owned(),
             policy: policy.to_owned(),
+            min_up: service.config.limits.min_up,
             address: service.config.address,
             roll: self.running(&service.config.name).map(|roll| roll.id.clone()),
             workers: workers.chain(spares).collect(),
@@ -58,14 +59,21 @@ impl Daemon {
         }
     }
 
-    fn worker_status(&self, worker: &Worker, spare: bool) -> WorkerStatus {
+    fn worker_status(&self, service: &Service, worker: &Worker, spare: bool) -> WorkerStatus {
+        let let_in = self.let_in(service, worker).map(|short| format!("connections go on to it: {short}"));
         let count = self.tables.counts().worker(worker.index);
         let control = worker.control();
         WorkerStatus {
             at: worker.at,
             spare,
             phase: control.phase,
-            reason: control.reason.clone(),
+            reason: [&control.reason]
+                .into_iter()
+                .chain(&let_in)
+                .filter(|why| !why.is_empty())
+                .cloned()
+                .collect::<Vec<_>>()
+                .join("; "),
             for_s: control.since.elapsed().as_secs_f64(),
             version: control.version.clone(),
             open: count.open + self.tables.seed(worker.index),
@@ -78,6 +86,7 @@ impl Daemon {
             refused: count.refused,
             fallback_draining: count.fallback_draining,
             fallback_cold: count.fallback_cold,
+            fallback_floor: self.tables.counts().proof(worker.index).fallback_floor,
         }
     }
 }
