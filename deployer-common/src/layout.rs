@@ -14,8 +14,6 @@ pub const MAX_CALLERS: usize = 8;
 pub const MAX_SLOTS: usize = 2 * MAX_SERVICES;
 /// Most sockets of workers that listen at a time: one each as a rule, one a process under SO_REUSEPORT.
 pub const MAX_LISTENING: usize = 4 * MAX_WORKERS;
-/// Most processes that are being killed at a time.
-pub const MAX_DYING: usize = 2 * MAX_WORKERS;
 /// Bytes of events that the daemon has not fetched yet; what does not fit is dropped. A power of two.
 pub const EVENT_BYTES: usize = 256 * 1024;
 /// Most frontends: every worker's address, its other spellings (`::1`, `0.0.0.0`, `::`) and the service addresses.
@@ -23,7 +21,7 @@ pub const MAX_FRONTENDS: usize = 8 * MAX_WORKERS;
 
 /// Name and layout version of every table. Tables outlive the daemon, so whoever changes an entry raises its table's
 /// version here, and says in deployer's `kernel/versions.rs` where each word goes.
-pub const TABLES: [(&str, u32); 15] = [
+pub const TABLES: [(&str, u32); 14] = [
     ("SWITCHBOARD", if cfg!(feature = "next-layout") { 2 } else { 1 }),
     ("FRONTENDS", 1),
     ("LISTENERS", 1),
@@ -37,7 +35,6 @@ pub const TABLES: [(&str, u32); 15] = [
     ("WORKER_PROOFS", 1),
     ("LISTENING", 1),
     ("LISTENER_NOTES", 1),
-    ("DYING", 1),
     ("EVENTS", 1),
 ];
 
@@ -166,8 +163,6 @@ pub struct ServiceCount {
 /// What user space publishes and hardly ever changes, word by word.
 #[repr(C)]
 pub struct Limits {
-    /// Not 0: the programs are told when a process that is being killed lets go of its files.
-    pub closing: u64,
     /// [`crate::word::LimitsWord`] of each service.
     pub services: [u64; MAX_SERVICES],
 }
@@ -184,6 +179,14 @@ pub struct WorkerLife {
     pub ended: u64,
     /// Connections that were open in a process when it ended.
     pub cut: u64,
+}
+
+impl WorkerLife {
+    /// Whether it is known that nobody listens: sockets have been seen to, and none is left.
+    #[must_use]
+    pub const fn is_dead(&self) -> bool {
+        self.listened > 0 && self.listeners == 0
+    }
 }
 
 /// What proves a promise kept, by worker. Counted at the caller's end, of steered callers only, but for `lifetimes`.
@@ -210,8 +213,6 @@ pub struct WorkerProof {
 pub struct Listening {
     /// Address of its `struct sock`.
     pub sk: u64,
-    /// Descriptors of it in processes that are being killed and have not closed them yet.
-    pub dying: u64,
     /// Not 0: it counts as closed already, since all who had it open are being killed.
     pub over: u64,
     /// The worker.
@@ -303,10 +304,10 @@ const _: () = assert!(size_of::<WorkerAddr>() == 24);
 const _: () = assert!(size_of::<WorkerCount>() == 8 * (MORE + 10));
 const _: () = assert!(size_of::<ServiceCount>() == 32);
 const _: () = assert!(size_of::<SockNote>() == 48);
-const _: () = assert!(size_of::<Limits>() == 8 * (1 + MAX_SERVICES));
+const _: () = assert!(size_of::<Limits>() == 8 * MAX_SERVICES);
 const _: () = assert!(size_of::<WorkerLife>() == 32);
 const _: () = assert!(size_of::<WorkerProof>() == 8 * (5 + BUCKETS));
-const _: () = assert!(size_of::<Listening>() == 40);
+const _: () = assert!(size_of::<Listening>() == 32);
 const _: () = assert!(size_of::<ListenerNote>() == 16);
 const _: () = assert!(size_of::<Event>() == 48);
 const _: () = assert!(size_of::<Switchboard>() == 8 * (MORE + 1 + MAX_SERVICES + 2 * MAX_WORKERS));

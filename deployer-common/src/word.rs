@@ -95,10 +95,10 @@ impl WorkerWord {
         Self::new(state, lease_ms, self.serial().wrapping_add(1))
     }
 
-    /// The same, sealed.
+    /// The word that follows this one: the same, sealed.
     #[must_use]
     pub const fn sealed(self) -> Self {
-        Self(self.0 | SEALED)
+        Self(self.next(self.state(), self.lease_ms()).0 | SEALED)
     }
 
     /// Whether whoever is connected now came after the drain: it is sealed, and lasts.

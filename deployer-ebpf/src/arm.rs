@@ -9,9 +9,9 @@ use deployer_common::endpoint::{Endpoint, MAPPED};
 
 use crate::{
     fields::{
-        OFF_NET_COOKIE, OFF_SK_ADDR4, OFF_SK_ADDR6, OFF_SK_FAMILY, OFF_SK_NET, OFF_SK_NUM, OFF_SK_STATE, read,
+        OFF_NET_COOKIE, OFF_SK_ADDR4, OFF_SK_ADDR6, OFF_SK_FAMILY, OFF_SK_NET, OFF_SK_NUM, OFF_SK_STATE, address_of, read,
     },
-    listeners,
+    listeners::{self, TCP_LISTEN},
     maps::LISTENERS,
 };
 
@@ -19,7 +19,6 @@ const SOL_TCP: i32 = 6;
 /// `include/uapi/linux/bpf.h`
 const TCP_BPF_SOCK_OPS_CB_FLAGS: i32 = 1008;
 const BPF_SOCK_OPS_STATE_CB_FLAG: i32 = 4;
-const TCP_LISTEN: u8 = 10;
 const AF_INET6: u16 = 10;
 
 /// `struct bpf_iter__tcp`
@@ -42,7 +41,7 @@ pub unsafe extern "C" fn arm(ctx: *mut Context) -> i32 {
     if sk.is_null() {
         return 0;
     }
-    let address = sk as u64;
+    let address = address_of(sk);
     if read::<u8>(address, &OFF_SK_STATE) != Some(TCP_LISTEN) {
         return 0;
     }

@@ -1,6 +1,8 @@
 //! Fields of kernel structures, at offsets that the loader takes from the running kernel's BTF: Rust emits no CO-RE
 //! relocations.
 
+use core::ffi::c_void;
+
 use aya_ebpf::helpers::bpf_probe_read_kernel;
 
 /// Where fields stand. 0: unknown; [`u64::MAX`]: at the beginning. Set before loading.
@@ -14,11 +16,15 @@ macro_rules! offsets {
 }
 
 offsets! {
-    OFF_TASK_MM
+    OFF_TASK_CHILDREN
     OFF_TASK_FILES
     OFF_TASK_FLAGS
+    OFF_TASK_MM
+    OFF_TASK_PARENT
+    OFF_TASK_SIBLING
     OFF_TASK_SIGNAL
     OFF_TASK_TGID
+    OFF_SIGNAL_FLAGS
     OFF_SIGNAL_LIVE
     OFF_FILES_FDT
     OFF_FDT_MAX
@@ -47,8 +53,20 @@ offsets! {
 /// Reads a field of the structure at `base`; `None`: there is none, or it cannot be read.
 #[inline(always)]
 pub fn read<T>(base: u64, field: &'static u64) -> Option<T> {
-    let at = base.checked_add(offset(field)?)?;
-    if base == 0 { None } else { at_address(at) }
+    if base == 0 { None } else { at_address(place(base, field)?) }
+}
+
+/// Where a field of the structure at `base` stands.
+#[inline(always)]
+pub fn place(base: u64, field: &'static u64) -> Option<u64> {
+    base.checked_add(offset(field)?)
+}
+
+/// The address of a structure that the verifier knows, and whose fields it would not have read at offsets that are not
+/// constant: read back from where it is kept, it is a number like any other.
+#[inline(always)]
+pub fn address_of(pointer: *mut c_void) -> u64 {
+    at_address((&raw const pointer) as u64).unwrap_or(0)
 }
 
 /// Whether this kernel has a field.

@@ -22,6 +22,8 @@ use crate::{
     maps::{EVENTS, LIMITS, LISTENER_NOTES, LISTENERS, LISTENING, WORKER_ADDRS, WORKER_COUNTS},
 };
 
+/// `include/net/tcp_states.h`
+pub const TCP_LISTEN: u8 = 10;
 /// How long a worker is out of rotation at most, of whose processes one is being killed while others listen on.
 const DETOUR_MS: u64 = 1000;
 /// One bit a state: those in which a worker has a process that serves, or may.

@@ -5,7 +5,7 @@
 //! | connect | cgroup/connect4, connect6 | steers or refuses a new connection, takes its ticket |
 //! | peername | cgroup/getpeername4, getpeername6 | shows the caller the address it dialled |
 //! | sockets | sock_ops, cgroup/sock_release | hands tickets back, counts open connections, sees workers begin to listen and end |
-//! | deaths | signal_generate, sched_process_exit, exit_files | marks a worker down whose process is being killed |
+//! | deaths | signal_generate, sched_process_exit | marks a worker down whose process is being killed |
 //! | arm | iter/tcp | makes sockets that are older than the programs report their close |
 #![no_std]
 #![no_main]

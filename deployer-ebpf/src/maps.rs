@@ -8,7 +8,7 @@ use aya_ebpf::{
 use deployer_common::{
     endpoint::Endpoint,
     layout::{
-        EVENT_BYTES, Event, Frontend, Limits, ListenerNote, Listening, MAX_DYING, MAX_FRONTENDS, MAX_LISTENING,
+        EVENT_BYTES, Event, Frontend, Limits, ListenerNote, Listening, MAX_FRONTENDS, MAX_LISTENING,
         MAX_SERVICES, MAX_SLOTS, MAX_WORKERS, ServiceCount, Slot, SockNote, Switchboard, WorkerAddr, WorkerCount,
         WorkerLife, WorkerProof,
     },
@@ -67,10 +67,6 @@ pub static LISTENING: HashMap<u64, Listening, MAX_LISTENING> = HashMap::new();
 /// What is remembered of each socket that listens for a worker; freed with it.
 #[btf_map]
 pub static LISTENER_NOTES: SkStorage<ListenerNote> = SkStorage::new();
-
-/// Processes (thread group ids) that are being killed and have workers' sockets open, until they close them.
-#[btf_map]
-pub static DYING: HashMap<u32, u64, MAX_DYING> = HashMap::new();
 
 /// What happens, for the daemon.
 #[btf_map]

@@ -21,7 +21,7 @@ use deployer_common::{
 
 use crate::{
     atomic, count,
-    fields::{OFF_SK_ERR, OFF_TASK_FLAGS, read},
+    fields::{OFF_SK_ERR, OFF_TASK_FLAGS, address_of, read},
     listeners::{self, now_ns},
     maps::{LISTENERS, NOTES},
 };
@@ -134,7 +134,7 @@ fn listens(ctx: &SockOpsContext) {
     let Some(worker) = worker_at(ctx) else { return };
     let Some(sk) = socket(ctx) else { return };
     report_state(ctx);
-    if listeners::counted(sk, sk as u64, worker) {
+    if listeners::counted(sk, address_of(sk), worker) {
         listeners::first(worker);
     }
 }
@@ -205,7 +205,7 @@ fn report_state(ctx: &SockOpsContext) {
 /// The error that the context's socket has come to; 0: none.
 #[inline(always)]
 fn error(ctx: &SockOpsContext) -> i32 {
-    socket(ctx).and_then(|sk| read(sk as u64, &OFF_SK_ERR)).unwrap_or(0)
+    socket(ctx).and_then(|sk| read(address_of(sk), &OFF_SK_ERR)).unwrap_or(0)
 }
 
 /// Whether the current task is ending.

@@ -100,6 +100,17 @@ pub enum What {
         #[serde(default, skip_serializing_if = "Option::is_none")]
         floor: Option<String>,
     },
+    /// A worker's process has ended, which nobody had asked for, or requests were inside it when it did.
+    Ended {
+        /// The worker.
+        worker: SocketAddr,
+        /// How, and which process, in words.
+        text: String,
+        /// Connections that were open in it, and are cut.
+        cut: usize,
+        /// Their callers, the first few: "127.0.0.1:43210, open for 1.3 s".
+        callers: Vec<String>,
+    },
     /// Another daemon has taken the roll up.
     Resumed {
         /// What it goes on with, in words.

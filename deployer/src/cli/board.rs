@@ -68,7 +68,9 @@ impl Board {
                 self.rows.clear();
                 Some(lines::text(&event.what))
             }
-            What::Command { .. } | What::Resumed { .. } | What::StopAsked { .. } => Some(lines::text(&event.what)),
+            What::Command { .. } | What::Ended { .. } | What::Resumed { .. } | What::StopAsked { .. } => {
+                Some(lines::text(&event.what))
+            }
         }
     }
 

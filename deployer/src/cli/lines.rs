@@ -43,6 +43,14 @@ pub(super) fn text(what: &What) -> String {
         What::Held { worker, spare, open, tickets, by, floor } => {
             format!("{} held by {}", name(*worker, *spare), held(*open, *tickets, by, floor.as_deref()))
         }
+        What::Ended { worker, text, cut, callers } => {
+            let more = if callers.len() == *cut { "" } else { "; …" };
+            let cut = match cut {
+                0 => "no connection was open in it".to_owned(),
+                cut => format!("{} cut: {}{more}", counted(*cut, "connection"), joined(callers, "; ")),
+            };
+            format!("{worker} {}; {cut}", clean(text))
+        }
         What::Resumed { text } => format!("the roll {}", clean(text)),
         What::StopAsked { by } => format!("{} asked for a stop after the batch in hand", clean(by)),
         What::Finished { result, text, changed, failed, seconds } => {

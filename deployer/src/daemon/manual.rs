@@ -117,6 +117,10 @@ impl Daemon {
                 () = tokio::time::sleep(tick.min(until.saturating_duration_since(Instant::now()))) => {}
             }
             if !lives {
+                // One that has been started meanwhile has no quarantine that could run out while it is held.
+                if self.tables.word(worker.index).state() == State::Cold {
+                    self.tables.publish(worker.index, State::Down, 0);
+                }
                 continue;
             }
             lives = same_process(worker).await;

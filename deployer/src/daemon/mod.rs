@@ -5,6 +5,7 @@ mod error;
 mod floor;
 mod former;
 mod keeper;
+mod lives;
 mod manual;
 mod plan;
 mod selftest;
@@ -36,7 +37,7 @@ use crate::{
     api::SelfTest,
     config::Config,
     journal::{Journal, events::Shelf},
-    kernel::{Attachment, Programs, Tables},
+    kernel::{Attachment, Events, Programs, Tables},
     roll::{Record, world::World},
     service::{self, registry::Registry, watch},
 };
@@ -91,8 +92,8 @@ pub async fn run(path: &Path) -> Result<()> {
     let mut signals = Signals::catch()?;
     let config = Config::load(path)?;
     let path_of_socket = config.daemon.socket.clone();
-    let (daemon, socket) = start::start(config).await?;
-    let tasks = daemon.tasks();
+    let (daemon, socket, events) = start::start(config).await?;
+    let tasks = daemon.tasks(events);
     let end = Arc::new(Notify::new());
     let server = tokio::spawn(server::run(socket.publish()?, Arc::clone(&daemon), Arc::clone(&end)));
     // Outside systemd there is nobody to tell.
@@ -160,11 +161,13 @@ impl Daemon {
     }
 
     /// What goes on in the background until the result is dropped.
-    fn tasks(self: &Arc<Self>) -> JoinSet<()> {
+    fn tasks(self: &Arc<Self>, events: Events) -> JoinSet<()> {
         let mut tasks = JoinSet::new();
         tasks.spawn(note_for_ever(Arc::clone(self)));
         tasks.spawn(watch::ask_versions(Arc::clone(&self.registry)));
-        tasks.spawn(watch::run(Arc::clone(&self.registry), Arc::clone(&self.tables)));
+        let news = Arc::new(Notify::new());
+        tasks.spawn(watch::run(Arc::clone(&self.registry), Arc::clone(&self.tables), Arc::clone(&news)));
+        tasks.spawn(Arc::clone(self).hear(events, news));
         tasks.spawn(Arc::clone(self).keep());
         tasks.spawn(Arc::clone(self).test_itself());
         tasks

@@ -12,7 +12,7 @@ use super::{
 };
 use crate::{
     config::{self, Config},
-    kernel::{self, Programs, Tables},
+    kernel::{self, Events, Programs, Tables},
     roll::world::{Host, World},
     service::{self, registry::Registry, watch},
 };
@@ -20,13 +20,13 @@ use crate::{
 const LOOKING: &str = "looking for listening workers (sock_diag)";
 
 /// Attaches, and takes over what is there. The socket is given its name by the caller, who then answers on it.
-pub(super) async fn start(config: Config) -> Result<(Arc<Daemon>, Bound)> {
+pub(super) async fn start(config: Config) -> Result<(Arc<Daemon>, Bound, Events)> {
     // A state directory that is another's, or a later deployer's, is not to be worked with.
     let former = Former::open(&config)?;
     let attachment = kernel::attachment(config.kernel.callers.as_deref(), config.kernel.workers.as_deref())?;
     // Before anything is attached: a second daemon must not even begin.
     let socket = server::bind(&config.daemon)?;
-    let (programs, tables) = Programs::attach(&attachment, &config.kernel.pins)?;
+    let (programs, tables, events) = Programs::attach(&attachment, &config.kernel.pins)?;
     let tables = Arc::new(tables);
     let root = kernel::cgroup::root().context("looking for the cgroup v2 root")?;
     let registry = Arc::new(Registry::new(Arc::clone(&tables), root)?);
@@ -50,7 +50,7 @@ pub(super) async fn start(config: Config) -> Result<(Arc<Daemon>, Bound)> {
         closing: false.into(),
     });
     daemon.go_on(resumed);
-    Ok((daemon, socket))
+    Ok((daemon, socket, events))
 }
 
 /// What an earlier daemon has left steers on. Other services are published last, when it is known which workers serve.

@@ -90,10 +90,12 @@ impl Counts {
         }
     }
 
-    /// Forgets the listening sockets of a worker, before it is entered anew: they are counted again.
+    /// Forgets that sockets have listened for a worker, before it is entered anew: they are counted again.
     pub fn forget_listeners(&self, worker: u32) {
         let at = size_of::<WorkerLife>() / WORD * worker as usize;
-        self.lives.words()[at + offset_of!(WorkerLife, listeners) / WORD].store(0, SeqCst);
+        for field in [offset_of!(WorkerLife, listeners), offset_of!(WorkerLife, listened)] {
+            self.lives.words()[at + field / WORD].store(0, SeqCst);
+        }
     }
 }
 

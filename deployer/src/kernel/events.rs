@@ -1,4 +1,5 @@
 //! What the programs tell as it happens.
+#![expect(unsafe_code, reason = "the reactor is given a descriptor that somebody else owns")]
 
 use std::io;
 
@@ -17,7 +18,9 @@ pub struct Events(AsyncFd<RingBuf<MapData>>);
 
 impl Events {
     pub(super) fn take(ebpf: &mut Ebpf) -> Result<Self> {
-        Ok(Self(AsyncFd::new(RingBuf::try_from(take(ebpf, "EVENTS")?)?)?))
+        let ring = RingBuf::try_from(take(ebpf, "EVENTS")?)?;
+        // SAFETY: the ring owns its descriptor, which stays the same and open until it is dropped with this.
+        Ok(Self(unsafe { AsyncFd::register(ring) }?))
     }
 
     /// The next event, as soon as there is one.

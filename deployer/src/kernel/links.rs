@@ -139,11 +139,6 @@ impl Steering {
         self.links.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Whether a program is attached.
-    pub(super) fn has(&self, program: &str) -> bool {
-        self.links().iter().any(|link| link.wanted.program == program)
-    }
-
     /// Notes that a link was lost for a while.
     pub(super) fn interrupted(&self) {
         self.interruptions.fetch_add(1, SeqCst);

@@ -31,12 +31,16 @@ static OBJECT: &[u8] = aya::include_bytes_aligned!(env!("DEPLOYER_EBPF_OBJECT"))
 const VMLINUX: &str = "/sys/kernel/btf/vmlinux";
 
 /// Fields that programs read: global, structure, member.
-const OFFSETS: [(&str, &str, &str); 28] = [
-    ("OFF_TASK_MM", "task_struct", "mm"),
+const OFFSETS: [(&str, &str, &str); 32] = [
+    ("OFF_TASK_CHILDREN", "task_struct", "children"),
     ("OFF_TASK_FILES", "task_struct", "files"),
     ("OFF_TASK_FLAGS", "task_struct", "flags"),
+    ("OFF_TASK_MM", "task_struct", "mm"),
+    ("OFF_TASK_PARENT", "task_struct", "real_parent"),
+    ("OFF_TASK_SIBLING", "task_struct", "sibling"),
     ("OFF_TASK_SIGNAL", "task_struct", "signal"),
     ("OFF_TASK_TGID", "task_struct", "tgid"),
+    ("OFF_SIGNAL_FLAGS", "signal_struct", "flags"),
     ("OFF_SIGNAL_LIVE", "signal_struct", "live"),
     ("OFF_FILES_FDT", "files_struct", "fdt"),
     ("OFF_FDT_MAX", "fdtable", "max_fds"),
@@ -207,9 +211,9 @@ pub fn detach_leftovers(pins: &Path) -> Result<bool> {
     Ok(true)
 }
 
-/// Programs that see processes end, and sockets that are older than they. A kernel that lacks what they need (fentry wants a
-/// kernel built with dynamic ftrace, say) does without: user space notices by itself, later.
-const TRACING: [&str; 4] = ["closing", "signalled", "exits", "arm"];
+/// Programs that see processes end, and sockets that are older than they. A kernel that lacks what they need (the iterator
+/// may set a socket's flags from 6.12 on) does without: user space notices by itself, later.
+const TRACING: [&str; 3] = ["signalled", "exits", "arm"];
 
 /// Loads every program. Returns those that this kernel does without, and why.
 fn load_programs(ebpf: &mut Ebpf) -> Result<Vec<(&'static str, anyhow::Error)>> {
@@ -222,7 +226,6 @@ fn load_programs(ebpf: &mut Ebpf) -> Result<Vec<(&'static str, anyhow::Error)>> 
             Program::SockOps(program) => program.load(),
             Program::BtfTracePoint(program) if name == "signalled" => program.load("signal_generate", &btf),
             Program::BtfTracePoint(program) => program.load("sched_process_exit", &btf),
-            Program::FEntry(program) => program.load("exit_files", &btf),
             Program::Iter(program) => program.load("tcp", &btf),
             other => return Err(anyhow!("program {name} is of an unexpected type, {:?}", other.prog_type())),
         };

@@ -21,4 +21,4 @@ pub use counts::Counts;
 pub use events::Events;
 pub use load::{Attachment, Programs, attachment, can_load, detach_leftovers};
 pub use pins::{Survey, is_bpffs, survey};
-pub use tables::{Found, FoundWorker, Tables};
+pub use tables::{Found, FoundWorker, Tables, address};

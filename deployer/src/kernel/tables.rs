@@ -22,7 +22,7 @@ use deployer_common::{
     word::{LimitsWord, ServiceWord, State, WorkerWord},
 };
 
-use super::{bpf, counts::Counts, links::Steering, mapping::Mapping};
+use super::{bpf, counts::Counts, host, links::Steering, mapping::Mapping};
 
 const WORD: usize = size_of::<u64>();
 
@@ -79,11 +79,9 @@ impl Tables {
             slots: Array::try_from(take(ebpf, "SLOTS")?)?,
             worker_addrs: Array::try_from(take(ebpf, "WORKER_ADDRS")?)?,
         };
-        let limits = map(ebpf, "LIMITS", size_of::<Limits>())?;
-        limits.words()[offset_of!(Limits, closing) / WORD].store(u64::from(steering.has("closing")), SeqCst);
         Ok(Self {
             board: map(ebpf, "SWITCHBOARD", size_of::<Switchboard>())?,
-            limits,
+            limits: map(ebpf, "LIMITS", size_of::<Limits>())?,
             counts: Counts::take(ebpf)?,
             entries: Mutex::new(entries),
             netns,
@@ -134,12 +132,26 @@ impl Tables {
         }
     }
 
-    /// Puts a worker into a state if its word is still `old`.
+    /// Puts a worker into a state if its word is still `old`. One that is to be up, and whose last socket was closed just
+    /// now, is down.
     ///
     /// # Errors
     /// The word that was found instead.
     pub fn swap(&self, worker: u32, old: WorkerWord, state: State, lease_ms: u64) -> Result<WorkerWord, WorkerWord> {
-        let new = old.next(state, lease_ms);
+        let new = self.replace(worker, old, old.next(state, lease_ms))?;
+        // Who closes the socket counts first and looks at the word then; here it is the other way round, so that one of
+        // the two sees the other.
+        if state == State::Up && self.counts.life(worker).is_dead() {
+            return self.replace(worker, new, new.next(State::Down, 0));
+        }
+        Ok(new)
+    }
+
+    /// Writes a word if `old` is still there.
+    ///
+    /// # Errors
+    /// The word that was found instead.
+    pub fn replace(&self, worker: u32, old: WorkerWord, new: WorkerWord) -> Result<WorkerWord, WorkerWord> {
         match self.worker_word(worker).compare_exchange(old.0, new.0, SeqCst, SeqCst) {
             Ok(_) => Ok(new),
             Err(found) => Err(WorkerWord(found)),
@@ -194,6 +206,12 @@ impl Tables {
     /// Says what a service is held to.
     pub fn set_limits(&self, service: u32, limits: LimitsWord) {
         self.limit(service).store(limits.0, SeqCst);
+    }
+
+    /// The end of a quarantine that begins now, in milliseconds of `CLOCK_MONOTONIC`.
+    #[must_use]
+    pub fn quarantine(&self, service: u32) -> u64 {
+        host::now_ms() + self.limits(service).cold_limit_ms()
     }
 
     fn limit(&self, service: u32) -> &AtomicU64 {
@@ -307,7 +325,7 @@ impl Tables {
         for index in 0..MAX_WORKERS as u32 {
             if self.word(index).state() != State::Absent {
                 let entry = entries.worker_addrs.get(&index, 0).context("reading a worker's address")?;
-                let at = SocketAddr::new(ip(entry.addr), entry.port as u16);
+                let at = SocketAddr::new(address(entry.addr), entry.port as u16);
                 match entries.listeners.get(&self.key(at), 0) {
                     Ok(listener) if listener == index => {
                         found.workers.push(FoundWorker { index, at, service: entry.service });
@@ -319,7 +337,7 @@ impl Tables {
         for entry in entries.frontends.iter() {
             let (key, frontend) = entry.context("reading the frontends")?;
             if key.netns == self.netns && frontend.worker == NO_WORKER {
-                found.addresses.insert(SocketAddr::new(ip(key.addr), key.port as u16), frontend.service);
+                found.addresses.insert(SocketAddr::new(address(key.addr), key.port as u16), frontend.service);
             }
         }
         found.services = (0..MAX_SERVICES as u32).filter(|index| self.service_word(*index).0 != 0).collect();
@@ -344,7 +362,8 @@ pub(super) fn map(ebpf: &Ebpf, name: &str, bytes: usize) -> Result<Mapping> {
 }
 
 /// An address from how the tables hold it.
-fn ip(words: [u32; 4]) -> IpAddr {
+#[must_use]
+pub fn address(words: [u32; 4]) -> IpAddr {
     let mut bytes = [0; 16];
     for (word, bytes) in words.iter().zip(bytes.chunks_exact_mut(4)) {
         bytes.copy_from_slice(&word.to_ne_bytes());

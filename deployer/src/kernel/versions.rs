@@ -13,8 +13,8 @@ use aya::maps::MapInfo;
 use deployer_common::{
     endpoint::Endpoint,
     layout::{
-        EVENT_BYTES, Frontend, Limits, ListenerNote, Listening, MAX_DYING, MAX_FRONTENDS, MAX_LISTENING, MAX_SERVICES,
-        MAX_SLOTS, MAX_WORKERS, ServiceCount, Slot, SockNote, Switchboard, TABLES, WorkerAddr, WorkerCount, WorkerLife,
+        EVENT_BYTES, Frontend, Limits, ListenerNote, Listening, MAX_FRONTENDS, MAX_LISTENING, MAX_SERVICES, MAX_SLOTS,
+        MAX_WORKERS, ServiceCount, Slot, SockNote, Switchboard, TABLES, WorkerAddr, WorkerCount, WorkerLife,
         WorkerProof,
     },
 };
@@ -121,7 +121,6 @@ fn shape(table: &str) -> (u32, u32, u32) {
         "WORKER_LIVES" => array(size_of::<WorkerLife>(), MAX_WORKERS),
         "WORKER_PROOFS" => array(size_of::<WorkerProof>(), MAX_WORKERS),
         "LISTENING" => (size_of::<u64>() as u32, size_of::<Listening>() as u32, MAX_LISTENING as u32),
-        "DYING" => (size_of::<u32>() as u32, size_of::<u64>() as u32, MAX_DYING as u32),
         "EVENTS" => (0, 0, EVENT_BYTES as u32),
         // Storage of sockets has no entries of its own.
         "LISTENER_NOTES" => array(size_of::<ListenerNote>(), 0),

@@ -34,7 +34,7 @@ pub trait World: Send + Sync {
     /// What a worker counts as now.
     fn state(&self, worker: &Worker) -> State;
 
-    /// Puts a worker into a state that has no lease.
+    /// Puts a worker into a state other than a drain. One that is cold is in quarantine.
     fn publish(&self, worker: &Worker, state: State);
 
     /// Drains a worker for the length of a lease.
@@ -92,7 +92,8 @@ impl World for Host {
     }
 
     fn publish(&self, worker: &Worker, state: State) {
-        self.0.publish(worker.index, state, 0);
+        let lease = if state == State::Cold { worker.quarantine(&self.0) } else { 0 };
+        self.0.publish(worker.index, state, lease);
     }
 
     fn hold(&self, worker: &Worker, lease: Duration) {

@@ -92,6 +92,8 @@ pub struct Drain<'a> {
     floor: &'a Floor,
     told: Instant,
     last: Held,
+    /// Whoever comes now is counted: every connect() has ended that may have missed the drain.
+    sealed: bool,
     /// The worker has been seen to listen on every address.
     wildcard: bool,
 }
@@ -116,6 +118,7 @@ impl<'a> Drain<'a> {
             floor: &|| Ok(()),
             told: Instant::now(),
             last: Held::default(),
+            sealed: false,
             wildcard: false,
         }
     }
@@ -135,6 +138,7 @@ impl<'a> Drain<'a> {
 
     /// Publishes the drain: from now on new connections go elsewhere, while the lease lasts.
     pub fn publish(&mut self) {
+        self.sealed = false;
         self.word = self.tables.publish(self.worker.index, State::Draining, until(self.lease));
     }
 
@@ -158,9 +162,14 @@ impl<'a> Drain<'a> {
         self.empty().await
     }
 
+    /// Whether enough others serve. One that is down itself is missed by nobody.
+    fn above_floor(&self) -> Result<(), Short> {
+        if self.word.state() == State::Down { Ok(()) } else { (self.floor)() }
+    }
+
     async fn await_others(&mut self, leased: bool) -> Result<(), DrainError> {
         self.told = Instant::now();
-        while let Err(short) = (self.floor)() {
+        while let Err(short) = self.above_floor() {
             if Instant::now() >= self.deadline {
                 return Err(DrainError::Floor(short));
             }
@@ -179,8 +188,8 @@ impl<'a> Drain<'a> {
     /// [`DrainError`]; the worker is draining or stopping, and the caller says what becomes of it.
     pub async fn stopping(&mut self) -> Result<(), DrainError> {
         loop {
-            let may_stop = self.renew(self.lease) && self.has_room() && (self.floor)().is_ok();
-            if may_stop && self.swap(State::Stopping, 0) {
+            let may_stop = self.renew(self.lease) && self.has_room() && self.above_floor().is_ok();
+            if may_stop && self.swap(self.word.next(State::Stopping, 0)) {
                 self.look(false).await?;
                 return Ok(());
             }
@@ -215,6 +224,9 @@ impl<'a> Drain<'a> {
                 return Ok(false);
             }
             let count = self.tables.counts().worker(self.worker.index);
+            if count.tickets == 0 && leased && !self.sealed {
+                self.sealed = self.word.state() != State::Draining || self.swap(self.word.sealed());
+            }
             let open = count.open + self.tables.seed(self.worker.index);
             let mut sockets = Vec::new();
             if count.tickets == 0 && (open == 0 || Instant::now() >= next) {
@@ -230,7 +242,7 @@ impl<'a> Drain<'a> {
             }
             if Instant::now() >= self.deadline {
                 let held = name(self.sockets().await?, count.tickets, self.worker.at.port()).await;
-                return Err(DrainError::Deadline(Held { short: (self.floor)().err(), ..held }));
+                return Err(DrainError::Deadline(Held { short: self.above_floor().err(), ..held }));
             }
             tokio::time::sleep(POLL).await;
         }
@@ -248,28 +260,41 @@ impl<'a> Drain<'a> {
         }
         self.told = Instant::now();
         let held = name(sockets, tickets, self.worker.at.port()).await;
-        let held = Held { short: (self.floor)().err(), ..held };
+        let held = Held { short: self.above_floor().err(), ..held };
         if held != self.last {
             self.last = held;
             (self.on_held)(&self.last);
         }
     }
 
-    /// Renews once less than `left` remains; `false`: the lease has run out, or somebody else wrote the word.
+    /// Renews once less than `left` remains; `false`: the lease has run out, or somebody else wrote the word. The kernel
+    /// does, when the worker's process ends or another one begins: nobody is sent there then, drained or not.
     fn renew(&mut self, left: Duration) -> bool {
-        let now = host::now_ms();
+        let found = self.tables.word(self.worker.index);
+        if matches!(found.state(), State::Down | State::Cold) {
+            self.word = found;
+        }
+        let (now, state) = (host::now_ms(), self.word.state());
+        if state == State::Down {
+            return true;
+        }
         if now >= self.word.lease_ms() {
             return false;
         }
-        self.word.lease_ms() - now > left.as_millis() as u64 || self.swap(State::Draining, until(self.lease))
+        if self.word.lease_ms() - now > left.as_millis() as u64 {
+            return true;
+        }
+        let end = if state == State::Cold { self.worker.quarantine(self.tables) } else { until(self.lease) };
+        let new = self.word.next(state, end);
+        self.swap(if self.sealed && state == State::Draining { new.sealed() } else { new })
     }
 
     fn has_room(&self) -> bool {
-        self.word.lease_ms() > host::now_ms() + ROOM.as_millis() as u64
+        self.word.state() == State::Down || self.word.lease_ms() > host::now_ms() + ROOM.as_millis() as u64
     }
 
-    fn swap(&mut self, state: State, lease_ms: u64) -> bool {
-        match self.tables.swap(self.worker.index, self.word, state, lease_ms) {
+    fn swap(&mut self, new: WorkerWord) -> bool {
+        match self.tables.replace(self.worker.index, self.word, new) {
             Ok(word) => {
                 self.word = word;
                 true

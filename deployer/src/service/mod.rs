@@ -104,6 +104,8 @@ pub struct Worker {
     pub at: SocketAddr,
     /// Name of its service, for logs.
     pub service: String,
+    /// Index of its service in the tables.
+    pub pool: u32,
     control: Mutex<Control>,
 }
 
@@ -121,6 +123,8 @@ pub struct Control {
     pub version: Option<String>,
     /// Cookies of its listening sockets when it was last known to be warm (or was found at the start of the daemon).
     pub listeners: BTreeSet<u64>,
+    /// Since when the kernel has it down although the socket is there on which it listened.
+    pub doubted: Option<Instant>,
 }
 
 /// Who may change a worker's word.
@@ -137,7 +141,7 @@ pub enum Owner {
 impl Worker {
     /// A worker of which nothing is known yet.
     #[must_use]
-    pub fn new(index: u32, at: SocketAddr, service: &str) -> Self {
+    pub fn new(index: u32, at: SocketAddr, service: &str, pool: u32) -> Self {
         let control = Control {
             owner: Owner::Watch,
             phase: Phase::Down,
@@ -145,8 +149,15 @@ impl Worker {
             since: Instant::now(),
             version: None,
             listeners: BTreeSet::new(),
+            doubted: None,
         };
-        Self { index, at, service: service.to_owned(), control: Mutex::new(control) }
+        Self { index, at, service: service.to_owned(), pool, control: Mutex::new(control) }
+    }
+
+    /// The end of a quarantine of it that begins now, in milliseconds of `CLOCK_MONOTONIC`.
+    #[must_use]
+    pub fn quarantine(&self, tables: &Tables) -> u64 {
+        tables.quarantine(self.pool)
     }
 
     /// What is known of it; hold it for a moment only.

@@ -121,7 +121,8 @@ impl Registry {
         }
         *self.services.write().unwrap_or_else(PoisonError::into_inner) = after.clone();
         let gone = places.gone(&before, &after);
-        self.give_up(&mut places, &after, &gone)
+        self.give_up(&mut places, &after, &gone)?;
+        self.tables.count_listeners()
     }
 
     fn apply_service(
@@ -141,7 +142,7 @@ impl Registry {
             workers.push(match known {
                 Some(worker) => Arc::clone(worker),
                 None if let Some(found) = places.inherited_worker(index, at) => {
-                    Arc::new(Worker::new(found, at, &wanted.name))
+                    Arc::new(Worker::new(found, at, &wanted.name, index))
                 }
                 None => self.enter_worker(places, index, at, &wanted.name)?,
             });
@@ -158,6 +159,7 @@ impl Registry {
             _ => now,
         };
         places.rules.insert(index, rules);
+        self.tables.set_limits(index, word::LimitsWord::new(1, 60_000));
         self.publish(places, &service)?;
         self.insert_frontends(&service)?;
         Ok(service)
@@ -179,8 +181,9 @@ impl Registry {
         let index = take(&mut places.workers).context("no room for another worker; the most is 1024")?;
         self.tables.publish(index, State::Down, 0);
         self.tables.set_seed(index, 0);
+        self.tables.counts().forget_listeners(index);
         self.tables.write_worker(index, service, at)?;
-        Ok(Arc::new(Worker::new(index, at, name)))
+        Ok(Arc::new(Worker::new(index, at, name, service)))
     }
 
     /// Writes the service's unused slot, names it in the service's word, and waits until nobody reads the other.

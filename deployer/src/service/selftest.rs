@@ -125,6 +125,7 @@ impl Entries<'_> {
         let (service, workers) = self.lent;
         for (worker, at) in workers.into_iter().zip(self.stage.at) {
             self.tables.set_seed(worker, 0);
+            self.tables.counts().forget_listeners(worker);
             self.tables.write_worker(worker, service, at)?;
         }
         self.tables.publish(workers[0], State::Up, 0);

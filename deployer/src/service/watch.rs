@@ -9,26 +9,29 @@ use std::{
 };
 
 use deployer_common::word::{State, WorkerWord};
+use tokio::sync::Notify;
 use tracing::warn;
 
 use super::{Service, Worker, blocking, put_up, registry::Registry, serves};
 use crate::{
     api::Phase,
-    kernel::{Tables, diag},
+    kernel::{Tables, diag, host},
     warm,
 };
 
 const TICK: Duration = Duration::from_millis(100);
 /// Between two tries to warm a worker that failed its warm-up outside a roll.
 const AGAIN: Duration = Duration::from_secs(5);
+/// How long a socket may outlive the process that it was taken to be closed with.
+const DOUBT: Duration = Duration::from_secs(5);
 /// Between two looks at caller rules and seeds.
 const SLOW: Duration = Duration::from_secs(1);
 
-/// Watches for ever.
-pub async fn run(registry: Arc<Registry>, tables: Arc<Tables>) {
+/// Watches for ever; `news` has it look at once.
+pub async fn run(registry: Arc<Registry>, tables: Arc<Tables>, news: Arc<Notify>) {
     let mut slow = Instant::now();
     loop {
-        tokio::time::sleep(TICK).await;
+        let _ = tokio::time::timeout(TICK, news.notified()).await;
         if let Err(error) = tick(&registry, &tables).await {
             warn!(%error, "cannot look at the listening sockets; looking again");
         }
@@ -95,7 +98,8 @@ pub async fn take_over(registry: &Registry, tables: &Tables, inherited: &BTreeSe
     for service in registry.services().values().filter(|service| inherited.contains(&service.config.name)) {
         for worker in service.members() {
             let found = cookies(&listening, worker.at);
-            match tables.word(worker.index).state() {
+            // A quarantine that has run out is none: callers have been let in.
+            match tables.word(worker.index).at(host::now_ms()) {
                 State::Failed => {
                     worker.enter(Phase::Failed, "failed before this daemon was started");
                 }
@@ -157,7 +161,13 @@ fn judge(service: &Arc<Service>, worker: &Arc<Worker>, tables: &Arc<Tables>, wor
     let same = !found.is_empty() && !found.is_disjoint(&known);
     match phase {
         Phase::Failed => {}
-        Phase::Up if same => worker.control().listeners = found,
+        Phase::Up if same && word.state() == State::Down => doubt(worker, tables, word, found),
+        // Another socket of it may have come and gone between two looks; what was up all the while has been warm.
+        Phase::Up if same && word.state() != State::Cold => {
+            let mut control = worker.control();
+            control.listeners = found;
+            control.doubted = None;
+        }
         _ if found.is_empty() => {
             if phase != Phase::Down && tables.swap(worker.index, word, State::Down, 0).is_ok() {
                 worker.enter(Phase::Down, "nothing listens: its process has ended");
@@ -168,12 +178,27 @@ fn judge(service: &Arc<Service>, worker: &Arc<Worker>, tables: &Arc<Tables>, wor
         Phase::Listening if same && since.elapsed() < AGAIN => {}
         _ => {
             // New listeners: a process that has started by itself. Cold first, whatever it was.
-            if let Ok(cold) = tables.swap(worker.index, word, State::Cold, 0) {
+            if let Ok(cold) = tables.swap(worker.index, word, State::Cold, worker.quarantine(tables)) {
                 worker.control().listeners.clone_from(&found);
                 worker.enter(Phase::Listening, "has started by itself");
                 tokio::spawn(warm_up(Arc::clone(service), Arc::clone(worker), Arc::clone(tables), cold, found));
             }
         }
+    }
+}
+
+/// The kernel has seen a worker's process killed, or its last socket closed; sock_diag still sees the socket it served on.
+/// That takes as long as its memory takes to be given back. If it lasts, the kernel was wrong.
+fn doubt(worker: &Worker, tables: &Tables, word: WorkerWord, found: BTreeSet<u64>) {
+    let since = *worker.control().doubted.get_or_insert_with(Instant::now);
+    if since.elapsed() < DOUBT {
+        return;
+    }
+    worker.control().doubted = None;
+    warn!(worker = %worker.at, "was taken for dead, but has listened all the while; it is back");
+    tables.counts().forget_listeners(worker.index);
+    if tables.replace(worker.index, word, word.next(State::Up, 0)).is_ok() {
+        worker.control().listeners = found;
     }
 }
 

@@ -51,7 +51,7 @@ fn service(sim: &Arc<Sim>, how: How) -> Arc<Service> {
     );
     let config = Config::parse(std::path::Path::new("f"), &text).unwrap().services.remove("web").unwrap();
     let members = config.members().enumerate();
-    let mut workers: Vec<_> = members.map(|(nth, at)| Arc::new(Worker::new(nth as u32, at, "web"))).collect();
+    let mut workers: Vec<_> = members.map(|(nth, at)| Arc::new(Worker::new(nth as u32, at, "web", 0))).collect();
     let spares = workers.split_off(WORKERS);
     Arc::new(Service { index: 0, config, workers, spares, manager: Box::new(SimManager(Arc::clone(sim))) })
 }
