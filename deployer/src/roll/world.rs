@@ -70,7 +70,7 @@ pub struct How<'a> {
     /// Is told when nothing new goes to the worker.
     pub on_published: &'a (dyn Fn() + Sync),
     /// Whether enough others serve.
-    pub floor: &'a Floor,
+    pub floor: &'a Floor<'a>,
 }
 
 /// The real one.

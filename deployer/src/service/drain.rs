@@ -5,6 +5,8 @@
 //! 3. No open tickets: every connect() that had passed the hook has shown its socket. Then sock_diag, at both ends, twice.
 //! 4. STOPPING is entered by compare-and-swap, while the lease holds. Nothing selects it. Then 2 and 3 once more.
 //!
+//! Before 1 and 4 enough others must be up ([`super::floor`]): it waits for them.
+//!
 //! A lease that ran out under us (the daemon was stopped for a while) has put the worker back into rotation: all of it
 //! begins again.
 
@@ -89,7 +91,7 @@ pub struct Drain<'a> {
     word: WorkerWord,
     deadline: Instant,
     on_held: &'a (dyn Fn(&Held) + Sync),
-    floor: &'a Floor,
+    floor: &'a Floor<'a>,
     told: Instant,
     last: Held,
     /// Whoever comes now is counted: every connect() has ended that may have missed the drain.
@@ -124,7 +126,7 @@ impl<'a> Drain<'a> {
     }
 
     /// The same, where others must serve before it is drained, and before it is stopped.
-    pub fn above(self, floor: &'a Floor) -> Self {
+    pub fn above(self, floor: &'a Floor<'a>) -> Self {
         Self { floor, ..self }
     }
 

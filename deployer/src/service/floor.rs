@@ -15,7 +15,7 @@ pub struct Short {
 }
 
 /// Says whether the floor allows something.
-pub type Floor = dyn Fn() -> Result<(), Short> + Sync;
+pub type Floor<'a> = dyn Fn() -> Result<(), Short> + Sync + 'a;
 
 impl std::fmt::Display for Short {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
