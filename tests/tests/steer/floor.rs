@@ -2,7 +2,7 @@
 
 use anyhow::{Context, Result, ensure};
 use deployer_tests::dial::{Caller, Dial, answers};
-use deployer_tests::rig::{Rig, Setup};
+use deployer_tests::rig::{Rig, Setup, wait};
 use deployer_tests::sandbox::{Place, Sandbox};
 
 const HOST: &str = "127.0.0.1";
@@ -47,11 +47,9 @@ fn drained_by_hand() -> Result<()> {
         ensure!(rig.worker(8000)?.reason.ends_with("until it is enabled"), "{:?}", rig.worker(8000)?);
         let steered = caller.once(Dial::to(HOST, 8000).times(10))?;
         ensure!(!answers(&steered).contains_key(&8000), "enough are up: {steered:?}");
-        let log = rig.daemon.log();
-        ensure!(
-            log.contains("connections go on to it: the floor") && log.contains("no more connections go to it"),
-            "{log}"
-        );
+        for said in ["connections go on to it: the floor", "no more connections go to it"] {
+            wait(said, || Ok(rig.daemon.log().contains(said)))?;
+        }
     }
     Ok(())
 }
