@@ -117,7 +117,7 @@ pub struct DrainRequest {
     #[serde(default)]
     pub for_ms: Option<u64>,
     /// Also where too few others are up, so that connections go on to it.
-    #[serde(default)]
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub force: bool,
 }
 
