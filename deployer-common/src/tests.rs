@@ -1,5 +1,7 @@
 //! Properties of the words and of the decision, over arbitrary tables.
 
+mod floor;
+
 use std::cell::Cell;
 
 use proptest::prelude::*;
@@ -7,7 +9,7 @@ use proptest::prelude::*;
 use crate::{
     decide::{Rank, Tables, Verdict, decide, rank},
     layout::{Frontend, NO_WORKER},
-    word::{LEASE_MAX_MS, Mode, Policy, ServiceWord, State, WorkerWord},
+    word::{LEASE_MAX_MS, LimitsWord, Mode, Policy, ServiceWord, State, WorkerWord},
 };
 
 const STATES: [State; 7] =
@@ -17,6 +19,7 @@ const STATES: [State; 7] =
 struct Host {
     words: Vec<WorkerWord>,
     open: Vec<u64>,
+    min_up: u64,
     now_ms: u64,
     random: Cell<u32>,
 }
@@ -33,6 +36,9 @@ impl Tables for Host {
     }
     fn open(&self, worker: u32) -> u64 {
         self.open[worker as usize]
+    }
+    fn min_up(&self) -> u64 {
+        self.min_up
     }
     fn now_ms(&self) -> u64 {
         self.now_ms
@@ -58,7 +64,7 @@ fn host() -> impl Strategy<Value = Host> {
     (prop::collection::vec((word(), 0..50_u64), 1..=256), 0..2000_u64, any::<u32>()).prop_map(
         |(workers, now_ms, seed)| {
             let (words, open) = workers.into_iter().unzip();
-            Host { words, open, now_ms, random: Cell::new(seed) }
+            Host { words, open, min_up: 1, now_ms, random: Cell::new(seed) }
         },
     )
 }
@@ -81,6 +87,12 @@ proptest! {
         prop_assert_eq!(word.slot(), u32::from(slot));
         prop_assert_eq!(word.mode(), Mode::Observe);
         prop_assert_eq!(word.policy() == Policy::Refuse, refuse);
+    }
+
+    #[test]
+    fn limits_word_keeps_its_parts(min_up: u16, cold_limit_ms: u32) {
+        let word = LimitsWord::new(min_up, cold_limit_ms);
+        prop_assert_eq!((word.min_up(), word.cold_limit_ms()), (u64::from(min_up), u64::from(cold_limit_ms)));
     }
 
     #[test]
@@ -109,7 +121,7 @@ proptest! {
         let worker = nth.index(host.words.len()) as u32;
         prop_assume!(rank(host.words[worker as usize], host.now_ms) == Rank::Up);
         let verdict = decide(Frontend { service: 0, worker }, service(refuse), &host);
-        prop_assert_eq!(verdict, Verdict { worker, rank: Rank::Up });
+        prop_assert_eq!(verdict, Verdict { worker, rank: Rank::Up, floor: false });
     }
 
     #[test]
@@ -122,9 +134,9 @@ proptest! {
         if best == Rank::None {
             prop_assert_eq!(verdict, Verdict::EXHAUSTED);
         } else if own == best {
-            prop_assert_eq!(verdict, Verdict { worker, rank: best });
+            prop_assert_eq!(verdict, Verdict { worker, rank: best, floor: false });
         } else if refuse && worker != NO_WORKER {
-            prop_assert_eq!(verdict, Verdict { worker: NO_WORKER, rank: best });
+            prop_assert_eq!(verdict, Verdict { worker: NO_WORKER, rank: best, floor: false });
         } else {
             prop_assert_eq!(verdict.rank, best);
             prop_assert_eq!(ranks[verdict.worker as usize], best);
@@ -165,8 +177,13 @@ fn a_lease_runs_out() {
 
 #[test]
 fn equal_workers_share_evenly() {
-    let host =
-        Host { words: vec![WorkerWord::new(State::Up, 0, 0); 10], open: vec![0; 10], now_ms: 0, random: Cell::new(7) };
+    let host = Host {
+        words: vec![WorkerWord::new(State::Up, 0, 0); 10],
+        open: vec![0; 10],
+        min_up: 1,
+        now_ms: 0,
+        random: Cell::new(7),
+    };
     let mut hits = [0_u32; 10];
     for _ in 0..100_000 {
         hits[decide(Frontend { service: 0, worker: NO_WORKER }, service(false), &host).worker as usize] += 1;

@@ -14,14 +14,14 @@ use deployer_common::{
     endpoint::{Endpoint, MAPPED},
     layout::{
         BYPASS_MARK, Frontend, MAX_MEMBERS, MAX_SERVICES, MAX_WORKERS, NO_WORKER, ServiceCount, Slot, SockNote,
-        Switchboard, WorkerCount,
+        Switchboard, WorkerCount, WorkerProof,
     },
-    word::{Mode, ServiceWord, State, WorkerWord},
+    word::{LimitsWord, Mode, ServiceWord, State, WorkerWord},
 };
 
 use crate::{
     address, callers, count,
-    maps::{FRONTENDS, NOTES, SLOTS, SWITCHBOARD, WORKER_ADDRS, WORKER_COUNTS},
+    maps::{FRONTENDS, LIMITS, NOTES, SLOTS, SWITCHBOARD, WORKER_ADDRS, WORKER_COUNTS},
 };
 
 const IPPROTO_TCP: u32 = 6;
@@ -123,7 +123,7 @@ fn route(ctx: &SockAddrContext, dialled: &Endpoint) -> Action {
         count::service(frontend.service, offset_of!(ServiceCount, unsteered));
         return pass(ctx, frontend, 0);
     }
-    let verdict = decide(frontend, word, &InKernel { board, slot });
+    let verdict = decide(frontend, word, &InKernel { board, slot, service: frontend.service });
     if word.mode() == Mode::Observe {
         observe(frontend, verdict);
         return pass(ctx, frontend, 0);
@@ -250,6 +250,7 @@ fn tally(frontend: Frontend, verdict: Verdict) {
         count::worker(verdict.worker, 1, offset_of!(WorkerCount, steered));
     }
     match verdict.rank {
+        Rank::Draining if verdict.floor => count::proof(verdict.worker, offset_of!(WorkerProof, fallback_floor)),
         Rank::Draining => count::worker(verdict.worker, 1, offset_of!(WorkerCount, fallback_draining)),
         Rank::Cold => count::worker(verdict.worker, 1, offset_of!(WorkerCount, fallback_cold)),
         Rank::Up | Rank::None => {}
@@ -292,6 +293,7 @@ fn word_at(
 struct InKernel<'a> {
     board: *const Switchboard,
     slot: &'a Slot,
+    service: u32,
 }
 
 impl Tables for InKernel<'_> {
@@ -321,6 +323,14 @@ impl Tables for InKernel<'_> {
             Some(count) => seed + unsafe { (&raw const (*count).open).read_volatile() },
             None => seed,
         }
+    }
+
+    #[inline(always)]
+    fn min_up(&self) -> u64 {
+        let Some(limits) = LIMITS.get_ptr(0) else { return 0 };
+        let service = self.service as usize & (MAX_SERVICES - 1);
+        // SAFETY: inside the array by the mask; volatile, since user space writes these words at any time.
+        LimitsWord(unsafe { (&raw const (*limits).services).cast::<u64>().add(service).read_volatile() }).min_up()
     }
 
     #[inline(always)]

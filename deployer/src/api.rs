@@ -121,6 +121,9 @@ pub struct DrainRequest {
     /// Milliseconds after which it goes back by itself; `None`: when it is enabled.
     #[serde(default)]
     pub for_ms: Option<u64>,
+    /// Also where too few others are up, so that connections go on to it.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub force: bool,
 }
 
 /// Puts a worker back into rotation.
@@ -257,6 +260,9 @@ pub struct ServiceStatus {
     pub mode: String,
     /// `steer` or `refuse`.
     pub policy: String,
+    /// So many workers stay in rotation.
+    #[serde(default)]
+    pub min_up: usize,
     /// The service address.
     pub address: Option<SocketAddr>,
     /// The roll that runs, if one does.
@@ -309,7 +315,7 @@ pub struct WorkerStatus {
     pub fallback_draining: u64,
     /// Connections taken while cold, because nothing was up or draining.
     pub fallback_cold: u64,
-    /// Connections taken while draining, because too few workers would have been in rotation.
+    /// Connections taken while draining, because some others were up, but fewer than must be.
     #[serde(default)]
     pub fallback_floor: u64,
     /// Connections established after its drain was published and every earlier `connect()` had ended.

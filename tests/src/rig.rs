@@ -179,6 +179,11 @@ impl Rig<'_> {
         self.must(&["drain", self.setup.name, &port.to_string()]).map(drop)
     }
 
+    /// The same where too few others would be up.
+    pub fn drain_by_force(&self, port: u16) -> Result<()> {
+        self.must(&["drain", self.setup.name, &port.to_string(), "--force"]).map(drop)
+    }
+
     /// `deployer enable`, which must work.
     pub fn enable(&self, port: u16) -> Result<()> {
         self.must(&["enable", self.setup.name, &port.to_string()]).map(drop)

@@ -95,6 +95,10 @@ pub enum What {
         tickets: u64,
         /// Who, by process and state, with one address: "nginx (pid 4711): 3 established, 127.0.0.1:43210".
         by: Vec<String>,
+        /// Others that would have to be up: "1 other is up, and min_up = 2". It waits for them; if it is draining already,
+        /// callers go on to it meanwhile.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        floor: Option<String>,
     },
     /// A worker's process has ended, which nobody had asked for, or requests were inside it when it did.
     Ended {

@@ -60,8 +60,8 @@ impl Board {
             What::Phase { worker, phase, was, reason, .. } => {
                 self.phase(event.time_ms, *worker, (*was, *phase), reason)
             }
-            What::Held { worker, open, tickets, by, .. } => {
-                self.rows.entry(*worker).or_default().detail = lines::held(*open, *tickets, by);
+            What::Held { worker, open, tickets, by, floor, .. } => {
+                self.rows.entry(*worker).or_default().detail = lines::held(*open, *tickets, by, floor.as_deref());
                 None
             }
             What::Finished { .. } => {

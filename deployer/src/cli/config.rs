@@ -3,12 +3,15 @@
 use std::path::Path;
 
 use super::out;
-use crate::{api::Exit, config::Config};
+use crate::{
+    api::Exit,
+    config::{self, Config},
+};
 
 pub(super) fn check(file: &Path) -> Exit {
     match Config::load(file) {
         Ok(config) => {
-            let said = out::say(&fine(file, &config));
+            let said = out::say(&format!("{}{}", fine(file, &config), limits(&config)));
             said.unwrap_or_else(|failure| {
                 out::error(&failure.message);
                 failure.exit
@@ -19,6 +22,20 @@ pub(super) fn check(file: &Path) -> Exit {
             Exit::Usage
         }
     }
+}
+
+/// What each service is held to, a line each: shares and defaults as they come out.
+fn limits(config: &Config) -> String {
+    let line = |service: &config::Service| {
+        let config::Limits { min_up, cold_limit } = service.limits;
+        let workers = out::counted(service.workers.len(), "worker");
+        format!(
+            "\n  {}: min_up {min_up} of {workers}, cold_limit {}",
+            service.name,
+            out::short(cold_limit.as_secs_f64())
+        )
+    };
+    config.services.values().map(line).collect()
 }
 
 pub(super) fn fine(file: &Path, config: &Config) -> String {

@@ -10,9 +10,9 @@ use crate::{
     config::duration,
 };
 
-pub(super) async fn drain(client: &Client, worker: &Worker, for_ms: Option<u64>) -> Result<Exit, Failure> {
+pub(super) async fn drain(client: &Client, worker: &Worker, for_ms: Option<u64>, force: bool) -> Result<Exit, Failure> {
     let path = format!("/v1/services/{}/drain", encoded(&worker.service));
-    let done: Done = client.post(&path, &DrainRequest { port: worker.port, for_ms }).await?;
+    let done: Done = client.post(&path, &DrainRequest { port: worker.port, for_ms, force }).await?;
     out::say(&out::clean(&done.done))
 }
 

@@ -40,8 +40,8 @@ pub(super) fn text(what: &What) -> String {
             let reason = if reason.is_empty() { String::new() } else { format!(" ({})", clean(reason)) };
             format!("{} {} -> {}{reason}", name(*worker, *spare), word(*was), word(*phase))
         }
-        What::Held { worker, spare, open, tickets, by } => {
-            format!("{} held by {}", name(*worker, *spare), held(*open, *tickets, by))
+        What::Held { worker, spare, open, tickets, by, floor } => {
+            format!("{} held by {}", name(*worker, *spare), held(*open, *tickets, by, floor.as_deref()))
         }
         What::Ended { worker, text, cut, callers } => {
             let more = if callers.len() == *cut { "" } else { "; …" };
@@ -72,7 +72,15 @@ pub(super) fn name(worker: SocketAddr, spare: bool) -> String {
 }
 
 /// What holds a drain.
-pub(super) fn held(open: u64, tickets: u64, by: &[String]) -> String {
+pub(super) fn held(open: u64, tickets: u64, by: &[String], floor: Option<&str>) -> String {
+    match floor.map(|floor| format!("the floor: {}", clean(floor))) {
+        Some(floor) if open == 0 && tickets == 0 => floor,
+        Some(floor) => format!("{}; {floor}", sockets(open, tickets, by)),
+        None => sockets(open, tickets, by),
+    }
+}
+
+fn sockets(open: u64, tickets: u64, by: &[String]) -> String {
     let mut held = format!("{open} open");
     if tickets > 0 {
         held.push_str(&format!(", {tickets} on the way"));

@@ -112,6 +112,9 @@ enum Verb {
         /// Put it back by itself after this long: 30s, 10m, 2h [default: when it is enabled]
         #[arg(long = "for", value_name = "TIME", value_parser = drain::time)]
         for_ms: Option<u64>,
+        /// Also where fewer than min_up others are up: connections go on to it until they are
+        #[arg(long)]
+        force: bool,
     },
     /// Put a worker back into rotation
     #[command(after_help = EXIT_CODES)]
@@ -207,7 +210,7 @@ fn run(cli: Cli) -> Exit {
         Verb::Roll(options) => block_on(roll::run(&client, &options)),
         Verb::Status { json } => block_on(status::run(&client, json)),
         Verb::Report { roll, json } => block_on(report::run(&client, roll.as_deref(), json)),
-        Verb::Drain { worker, for_ms } => block_on(drain::drain(&client, &worker, for_ms)),
+        Verb::Drain { worker, for_ms, force } => block_on(drain::drain(&client, &worker, for_ms, force)),
         Verb::Enable { worker } => block_on(drain::enable(&client, &worker)),
         Verb::Bypass { service, off, force } => block_on(bypass::run(&client, service, !off, force)),
         #[cfg(feature = "failpoints")]

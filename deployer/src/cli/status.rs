@@ -103,6 +103,9 @@ fn warnings(status: &Status) -> Vec<String> {
 fn heading(service: &ServiceStatus) -> String {
     let (mode, policy) = (clean(&service.mode), clean(&service.policy));
     let mut line = format!("{}: mode {mode}, policy {policy}", clean(&service.name));
+    if service.min_up > 1 {
+        line.push_str(&format!(", min_up {}", service.min_up));
+    }
     if let Some(address) = service.address {
         line.push_str(&format!(", address {address}"));
     }
@@ -151,7 +154,7 @@ fn workers(workers: &[WorkerStatus]) -> String {
 
 fn row(worker: &WorkerStatus) -> Vec<String> {
     let version = worker.version.as_deref().map_or("-".to_owned(), clean);
-    let taken = worker.fallback_draining.saturating_add(worker.fallback_cold);
+    let taken = worker.fallback_draining.saturating_add(worker.fallback_floor).saturating_add(worker.fallback_cold);
     // A connection that met a cold worker is what all of this is there to avoid.
     let fallbacks =
         if worker.fallback_cold > 0 { format!("{taken} ({} cold)", worker.fallback_cold) } else { taken.to_string() };

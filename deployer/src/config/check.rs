@@ -7,7 +7,7 @@ use toml::de::DeTable;
 use super::{
     Config, ConfigError, DEFAULT_PINS, Daemon, Kernel, Mode, OnStart, Service,
     error::Report,
-    http, manager,
+    http, limits, manager,
     paths::{self, Mounts},
     ports::{self, Claims, Named},
     raw::{Table, Value, quoted},
@@ -118,6 +118,7 @@ fn service<'a>(
     let drain = table.section("drain").and_then(roll::drain);
     let policy = drain.as_ref().map(|drain| drain.policy);
     let roll = table.section("roll").and_then(|table| roll::roll(table, spare, policy));
+    let limits = limits::limits(&mut table, count, roll.as_ref());
     let warm = table.section("warm").and_then(http::warm);
     let version = table.maybe("version", http::version);
     table.done();
@@ -129,6 +130,7 @@ fn service<'a>(
         spares: spares?.into_iter().map(|(spare, _)| spare).collect(),
         callers: callers?,
         manager: manager?,
+        limits: limits?,
         drain: drain?,
         roll: roll?,
         warm: warm?,

@@ -1,12 +1,13 @@
 //! The configuration, checked: what the rest of the daemon may rely on without looking again.
 //!
 //! `raw` is the file as written, `check` turns it into these types and says by line and key what is wrong, with
-//! `command`, `http`, `manager`, `paths`, `ports` and `roll` for the parts.
+//! `command`, `http`, `limits`, `manager`, `paths`, `ports` and `roll` for the parts.
 
 mod check;
 mod command;
 mod error;
 mod http;
+mod limits;
 mod manager;
 mod managers;
 mod paths;
@@ -98,6 +99,8 @@ pub struct Service {
     pub callers: Vec<Caller>,
     /// What starts and stops the workers.
     pub manager: Manager,
+    /// What it is held to, in the kernel.
+    pub limits: Limits,
     /// How a worker is emptied.
     pub drain: Drain,
     /// How a roll goes.
@@ -126,6 +129,15 @@ pub enum Caller {
     Cgroup(PathBuf),
     /// Processes that run this executable.
     Executable(PathBuf),
+}
+
+/// What a service is held to whoever drains or restarts its workers, also where no daemon runs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Limits {
+    /// So many workers or spares stay in rotation, at least 1 and at most as many as there are workers; default 1.
+    pub min_up: usize,
+    /// How long a worker that has begun to listen is kept from its callers if nobody warms it; 1 s to 1 h, default 60 s.
+    pub cold_limit: Duration,
 }
 
 /// What becomes of a connection to a worker that is drained or down.

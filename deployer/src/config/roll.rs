@@ -76,7 +76,8 @@ fn surge(value: &Value<'_>, spares: Option<usize>, policy: Option<Policy>) -> Op
     }
 }
 
-fn batch(value: &Value<'_>) -> Option<Batch> {
+/// `4` or `"10%"`
+pub(super) fn batch(value: &Value<'_>) -> Option<Batch> {
     if value.is_integer() {
         return value.number(1..=256).map(|count| Batch::Count(usize_of(count)));
     }

@@ -3,6 +3,7 @@
 mod any;
 mod bad;
 mod bad_settings;
+mod limits;
 mod managers;
 mod surge;
 
@@ -33,6 +34,8 @@ pins = "/sys/fs/bpf/two"
 mode = "enforce"
 address = "127.0.0.1:9000"
 workers = ["127.0.0.1:8000-8001", "localhost:8010"]
+min_up = "50%"
+cold_limit = "5m"
 callers = ["/sys/fs/cgroup/lb.slice", "/usr/sbin/nginx"]
 manager = { supervisord = "/run/supervisor.sock", program = "web:web_{port}", username = "u", password = "pw", stop_within = "250ms" }
 drain = { policy = "refuse", deadline = "2h", on_deadline = "kill" }
@@ -86,6 +89,7 @@ fn plain(name: &str, workers: &[&str], program: &str) -> Service {
             login: None,
             stop_within: Duration::from_secs(30),
         },
+        limits: Limits { min_up: 1, cold_limit: Duration::from_secs(60) },
         drain: Drain { policy: Policy::Steer, deadline: Duration::from_secs(60), on_deadline: OnDeadline::StopRoll },
         roll: Roll {
             batch: Batch::Count(1),
@@ -120,6 +124,7 @@ fn full_web() -> Service {
             login: Some(("u".to_owned(), "pw".to_owned())),
             stop_within: Duration::from_millis(250),
         },
+        limits: Limits { min_up: 2, cold_limit: Duration::from_secs(300) },
         drain: Drain { policy: Policy::Refuse, deadline: Duration::from_secs(7200), on_deadline: OnDeadline::Kill },
         roll: Roll {
             batch: Batch::Percent(10),

@@ -68,6 +68,9 @@ impl Daemon {
         if phase != Phase::Up {
             return Err(Refusal::failed(format!("{} is {phase}, not up: there is nothing to drain", worker.at)));
         }
+        if !request.force {
+            self.may_drain(&service, &worker)?;
+        }
         let time = match request.for_ms {
             Some(0) => return Err(Refusal::usage("a drain lasts at least a millisecond")),
             Some(ms) => Duration::from_millis(ms).min(FOR_GOOD),
@@ -106,6 +109,7 @@ impl Daemon {
         } else {
             self.ended(worker);
         }
+        let mut is_let_in = false;
         let tick = (lease / 4).min(Duration::from_millis(100));
         while Instant::now() < until {
             tokio::select! {
@@ -125,6 +129,7 @@ impl Daemon {
             } else if !drain.keep() {
                 drain.publish();
             }
+            is_let_in = self.tell_of_floor(worker, is_let_in);
         }
         let written = self.journal.commit(|state| {
             if let Some(known) = state.worker(&worker.service, worker.at) {

@@ -2,6 +2,7 @@
 
 mod actions;
 mod error;
+mod floor;
 mod former;
 mod keeper;
 mod lives;

@@ -27,6 +27,10 @@ pub(super) fn plan(service: &Service, request: &RollRequest) -> Result<Plan, Ref
         )));
     }
     let at_a_time = if surge > 0 { batch.of_surge(total, surge) } else { batch.of(total) };
+    let most = total + surge - service.config.limits.min_up.min(total + surge);
+    if total > 1 && at_a_time > most {
+        return Err(below_the_floor(service, request, at_a_time, most));
+    }
     let left = service.spares.iter().enumerate().filter(|(_, spare)| spare.control().phase != Phase::Down);
     Ok(Plan {
         batches: Plan::batches(total, at_a_time),
@@ -36,8 +40,23 @@ pub(super) fn plan(service: &Service, request: &RollRequest) -> Result<Plan, Ref
         unswitch: switch && config.unswitch.is_some(),
         surge: (total..total + surge).collect(),
         leftover: left.map(|(nth, _)| total + nth).collect(),
-        back: Batch::Count(at_a_time).of(total),
+        // Without spares.
+        back: Batch::Count(at_a_time).of(total).min(total.saturating_sub(service.config.limits.min_up)).max(1),
     })
+}
+
+/// A batch that would wait for its deadline, and no other could ever be up.
+fn below_the_floor(service: &Service, request: &RollRequest, at_a_time: usize, most: usize) -> Refusal {
+    let (name, total, min_up) = (&service.config.name, service.workers.len(), service.config.limits.min_up);
+    let told = format!(
+        "a batch of {at_a_time} would leave {} of the {total} workers of {name} up, and min_up = {min_up}; the largest \
+         batch that works is {most}",
+        total - at_a_time
+    );
+    match request.batch {
+        Some(_) => Refusal::usage(format!("--batch: {told}")),
+        None => Refusal::failed(format!("{told}: set roll.batch, or --batch {most}")),
+    }
 }
 
 /// Whether a version can be asked for.
@@ -126,6 +145,40 @@ mod tests {
         assert_eq!((plan.batches, plan.surge), (vec![vec![0]], vec![1]));
         assert!(super::plan(&service(1, 1, ""), &RollRequest::default()).is_err(), "its spare is not used");
         assert!(super::plan(&service(1, 0, ""), &RollRequest::default()).is_err());
+    }
+
+    fn refusal(service: &Service, batch: Option<&str>) -> Option<String> {
+        let request = RollRequest { batch: batch.map(str::to_owned), ..RollRequest::default() };
+        plan(service, &request).err().map(|refusal| format!("{refusal:?}"))
+    }
+
+    #[test]
+    fn a_batch_leaves_the_floor() {
+        let three = service(4, 0, "min_up = 3");
+        assert_eq!(planned(&three, Some("1")).batches.len(), 4);
+        let why = refusal(&three, Some("2")).unwrap();
+        assert!(why.contains("would leave 2 of the 4 workers of web up, and min_up = 3"), "{why}");
+        assert!(why.contains("Usage") && why.contains("the largest batch that works is 1"), "{why}");
+        let configured = service(40, 0, "min_up = \"75%\"\nroll.batch = \"50%\"");
+        let why = refusal(&configured, None).unwrap();
+        assert!(why.contains("Failed") && why.contains("set roll.batch, or --batch 10"), "{why}");
+        assert_eq!(planned(&configured, Some("25%")).batches.len(), 4);
+        // What a batch may be without a floor, it may be with the least one.
+        assert!(refusal(&service(2, 0, ""), Some("2")).is_none());
+        assert!(
+            refusal(&service(1, 0, "drain.on_deadline = \"kill\""), None).is_none(),
+            "one worker, by its own leave"
+        );
+    }
+
+    #[test]
+    fn with_a_surge_the_floor_may_be_all() {
+        let service = service(4, 2, "min_up = 4\nroll.surge = 2");
+        let plan = planned(&service, None);
+        assert_eq!((plan.batches.len(), plan.back), (2, 1));
+        let three = self::service(4, 4, "min_up = 2\nroll.surge = 4");
+        let plan = planned(&three, None);
+        assert_eq!((plan.batches.len(), plan.back), (1, 2), "a roll back has no spares");
     }
 
     #[test]

@@ -41,13 +41,14 @@ impl Daemon {
             Policy::Steer => "steer",
             Policy::Refuse => "refuse",
         };
-        let workers = service.workers.iter().map(|worker| self.worker_status(worker, false));
+        let workers = service.workers.iter().map(|worker| self.worker_status(service, worker, false));
         let spares = service.spares.iter().filter(|spare| spare.control().phase != Phase::Down);
-        let spares = spares.map(|spare| self.worker_status(spare, true));
+        let spares = spares.map(|spare| self.worker_status(service, spare, true));
         ServiceStatus {
             name: service.config.name.clone(),
             mode: mode.to_owned(),
             policy: policy.to_owned(),
+            min_up: service.config.limits.min_up,
             address: service.config.address,
             roll: self.running(&service.config.name).map(|roll| roll.id.clone()),
             workers: workers.chain(spares).collect(),
@@ -58,7 +59,8 @@ impl Daemon {
         }
     }
 
-    fn worker_status(&self, worker: &Worker, spare: bool) -> WorkerStatus {
+    fn worker_status(&self, service: &Service, worker: &Worker, spare: bool) -> WorkerStatus {
+        let let_in = self.let_in(service, worker).map(|short| format!("connections go on to it: {short}"));
         let counts = self.tables.counts();
         let (count, life, proof) = (counts.worker(worker.index), counts.life(worker.index), counts.proof(worker.index));
         let control = worker.control();
@@ -66,7 +68,13 @@ impl Daemon {
             at: worker.at,
             spare,
             phase: control.phase,
-            reason: control.reason.clone(),
+            reason: [&control.reason]
+                .into_iter()
+                .chain(&let_in)
+                .filter(|why| !why.is_empty())
+                .cloned()
+                .collect::<Vec<_>>()
+                .join("; "),
             for_s: control.since.elapsed().as_secs_f64(),
             version: control.version.clone(),
             open: count.open + self.tables.seed(worker.index),

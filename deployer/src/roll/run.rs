@@ -190,6 +190,8 @@ impl Roll {
         let mut restarts = JoinSet::new();
         let mut outcomes = Vec::with_capacity(workers.len());
         let mut known = std::mem::take(&mut self.hand);
+        let batch: Arc<[u32]> =
+            workers.iter().filter_map(|nth| self.service.member(*nth)).map(|worker| worker.index).collect();
         for nth in workers.iter().copied() {
             let Some(worker) = self.service.member(nth) else { continue };
             let hand = match known.remove(&nth) {
@@ -206,6 +208,7 @@ impl Roll {
                 service: Arc::clone(&self.service),
                 worker: Arc::clone(worker),
                 nth,
+                batch: Arc::clone(&batch),
                 record: Arc::clone(&self.record),
                 lease: self.lease,
                 task: task.clone(),

@@ -1,5 +1,6 @@
 //! One worker's restart: drain, stop, start, warm, enable. Each step is in the journal before it is done.
 
+mod floor;
 mod notes;
 
 use std::{
@@ -18,13 +19,12 @@ use super::{
 };
 use crate::{
     api::Phase,
-    config::OnDeadline,
     failpoint::Point,
     journal::{
         Hand, Journal, WorkerState,
         recover::{Onward, onward},
     },
-    service::{Claim, Owner, Service, Worker, drain::DrainError},
+    service::{Claim, Owner, Service, Worker},
 };
 
 /// How long a worker whose stop failed is watched before it is called unharmed.
@@ -41,6 +41,8 @@ pub(super) struct Restart {
     pub(super) worker: Arc<Worker>,
     /// Its number in the roll.
     pub(super) nth: usize,
+    /// Places in the tables of all that are taken out together with it, itself included.
+    pub(super) batch: Arc<[u32]>,
     pub(super) record: Arc<Record>,
     pub(super) lease: Duration,
     pub(super) task: Task,
@@ -203,13 +205,12 @@ impl Restart {
 
     /// Empties the worker, and makes that final.
     async fn empty(&self, before: Phase) -> Result<(), String> {
-        let limits = self.service.config.drain;
         let how = How {
             lease: self.lease,
-            deadline: Instant::now() + limits.deadline,
+            deadline: Instant::now() + self.service.config.drain.deadline,
             on_held: &|held| self.held(held),
             on_published: &|| self.enter(Phase::Draining, ""),
-            is_other_up: &|| self.is_other_up(),
+            floor: &|| self.floor(),
         };
         let result = match before {
             // Nobody is sent there, or only for want of anybody else. A lease would make it up when it runs out.
@@ -218,23 +219,7 @@ impl Restart {
             }
             _ => self.world.drain(&self.worker, how).await.inspect(|()| self.enter(Phase::Drained, "")),
         };
-        match result {
-            Ok(()) => Ok(()),
-            Err(DrainError::Deadline(held)) if limits.on_deadline == OnDeadline::Kill || before == Phase::Failed => {
-                self.world.publish(&self.worker, State::Stopping);
-                self.enter(Phase::Drained, &format!("at the deadline, with {held}"));
-                Ok(())
-            }
-            Err(DrainError::Alone) if limits.on_deadline == OnDeadline::Kill => {
-                self.world.publish(&self.worker, State::Stopping);
-                self.enter(Phase::Drained, "at the deadline, though no other worker is up");
-                Ok(())
-            }
-            Err(DrainError::Deadline(held)) => {
-                Err(format!("not empty after {} s: {held}", limits.deadline.as_secs_f32()))
-            }
-            Err(error) => Err(error.to_string()),
-        }
+        result.or_else(|error| self.missed(error, before))
     }
 
     /// It was empty, and nothing has come to it since if connections were steered all the while. If not, it is emptied
@@ -260,19 +245,6 @@ impl Restart {
                 Err(_) => tokio::time::sleep(Duration::from_millis(50)).await,
             }
         }
-    }
-
-    /// Whether a sibling serves, or a spare, that this batch does not hold. A service of one worker is rolled without a
-    /// spare only where the configuration says that it may be (`on_deadline = "kill"`).
-    fn is_other_up(&self) -> bool {
-        let Service { workers, spares, config, .. } = &*self.service;
-        let may_be_alone = workers.len() == 1
-            && config.drain.on_deadline == OnDeadline::Kill
-            && spares.iter().all(|spare| self.world.state(spare) == State::Down);
-        may_be_alone
-            || self.service.members().any(|other| {
-                other.index != self.worker.index && other.control().is_watched() && self.world.state(other) == State::Up
-            })
     }
 
     /// Back to what it was: serving, if it is still the same process; failed, as it was; or left to the watch.

@@ -17,6 +17,7 @@ use crate::{
     service::{
         Service, Worker,
         drain::{Drain, DrainError, Held},
+        floor::Floor,
         listeners,
     },
     workers::Pending,
@@ -40,7 +41,7 @@ pub trait World: Send + Sync {
     /// Drains a worker for the length of a lease.
     fn hold(&self, worker: &Worker, lease: Duration);
 
-    /// Drains a worker until nothing selects it and it is empty; see [`Drain`].
+    /// Drains a worker, once enough others serve, until nothing selects it and it is empty; see [`Drain`].
     fn drain<'a>(&'a self, worker: &'a Worker, how: How<'a>) -> Pending<'a, Result<(), DrainError>>;
 
     /// The same for a worker that is out already.
@@ -85,8 +86,8 @@ pub struct How<'a> {
     pub on_held: &'a (dyn Fn(&Held) + Sync),
     /// Is told when nothing new goes to the worker.
     pub on_published: &'a (dyn Fn() + Sync),
-    /// Whether somebody else serves.
-    pub is_other_up: &'a (dyn Fn() -> bool + Sync),
+    /// Whether enough others serve.
+    pub floor: &'a Floor<'a>,
 }
 
 /// The real one.
@@ -123,12 +124,14 @@ impl World for Host {
 
     fn drain<'a>(&'a self, worker: &'a Worker, how: How<'a>) -> Pending<'a, Result<(), DrainError>> {
         Box::pin(async move {
-            let mut drain = Drain::new(&self.tables, worker, how.lease, how.deadline, how.on_held);
+            let drain = Drain::new(&self.tables, worker, how.lease, how.deadline, how.on_held);
+            let mut drain = drain.above(how.floor);
+            drain.allowed().await?;
             drain.publish();
             (how.on_published)();
             failpoint(worker).await;
             drain.empty().await?;
-            drain.relieved(how.is_other_up).await?;
+            drain.relieved().await?;
             drain.stopping().await
         })
     }

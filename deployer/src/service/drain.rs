@@ -5,6 +5,8 @@
 //! 3. No open tickets: every connect() that had passed the hook has shown its socket. Then sock_diag, at both ends, twice.
 //! 4. STOPPING is entered by compare-and-swap, while the lease holds. Nothing selects it. Then 2 and 3 once more.
 //!
+//! Before 1 and 4 enough others must be up ([`super::floor`]): it waits for them.
+//!
 //! A lease that ran out under us (the daemon was stopped for a while) has put the worker back into rotation: all of it
 //! begins again.
 
@@ -17,7 +19,10 @@ use std::{
 
 use deployer_common::word::{State, WorkerWord};
 
-use super::{Worker, blocking};
+use super::{
+    Worker, blocking,
+    floor::{Floor, Short},
+};
 use crate::kernel::{
     Tables,
     diag::{self, Socket},
@@ -28,8 +33,8 @@ use crate::kernel::{
 const POLL: Duration = Duration::from_millis(2);
 /// Between two looks at the sockets while the counter says that something is open.
 const LOOK: Duration = Duration::from_millis(50);
-/// Between two looks for somebody else who serves.
-const ALONE: Duration = Duration::from_millis(20);
+/// Between two looks for others who serve.
+const SHORT: Duration = Duration::from_millis(20);
 /// What a lease must still be worth when STOPPING is entered.
 const ROOM: Duration = Duration::from_millis(500);
 /// Between two words on what holds it.
@@ -46,6 +51,8 @@ pub struct Held {
     pub tickets: u64,
     /// Who: "nginx (pid 4711): 3 established, 127.0.0.1:43210".
     pub by: Vec<String>,
+    /// Others that would have to be up. If it is draining already, callers go on to it meanwhile.
+    pub short: Option<Short>,
 }
 
 impl std::fmt::Display for Held {
@@ -55,7 +62,10 @@ impl std::fmt::Display for Held {
         if self.tickets > 0 {
             write!(f, " and {} connect() call{}", self.tickets, plural(self.tickets))?;
         }
-        if self.by.is_empty() { Ok(()) } else { write!(f, " ({})", self.by.join("; ")) }
+        if !self.by.is_empty() {
+            write!(f, " ({})", self.by.join("; "))?;
+        }
+        self.short.map_or(Ok(()), |short| write!(f, "; {short}, so that callers go on to it"))
     }
 }
 
@@ -65,9 +75,9 @@ pub enum DrainError {
     /// It is still in use.
     #[error("not empty at the deadline: {0}")]
     Deadline(Held),
-    /// It would be the last to serve.
-    #[error("no other worker of its service is up, and somebody must serve")]
-    Alone,
+    /// Too few others serve.
+    #[error("{0}")]
+    Floor(Short),
     /// The kernel could not be asked.
     #[error("the kernel could not be asked whether it is empty: {0}")]
     Kernel(#[from] io::Error),
@@ -81,6 +91,7 @@ pub struct Drain<'a> {
     word: WorkerWord,
     deadline: Instant,
     on_held: &'a (dyn Fn(&Held) + Sync),
+    floor: &'a Floor<'a>,
     told: Instant,
     last: Held,
     /// Whoever comes now is counted: every connect() has ended that may have missed the drain.
@@ -106,11 +117,25 @@ impl<'a> Drain<'a> {
             word,
             deadline,
             on_held,
+            floor: &|| Ok(()),
             told: Instant::now(),
             last: Held::default(),
             sealed: false,
             wildcard: false,
         }
+    }
+
+    /// The same, where others must serve before it is drained, and before it is stopped.
+    pub fn above(self, floor: &'a Floor<'a>) -> Self {
+        Self { floor, ..self }
+    }
+
+    /// Waits until enough others serve for it to be drained.
+    ///
+    /// # Errors
+    /// [`DrainError::Floor`] at the deadline; nothing is published.
+    pub async fn allowed(&mut self) -> Result<(), DrainError> {
+        self.await_others(false).await
     }
 
     /// Publishes the drain: from now on new connections go elsewhere, while the lease lasts.
@@ -130,21 +155,33 @@ impl<'a> Drain<'a> {
         Ok(())
     }
 
-    /// Waits until `is_other_up` says that somebody else serves, and the worker is empty.
+    /// Waits until enough others serve, and the worker is empty.
     ///
     /// # Errors
     /// [`DrainError`]; the drain is still published.
-    pub async fn relieved(&mut self, is_other_up: impl Fn() -> bool) -> Result<(), DrainError> {
-        while !is_other_up() {
+    pub async fn relieved(&mut self) -> Result<(), DrainError> {
+        self.await_others(true).await?;
+        self.empty().await
+    }
+
+    /// Whether enough others serve. One that is down itself is missed by nobody.
+    fn above_floor(&self) -> Result<(), Short> {
+        if self.word.state() == State::Down { Ok(()) } else { (self.floor)() }
+    }
+
+    async fn await_others(&mut self, leased: bool) -> Result<(), DrainError> {
+        self.told = Instant::now();
+        while let Err(short) = self.above_floor() {
             if Instant::now() >= self.deadline {
-                return Err(DrainError::Alone);
+                return Err(DrainError::Floor(short));
             }
-            if !self.keep() {
+            if leased && !self.keep() {
                 self.publish();
             }
-            tokio::time::sleep(ALONE).await;
+            self.tell(Vec::new(), 0).await;
+            tokio::time::sleep(SHORT).await;
         }
-        self.empty().await
+        Ok(())
     }
 
     /// Makes it final: from here on nothing selects the worker, and it is empty. Begins again where the lease ran out.
@@ -153,12 +190,13 @@ impl<'a> Drain<'a> {
     /// [`DrainError`]; the worker is draining or stopping, and the caller says what becomes of it.
     pub async fn stopping(&mut self) -> Result<(), DrainError> {
         loop {
-            if self.renew(self.lease) && self.has_room() && self.swap(self.word.next(State::Stopping, 0)) {
+            let may_stop = self.renew(self.lease) && self.has_room() && self.above_floor().is_ok();
+            if may_stop && self.swap(self.word.next(State::Stopping, 0)) {
                 self.look(false).await?;
                 return Ok(());
             }
             self.publish();
-            self.empty().await?;
+            self.relieved().await?;
         }
     }
 
@@ -205,9 +243,8 @@ impl<'a> Drain<'a> {
                 self.tell(sockets, count.tickets).await;
             }
             if Instant::now() >= self.deadline {
-                return Err(DrainError::Deadline(
-                    name(self.sockets().await?, count.tickets, self.worker.at.port()).await,
-                ));
+                let held = name(self.sockets().await?, count.tickets, self.worker.at.port()).await;
+                return Err(DrainError::Deadline(Held { short: self.above_floor().err(), ..held }));
             }
             tokio::time::sleep(POLL).await;
         }
@@ -225,6 +262,7 @@ impl<'a> Drain<'a> {
         }
         self.told = Instant::now();
         let held = name(sockets, tickets, self.worker.at.port()).await;
+        let held = Held { short: self.above_floor().err(), ..held };
         if held != self.last {
             self.last = held;
             (self.on_held)(&self.last);
@@ -283,10 +321,13 @@ fn connections(sockets: &[Socket], port: u16) -> u64 {
 
 /// Says who holds it.
 async fn name(sockets: Vec<Socket>, tickets: u64, port: u16) -> Held {
+    if sockets.is_empty() {
+        return Held { tickets, ..Held::default() };
+    }
     let open = connections(&sockets, port);
     // All of /proc is walked.
     let by = blocking(move || Ok(holders(&sockets, port))).await.unwrap_or_default();
-    Held { open, tickets, by }
+    Held { open, tickets, by, short: None }
 }
 
 /// By process and state, callers' ends where these are on this host.

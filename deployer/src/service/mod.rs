@@ -2,6 +2,7 @@
 
 pub mod callers;
 pub mod drain;
+pub mod floor;
 pub mod phase;
 pub mod registry;
 pub mod selftest;

@@ -13,7 +13,7 @@ use std::{
 use anyhow::{Context, Result, bail};
 use deployer_common::{
     layout::{CallerRule, Frontend, MAX_CALLERS, MAX_MEMBERS, MAX_SERVICES, MAX_WORKERS, NO_WORKER, Slot},
-    word::{self, ServiceWord, State},
+    word::{self, LimitsWord, ServiceWord, State},
 };
 
 use super::{Service, Worker, callers, manager};
@@ -192,6 +192,7 @@ impl Registry {
         let index = if self.tables.service_word(service.index).slot() == u32::from(first) { first + 1 } else { first };
         let rules = places.rules.get(&service.index).map_or(&[][..], Vec::as_slice);
         self.tables.write_slot(u32::from(index), &slot(service, rules)?)?;
+        self.tables.set_limits(service.index, limits(service));
         self.tables.publish_service(service.index, ServiceWord::new(places.mode(service), policy(service), index));
         host::grace_period().context("waiting for an RCU grace period (membarrier)")
     }
@@ -357,6 +358,11 @@ impl Places {
             config::Mode::Enforce => word::Mode::Enforce,
         }
     }
+}
+
+fn limits(service: &Service) -> LimitsWord {
+    let config::Limits { min_up, cold_limit } = service.config.limits;
+    LimitsWord::new(min_up as u16, cold_limit.as_millis() as u32)
 }
 
 fn policy(service: &Service) -> word::Policy {

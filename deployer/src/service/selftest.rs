@@ -21,7 +21,7 @@ use std::{
 use anyhow::{Context, Result};
 use deployer_common::{
     layout::{CallerRule, Frontend, MAX_CALLERS, MAX_MEMBERS, NO_WORKER, Slot},
-    word::{Mode, Policy, ServiceWord, State},
+    word::{LimitsWord, Mode, Policy, ServiceWord, State},
 };
 use socket2::{Domain, Socket, Type};
 use tokio::{
@@ -139,6 +139,7 @@ impl Entries<'_> {
         };
         slot.members[..2].copy_from_slice(&workers.map(|worker| worker as u16));
         self.tables.write_slot(2 * service, &slot)?;
+        self.tables.set_limits(service, LimitsWord::new(0, 0));
         self.tables.publish_service(service, ServiceWord::new(Mode::Enforce, Policy::Refuse, (2 * service) as u16));
         self.tables.insert_frontend(self.stage.address, Frontend { service, worker: NO_WORKER })?;
         self.tables.insert_frontend(self.stage.at[1], Frontend { service, worker: workers[1] })

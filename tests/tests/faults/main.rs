@@ -4,6 +4,7 @@
 mod crash;
 mod daemon;
 mod drains;
+mod floor;
 mod late;
 mod manager;
 mod policies;

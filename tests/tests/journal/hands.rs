@@ -48,7 +48,7 @@ fn a_drain_with_an_end() -> Result<()> {
     let mut rig = two(&sandbox)?;
     let begun = Instant::now();
     rig.must(&["drain", "web", "8000", "--for", "4s"])?;
-    rig.must(&["drain", "web", "8001", "--for", "250ms"])?;
+    rig.must(&["drain", "web", "8001", "--for", "250ms", "--force"])?;
     rig.daemon.kill()?;
     std::thread::sleep(Duration::from_millis(400));
     rig.succeed()?;

@@ -1,12 +1,19 @@
 //! Each proof, made to fail: by a roll that an operator should not have allowed, and by hand.
 
-use anyhow::{Result, ensure};
+use std::process::Stdio;
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use deployer_tests::api::Roll;
 use deployer_tests::daemon::ServiceConfig;
 use deployer_tests::dial::{Caller, Dial, answers};
+use deployer_tests::process::send;
 use deployer_tests::rig::{Setup, wait};
 use deployer_tests::sandbox::{Place, Sandbox};
 
-use super::figures::Scene;
+use rustix::process::Signal;
+
+use super::figures::{self, Scene};
 
 /// One worker that is rolled under load without a spare: until its deadline it is drained and takes what comes all the
 /// same, then it is killed, then nobody is there, then it is cold.
@@ -47,6 +54,48 @@ fn a_roll_without_anybody_else() -> Result<()> {
     Ok(())
 }
 
+/// Three of four must be up. While one is drained, held by a slow request, a sibling is killed: until that is back, the
+/// one that is drained goes on to serve.
+#[test]
+fn a_sibling_that_dies_in_a_roll() -> Result<()> {
+    let sandbox = Sandbox::new("sibling")?;
+    let extra = "min_up = 3".to_owned();
+    let config = ServiceConfig { batch: "1".to_owned(), extra, ..ServiceConfig::default() };
+    let scene = Scene::new(&sandbox, 4, &config)?;
+    let load = scene.load(150.0)?;
+    scene.sent(&load, 100)?;
+    let mut slow = sandbox.command(Place::Callers, "curl");
+    slow.args([
+        "-s",
+        "-w",
+        "%{http_code}",
+        "-o",
+        "/dev/null",
+        "-H",
+        "X-Request-Id: slow",
+        "http://127.0.0.1:8000/?slow=6",
+    ]);
+    let slow = slow.stdout(Stdio::piped()).spawn().context("start curl")?;
+    let begun = || Ok(std::fs::read_to_string(scene.app.journal_dir().join("8000.log"))?.contains("B slow "));
+    figures::wait(Duration::from_secs(20), begun).context("waiting for the slow request")?;
+    let mut client = scene.daemon.cli_command(&["roll", "web", "--to", "v2", "--json"]);
+    let mut roll = Roll::by(client.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().context("start deployer")?)?;
+    roll.until_phase(8000, "draining")?;
+    let pid = scene.supervisor.pid_of(8001)?.context("no worker")?;
+    send(pid, Signal::KILL)?;
+    let (code, printed) = roll.left()?;
+    let seen = load.stop()?;
+    let report = scene.report(&roll.id()?)?;
+    eprintln!("{seen}");
+    ensure!(code == Some(0), "{code:?} {printed}\n{}", scene.daemon.log());
+    ensure!(slow.wait_with_output()?.stdout == b"200");
+    let floor = report.by_version(&["during"], "fallback_floor");
+    ensure!(floor.get("v1") > Some(&0), "{:?}", report.0["during"]);
+    ensure!(scene.said(&["report"])?.1.contains("\nfloor: "));
+    ensure!(scene.api().workers()?[&8000]["fallback_floor"].as_u64() > Some(0));
+    Ok(())
+}
+
 /// All workers drained by hand, then killed and started anew with a warm-up that fails.
 #[test]
 fn everybody_drained_and_everybody_cold() -> Result<()> {
@@ -54,9 +103,8 @@ fn everybody_drained_and_everybody_cold() -> Result<()> {
     let extra = "warm = { requests = [\"GET /\"], within = \"1s\" }";
     let mut rig = Setup { ports: 8000..=8001, extra, ..Setup::default() }.start(&sandbox)?;
     let caller = Caller::at(&sandbox, Place::Callers);
-    for port in 8000..=8001 {
-        rig.drain(port)?;
-    }
+    rig.drain(8000)?;
+    rig.drain_by_force(8001)?;
     let seen = caller.once(Dial::to("127.0.0.1", 8000).times(10))?;
     ensure!(answers(&seen) == [(8000, 10)].into(), "{seen:?}");
     ensure!(rig.worker(8000)?.fallback_draining == 10);

@@ -18,8 +18,7 @@ use serde_json::Value;
 pub(crate) struct Scene<'a> {
     pub(crate) sandbox: &'a Sandbox,
     pub(crate) app: App,
-    /// Dropped, it takes the workers along.
-    _supervisor: Supervisor<'a>,
+    pub(crate) supervisor: Supervisor<'a>,
     pub(crate) nginx: Nginx,
     pub(crate) daemon: Daemon<'a>,
     pub(crate) config: String,
@@ -36,7 +35,7 @@ impl<'a> Scene<'a> {
         let nginx = Nginx::start(sandbox, &Upstream::workers(ports, ""))?;
         let config = config.text(sandbox, &app, &supervisor);
         let daemon = Daemon::start(sandbox, &config)?;
-        let scene = Self { sandbox, app, _supervisor: supervisor, nginx, daemon, config };
+        let scene = Self { sandbox, app, supervisor, nginx, daemon, config };
         scene.know_versions()?;
         Ok(scene)
     }

@@ -30,7 +30,7 @@ fn refuse() -> Result<()> {
     let worker = rig.worker(8000)?;
     ensure!(worker.refused == 30 && worker.fallback_draining == 0 && worker.tickets == 0, "{worker:?}");
     for port in 8001..=8003 {
-        rig.drain(port)?;
+        rig.drain_by_force(port)?;
     }
     let fallback = caller.once(Dial::to(HOST, 8000).times(10))?;
     let worker = rig.worker(8000)?;
@@ -123,7 +123,7 @@ fn the_dead_are_no_fallback() -> Result<()> {
     rig.stop_worker(8000)?;
     rig.start_worker(8000)?;
     wait("8000 cold", || Ok(["listening", "warming"].contains(&rig.worker(8000)?.phase.as_str())))?;
-    rig.drain(8001)?;
+    rig.drain_by_force(8001)?;
     let index = rig.servers.iter().position(|server| server.port == 8001).expect("started above");
     rig.servers.remove(index).stop()?;
     std::thread::sleep(std::time::Duration::from_millis(500));

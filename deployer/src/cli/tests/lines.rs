@@ -3,7 +3,12 @@ use crate::api::RollStarted;
 
 fn held_by(open: u64, tickets: u64, by: &[&str]) -> What {
     let by = by.iter().map(|by| (*by).to_owned()).collect();
-    What::Held { worker: AT.parse().unwrap(), spare: false, open, tickets, by }
+    What::Held { worker: AT.parse().unwrap(), spare: false, open, tickets, by, floor: None }
+}
+
+fn below_the_floor(open: u64) -> What {
+    let (worker, floor) = (AT.parse().unwrap(), Some("1 other is up, and min_up = 2".to_owned()));
+    What::Held { worker, spare: false, open, tickets: 0, by: Vec::new(), floor }
 }
 
 fn command(error: Option<&str>) -> What {
@@ -28,6 +33,8 @@ fn each_event_is_a_line() {
         (What::Surge { spares: vec![AT.parse().unwrap()] }, "starting spares: 127.0.0.1:8003"),
         (What::Retire { spares: vec![AT.parse().unwrap()] }, "retiring spares: 127.0.0.1:8003"),
         (held_by(0, 1, &[]), "127.0.0.1:8003 held by 0 open, 1 on the way"),
+        (below_the_floor(0), "127.0.0.1:8003 held by the floor: 1 other is up, and min_up = 2"),
+        (below_the_floor(3), "127.0.0.1:8003 held by 3 open; the floor: 1 other is up, and min_up = 2"),
         (What::StopAsked { by: "root".to_owned() }, "root asked for a stop after the batch in hand"),
     ] {
         assert_eq!(line(&event(104_200, what), 101_000), format!("  3.2s {expected}"));

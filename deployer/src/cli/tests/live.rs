@@ -97,7 +97,10 @@ fn a_row_shows_what_holds_a_drain() {
     let worker = AT.parse().unwrap();
     assert_eq!(board.rows[&worker].text(), "waiting    ");
     board.apply(&event(0, phase(Phase::Up, Phase::Draining, "")));
-    board.apply(&event(0, What::Held { worker, spare: false, open: 1, tickets: 0, by: vec!["nginx".to_owned()] }));
+    board.apply(&event(
+        0,
+        What::Held { worker, spare: false, open: 1, tickets: 0, by: vec!["nginx".to_owned()], floor: None },
+    ));
     assert_eq!(board.rows[&worker].text(), "draining   1 open: nginx");
 }
 

@@ -41,6 +41,7 @@ fn status() -> Status {
         name: "web".to_owned(),
         mode: "enforce".to_owned(),
         policy: "steer".to_owned(),
+        min_up: 1,
         address: Some(([127, 0, 0, 1], 9000).into()),
         roll: Some("web-1".to_owned()),
         workers: vec![worker(8000, Phase::Up, ""), down],

@@ -27,24 +27,27 @@ struct How {
     rollback: bool,
     /// With spares.
     surge: bool,
+    /// The floor; 0: as it is without one configured.
+    min_up: usize,
 }
 
-const PLAIN: How = How { rollback: false, surge: false };
-const BACK: How = How { rollback: true, surge: false };
+const PLAIN: How = How { rollback: false, surge: false, min_up: 0 };
+const BACK: How = How { rollback: true, surge: false, min_up: 0 };
 
-fn plan(How { rollback, surge }: How) -> Plan {
+fn plan(How { rollback, surge, .. }: How) -> Plan {
     let surge = if surge { (WORKERS..WORKERS + SPARES).collect() } else { Vec::new() };
     Plan { batches: Plan::batches(WORKERS, 2), max_failures: 1, rollback, surge, ..Plan::default() }
 }
 
 /// A service as a daemon that begins has it.
-fn service(sim: &Arc<Sim>) -> Arc<Service> {
+fn service(sim: &Arc<Sim>, how: How) -> Arc<Service> {
     let text = format!(
         "[service.web]\nworkers = \"127.0.0.1:8000-{}\"\nspare = \"127.0.0.1:{}-{}\"\n\
-         manager = {{ supervisord = \"/s\", program = \"web_{{port}}\" }}\n",
+         manager = {{ supervisord = \"/s\", program = \"web_{{port}}\" }}\nmin_up = {}\nroll.surge = {SPARES}\n",
         8000 + WORKERS - 1,
         8000 + WORKERS,
-        8000 + WORKERS + SPARES - 1
+        8000 + WORKERS + SPARES - 1,
+        how.min_up.max(1)
     );
     let config = Config::parse(std::path::Path::new("f"), &text).unwrap().services.remove("web").unwrap();
     let members = config.members().enumerate();
@@ -56,7 +59,7 @@ fn service(sim: &Arc<Sim>) -> Arc<Service> {
 /// One daemon's life: takes over what is there, begins a roll if there is none yet, and lives until that has ended or
 /// the machine stops it. Returns how the roll ended.
 async fn life(sim: &Arc<Sim>, shelf: &Shelf, how: How, on_start: OnStart) -> Option<Exit> {
-    let (service, world) = (service(sim), Arc::clone(sim) as Arc<dyn World>);
+    let (service, world) = (service(sim, how), Arc::clone(sim) as Arc<dyn World>);
     for worker in service.members() {
         sim.adopt(worker);
     }
@@ -129,6 +132,9 @@ async fn run(lives: &[usize], how: How, broken: &[usize], on_start: OnStart) -> 
     }
     let dips = !how.surge || !broken.is_empty();
     assert!(dips || sim.fewest() >= WORKERS, "only {} were up; {what}", sim.fewest());
+    let failed = if how.rollback { 0 } else { broken.len() };
+    let floor = how.min_up.min(WORKERS - failed);
+    assert!(sim.fewest() >= floor, "only {} were up; {what}", sim.fewest());
     (end.unwrap_or_else(|| panic!("the roll has no end; {what}")), sim.ops())
 }
 
@@ -195,7 +201,7 @@ async fn a_full_disk_stops_the_roll_and_leaves_nobody_out() {
     assert!(stopped > ops / 3, "{stopped} of {ops}");
 }
 
-const SURGE: How = How { rollback: false, surge: true };
+const SURGE: How = How { rollback: false, surge: true, min_up: 0 };
 
 #[tokio::test]
 async fn a_surge_may_be_cut_at_any_point() {
@@ -221,12 +227,42 @@ async fn a_surge_may_be_cut_at_any_point() {
 #[tokio::test]
 async fn a_failure_in_a_surge_leaves_no_spare() {
     for (broken, rollback) in [(2, false), (2, true), (WORKERS, false), (WORKERS + 1, true)] {
-        let how = How { rollback, surge: true };
+        let how = How { rollback, surge: true, min_up: 0 };
         let (_, ops) = run(&[], how, &[broken], OnStart::Resume).await;
         for after in 0..=ops {
             let (end, _) = run(&[after], how, &[broken], OnStart::Resume).await;
             let right = if rollback { [Exit::RolledBack, Exit::Done] } else { [Exit::Failed; 2] };
             assert!(right.contains(&end), "{broken} broken, ended after {after}: {end:?}");
         }
+    }
+}
+
+/// However often the daemon ends, and whatever fails.
+#[tokio::test]
+async fn the_floor_holds_over_any_end() {
+    let surge = How { min_up: WORKERS, ..SURGE };
+    for (how, broken) in [
+        (How { min_up: 3, ..PLAIN }, &[][..]),
+        (How { min_up: 3, ..PLAIN }, &[2]),
+        (How { min_up: 3, ..BACK }, &[2]),
+        (surge, &[]),
+    ] {
+        let (end, ops) = run(&[], how, broken, OnStart::Resume).await;
+        assert_eq!(end == Exit::Done, broken.is_empty(), "{how:?}, {broken:?}: {end:?}");
+        for after in 0..=ops {
+            run(&[after, after / 2], how, broken, OnStart::Resume).await;
+        }
+    }
+}
+
+/// Two at a time are too many: nobody is taken out, and the roll says so.
+#[tokio::test]
+async fn below_the_floor_a_roll_stops() {
+    let how = How { min_up: 4, ..PLAIN };
+    let (end, ops) = run(&[], how, &[], OnStart::Resume).await;
+    assert_eq!(end, Exit::Stopped);
+    for after in 0..=ops {
+        let (end, _) = run(&[after], how, &[], OnStart::Resume).await;
+        assert_eq!(end, Exit::Stopped, "ended after {after}");
     }
 }

@@ -50,7 +50,7 @@ impl Restart {
     }
 
     pub(super) fn tell(&self, phase: Phase, was: Phase, reason: &str) {
-        if !phase::is_move(was, phase) {
+        if was != phase && !phase::is_move(was, phase) {
             tracing::error!(worker = %self.worker.at, ?was, ?phase, "a move that the table of phases does not have");
         }
         let spare = self.service.is_spare(&self.worker);
@@ -58,9 +58,14 @@ impl Restart {
     }
 
     pub(super) fn held(&self, held: &Held) {
-        let Held { open, tickets, by } = held.clone();
+        let Held { open, tickets, by, short } = held.clone();
+        let floor = short.map(|short| short.to_string());
+        if let Some(why) = &floor {
+            let phase = self.worker.control().phase;
+            tracing::warn!(service = self.worker.service, worker = %self.worker.at, ?phase, why, "held by the floor");
+        }
         let spare = self.service.is_spare(&self.worker);
-        self.record.add(What::Held { worker: self.worker.at, spare, open, tickets, by });
+        self.record.add(What::Held { worker: self.worker.at, spare, open, tickets, by, floor });
     }
 
     pub(super) async fn reach(&self, point: Point) {

@@ -233,11 +233,10 @@ impl World for Sim {
     fn drain<'a>(&'a self, worker: &'a Worker, how: How<'a>) -> Pending<'a, Result<(), DrainError>> {
         Box::pin(async move {
             let nth = worker.index as usize;
+            (how.floor)().map_err(DrainError::Floor)?;
             self.wait(|inner| inner.publish(nth, Word::Draining)).await;
             (how.on_published)();
-            if !(how.is_other_up)() {
-                return Err(DrainError::Alone);
-            }
+            (how.floor)().map_err(DrainError::Floor)?;
             self.wait(|inner| {
                 inner.workers[nth].empty = true;
                 inner.publish(nth, Word::Stopping);
