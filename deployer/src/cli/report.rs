@@ -17,6 +17,26 @@ const FLUSH_RIGHT: [usize; 7] = [2, 3, 4, 5, 6, 7, 8];
 const PROOFS: [&str; 8] = ["proof", "late", "to cold", "fallback: draining", "cold", "floor", "exhausted", "refused"];
 const PROOFS_RIGHT: [usize; 7] = [1, 2, 3, 4, 5, 6, 7];
 
+/// What each proof says that is not zero, in the order of [`each`].
+const PROVED: [(&str, &str); 7] = [
+    ("late", "connections reached a worker after its drain was published and every earlier connect() had ended"),
+    ("to cold", "connections reached a worker that was not warm yet"),
+    ("draining", "fallbacks: nobody was up, so a worker that was draining took them"),
+    ("cold", "fallbacks: nobody was up or draining, so a worker that was not warm took them"),
+    ("floor", "fallbacks: too few workers would have been in rotation, so one that was draining took them"),
+    ("exhausted", "connections were refused, because no worker could take them"),
+    (
+        "refused",
+        "connections were refused by policy, for the load balancer to ask another worker: none is lost by that",
+    ),
+];
+/// And each harm.
+const HARMED: [(&str, &str); 3] = [
+    ("failed", "connections could not be established"),
+    ("reset", "connections were reset by the worker's end, not closed"),
+    ("cut", "connections were open in a worker's process when it ended"),
+];
+
 const LATENCY: &str = "p50, p99, max: how long connections lasted, seen at the worker's end, to within a fifth; of a load \
                        balancer\nwithout upstream keep-alive, that is the latency of its requests.";
 
@@ -120,23 +140,6 @@ fn each(proof: &Proof) -> [u64; 7] {
 
 /// A line for each figure that is not zero.
 fn meanings(report: &Report) -> Vec<String> {
-    const PROVED: [(&str, &str); 7] = [
-        ("late", "connections reached a worker after its drain was published and every earlier connect() had ended"),
-        ("to cold", "connections reached a worker that was not warm yet"),
-        ("draining", "fallbacks: nobody was up, so a worker that was draining took them"),
-        ("cold", "fallbacks: nobody was up or draining, so a worker that was not warm took them"),
-        ("floor", "fallbacks: too few workers would have been in rotation, so one that was draining took them"),
-        ("exhausted", "connections were refused, because no worker could take them"),
-        (
-            "refused",
-            "connections were refused by policy, for the load balancer to ask another worker: none is lost by that",
-        ),
-    ];
-    const HARMED: [(&str, &str); 3] = [
-        ("failed", "connections could not be established"),
-        ("reset", "connections were reset by the worker's end, not closed"),
-        ("cut", "connections were open in a worker's process when it ended"),
-    ];
     let (mut proved, mut harmed) = ([0_u64; 7], [0_u64; 3]);
     for (_, window) in windows(report) {
         let more = each(&window.proof());
