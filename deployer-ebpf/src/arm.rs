@@ -9,7 +9,8 @@ use deployer_common::endpoint::{Endpoint, MAPPED};
 
 use crate::{
     fields::{
-        OFF_NET_COOKIE, OFF_SK_ADDR4, OFF_SK_ADDR6, OFF_SK_FAMILY, OFF_SK_NET, OFF_SK_NUM, OFF_SK_STATE, address_of, read,
+        OFF_NET_COOKIE, OFF_SK_ADDR4, OFF_SK_ADDR6, OFF_SK_FAMILY, OFF_SK_NET, OFF_SK_NUM, OFF_SK_STATE, address_of,
+        read,
     },
     listeners::{self, TCP_LISTEN},
     maps::LISTENERS,

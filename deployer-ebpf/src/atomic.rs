@@ -11,7 +11,7 @@ use crate::maps::SWITCHBOARD;
 
 /// How often a word is tried again that somebody else has written meanwhile. Two writers are the most: a controller that
 /// holds the worker, and the other of its process's two ends.
-const TRIES: u32 = 8;
+const TRIES: u32 = 4;
 
 /// Adds. `at` is an aligned word inside an entry of a table.
 #[inline(always)]

@@ -3,9 +3,7 @@
 use aya_ebpf::helpers::{bpf_get_current_ancestor_cgroup_id, bpf_get_current_task};
 use deployer_common::layout::{CALLER_CGROUP, CALLER_EXECUTABLE, CallerRule, MAX_CALLERS, Slot};
 
-use crate::fields::{
-    OFF_FILE_INODE, OFF_INODE_INO, OFF_INODE_SB, OFF_MM_EXE_FILE, OFF_SB_DEV, OFF_TASK_MM, read,
-};
+use crate::fields::{OFF_FILE_INODE, OFF_INODE_INO, OFF_INODE_SB, OFF_MM_EXE_FILE, OFF_SB_DEV, OFF_TASK_MM, read};
 
 /// Whether the current process is one of the slot's callers.
 #[inline(always)]

@@ -7,15 +7,18 @@
 //! not closed it yet are counted on the spot, among the relatives of the process: a server that forks has one socket open
 //! in all of them, under the same number. Whoever cannot be counted is taken to live, and the socket's close tells later.
 
+use core::hint::black_box;
+
 use aya_ebpf::{macros::btf_tracepoint, programs::BtfTracePointContext};
-use deployer_common::layout::{EVENT_KILLED, Listening};
+use deployer_common::layout::EVENT_KILLED;
 
 use crate::{
     atomic,
     fields::{
         OFF_FDT_FD, OFF_FDT_MAX, OFF_FILE_COUNT, OFF_FILE_PRIVATE, OFF_FILE_REF, OFF_FILES_FDT, OFF_SIGNAL_FLAGS,
         OFF_SIGNAL_LIVE, OFF_SK_STATE, OFF_SOCKET_SK, OFF_TASK_CHILDREN, OFF_TASK_FILES, OFF_TASK_FLAGS,
-        OFF_TASK_PARENT, OFF_TASK_SIBLING, OFF_TASK_SIGNAL, OFF_TASK_TGID, at_address, is_known, place, read,
+        OFF_TASK_PARENT, OFF_TASK_SIBLING, OFF_TASK_SIGNAL, OFF_TASK_TGID, at_address, at_or_zero, is_known, place,
+        read, value,
     },
     listeners::{self, TCP_LISTEN},
     maps::LISTENING,
@@ -28,7 +31,7 @@ const PF_EXITING: u32 = 4;
 /// So many descriptors of a process are looked at; a server opens its socket before anything else.
 const MAX_FDS: u32 = 256;
 /// So many children of a process are looked at.
-const MAX_CHILDREN: u32 = 128;
+const MAX_CHILDREN: u32 = 64;
 
 /// Somebody sends a signal: `signal_generate(sig, info, task, group, result)`.
 #[btf_tracepoint(function = "signal_generate")]
@@ -60,46 +63,47 @@ fn is_killed(task: u64) -> bool {
         || read::<u32>(task, &OFF_TASK_FLAGS).is_some_and(|flags| flags & PF_EXITING != 0)
 }
 
-/// A process is certain to die.
+/// A process is certain to die. A server has one socket, as a rule, and one is looked at; of others, their close tells.
 #[inline(always)]
 fn dies(task: u64) {
     let Some(pid) = read::<u32>(task, &OFF_TASK_TGID) else { return };
     let Some((max, fds)) = descriptors(task) else { return };
-    // Of those sockets that others have open, too, the first.
-    let (mut shared, mut number, mut own) = (0, 0, 0);
     let mut fd = 0;
     while fd < MAX_FDS {
         if fd >= max {
-            break;
+            return;
         }
         let file = at_address::<u64>(fds + 8 * u64::from(fd)).unwrap_or(0);
-        if file != 0
-            && let Some(entry) = LISTENING.get_ptr_mut(file)
-        {
-            if holders(file) == Some(1) {
-                over(file, entry, pid);
-            } else if shared == 0 || shared == file {
-                (shared, number) = (file, fd);
-                own += 1;
-            }
+        if file != 0 && LISTENING.get_ptr(file).is_some() {
+            break;
         }
         fd += 1;
     }
-    if shared != 0 {
-        // In this order: who closes is not among the relatives any more before it lets go.
-        let Some(holders) = holders(shared) else { return };
-        let dying = own + relatives(task, shared, number);
-        if holders <= dying
-            && let Some(entry) = LISTENING.get_ptr_mut(shared)
-        {
-            over(shared, entry, pid);
-        }
+    last(task, pid, fds, forgotten(fd));
+}
+
+/// Whether a process that is certain to die is the last that has a listening socket open, under a number.
+#[inline(always)]
+fn last(task: u64, pid: u32, fds: u64, number: u32) {
+    let Some(file) = at_address::<u64>(fds + 8 * u64::from(number)) else { return };
+    // In this order: who closes is not among the relatives any more before it lets go.
+    let Some(holders) = holders(file) else { return };
+    if holders == 1 || holders <= 1 + relatives(task, file, number) {
+        over(file, pid);
     }
+}
+
+/// The same number, of which the verifier does not know what it is: it would follow all that comes after once for every
+/// value.
+#[inline(always)]
+fn forgotten(number: u32) -> u32 {
+    at_address((&raw const number) as u64).unwrap_or(0)
 }
 
 /// Everybody who has a listening socket open is being killed.
 #[inline(always)]
-fn over(file: u64, entry: *mut Listening, pid: u32) {
+fn over(file: u64, pid: u32) {
+    let Some(entry) = LISTENING.get_ptr_mut(file) else { return };
     // SAFETY: an entry of the table, and address arithmetic inside it.
     let (over, detour) = unsafe { (&raw mut (*entry).over, &raw mut (*entry).detour) };
     // SAFETY: as above.
@@ -127,9 +131,12 @@ fn holders(file: u64) -> Option<u64> {
 }
 
 /// Of a process's parent, siblings and children, those that are being killed and have a file open under a number.
+///
+/// Whatever cannot be read is 0, which nobody is, and nothing in the loop branches but on where it stands: the verifier
+/// follows every way through every turn.
 #[inline(always)]
 fn relatives(task: u64, file: u64, number: u32) -> u64 {
-    let Some(parent) = read::<u64>(task, &OFF_TASK_PARENT) else { return 0 };
+    let parent = value::<u64>(task, &OFF_TASK_PARENT);
     dying(parent, file, number) + children(parent, task, file, number) + children(task, task, file, number)
 }
 
@@ -139,14 +146,12 @@ fn children(of: u64, but: u64, file: u64, number: u32) -> u64 {
     let (Some(head), Some(sibling)) = (place(of, &OFF_TASK_CHILDREN), place(0, &OFF_TASK_SIBLING)) else { return 0 };
     let (mut at, mut count, mut nth) = (head, 0, 0);
     while nth < MAX_CHILDREN {
-        at = at_address::<u64>(at).unwrap_or(head);
+        at = at_address(at).unwrap_or(head);
         if at == head {
             break;
         }
         let child = at - sibling;
-        if child != but {
-            count += dying(child, file, number);
-        }
+        count += dying(child, file, number) & !is_zero(child ^ but);
         nth += 1;
     }
     count
@@ -155,10 +160,20 @@ fn children(of: u64, but: u64, file: u64, number: u32) -> u64 {
 /// 1 if a process is being killed and has a file open under a number, else 0.
 #[inline(always)]
 fn dying(task: u64, file: u64, number: u32) -> u64 {
+    let signal = value::<u64>(task, &OFF_TASK_SIGNAL);
+    let killed =
+        value::<u32>(signal, &OFF_SIGNAL_FLAGS) / SIGNAL_GROUP_EXIT | value::<u32>(task, &OFF_TASK_FLAGS) / PF_EXITING;
     // Before it closes its files it has none.
-    let Some((max, fds)) = descriptors(task) else { return 0 };
-    let same = number < max && at_address::<u64>(fds + 8 * u64::from(number)) == Some(file);
-    u64::from(same && is_killed(task))
+    let table = value::<u64>(value(task, &OFF_TASK_FILES), &OFF_FILES_FDT);
+    let is_number = u64::from(number).wrapping_sub(u64::from(value::<u32>(table, &OFF_FDT_MAX))) >> 63;
+    let same = is_zero(file ^ at_or_zero::<u64>(value::<u64>(table, &OFF_FDT_FD) + 8 * u64::from(number)));
+    black_box(u64::from(killed) & is_number & same & 1)
+}
+
+/// 1 for 0, else 0, without a branch.
+#[inline(always)]
+fn is_zero(value: u64) -> u64 {
+    black_box((value | value.wrapping_neg()) >> 63 ^ 1)
 }
 
 /// Number and place of a process's descriptors.

@@ -3,7 +3,7 @@
 
 use core::ffi::c_void;
 
-use aya_ebpf::helpers::bpf_probe_read_kernel;
+use aya_ebpf::helpers::{bpf_probe_read_kernel, generated};
 
 /// Where fields stand. 0: unknown; [`u64::MAX`]: at the beginning. Set before loading.
 macro_rules! offsets {
@@ -90,4 +90,20 @@ fn offset(field: &'static u64) -> Option<u64> {
 pub fn at_address<T>(at: u64) -> Option<T> {
     // SAFETY: the helper checks the address and fails on a bad one.
     unsafe { bpf_probe_read_kernel(at as *const T) }.ok()
+}
+
+/// Reads a field of the structure at `base`; 0: there is none, or it cannot be read. Without a branch.
+#[inline(always)]
+pub fn value<T: From<u8>>(base: u64, field: &'static u64) -> T {
+    // An offset is at most a few thousand: what is read at one of these alone is nobody's.
+    at_or_zero(base.wrapping_add(offset(field).unwrap_or(0)))
+}
+
+/// Reads what stands at an address of the kernel; 0: it cannot be read. Without a branch.
+#[inline(always)]
+pub fn at_or_zero<T: From<u8>>(at: u64) -> T {
+    let mut value = T::from(0);
+    // SAFETY: room for a T; the helper checks the address, and leaves zeros where it is bad.
+    unsafe { generated::bpf_probe_read_kernel((&raw mut value).cast(), size_of::<T>() as u32, at as *const c_void) };
+    value
 }

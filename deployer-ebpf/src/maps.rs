@@ -8,9 +8,9 @@ use aya_ebpf::{
 use deployer_common::{
     endpoint::Endpoint,
     layout::{
-        EVENT_BYTES, Event, Frontend, Limits, ListenerNote, Listening, MAX_FRONTENDS, MAX_LISTENING,
-        MAX_SERVICES, MAX_SLOTS, MAX_WORKERS, ServiceCount, Slot, SockNote, Switchboard, WorkerAddr, WorkerCount,
-        WorkerLife, WorkerProof,
+        EVENT_BYTES, Event, Frontend, Limits, ListenerNote, Listening, MAX_FRONTENDS, MAX_LISTENING, MAX_SERVICES,
+        MAX_SLOTS, MAX_WORKERS, ServiceCount, Slot, SockNote, Switchboard, WorkerAddr, WorkerCount, WorkerLife,
+        WorkerProof,
     },
 };
 

@@ -17,6 +17,8 @@ import struct
 import sys
 import time
 
+import uring
+
 IP_FREEBIND = 15
 IP_LOCAL_PORT_RANGE = 51
 TCP_FASTOPEN_CONNECT = 30
@@ -75,40 +77,57 @@ def prepared(job):
         # An address that is not of this host: connect() fails when it looks for a route, which is after the hook.
         sock.setsockopt(socket.IPPROTO_IP, IP_FREEBIND, 1)
     if job.get("source"):
-        sock.bind((job["source"], 0))
+        sock.bind((job["source"], job.get("source_port", 0)))
+    if job.get("device"):
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, job["device"].encode())
     if job.get("fastopen"):
         sock.setsockopt(socket.IPPROTO_TCP, TCP_FASTOPEN_CONNECT, 1)
     return sock, address
 
 
-def connect(sock, address, nonblocking=False):
+def connect(sock, address, job):
     """What connect() said, and what came of it later."""
     seen = {"connect": 0, "later": 0}
-    if nonblocking:
-        sock.setblocking(False)
+    # With a time limit Python would make the socket non-blocking behind our back.
+    sock.setblocking(not job.get("nonblocking"))
+    if job.get("via") == "sendto":
+        # There is no connect(): the first write makes the connection.
+        try:
+            sock.sendto((job.get("ask") or "").encode() + b"\n", socket.MSG_FASTOPEN, address)
+        except OSError as error:
+            seen["connect"] = error.errno
+    elif job.get("via"):
+        seen["connect"] = -uring.connect(sock, address, job["via"])
+    elif job.get("nonblocking"):
         seen["connect"] = sock.connect_ex(address)
         if seen["connect"] == errno.EINPROGRESS:
             select.select([], [sock], [], LIMIT)
             seen["later"] = sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
-        sock.settimeout(LIMIT)
     else:
-        # With a time limit Python would make the socket non-blocking behind our back.
-        sock.setblocking(True)
         seen["connect"] = sock.connect_ex(address)
-        sock.settimeout(LIMIT)
+    sock.settimeout(LIMIT)
     return seen
 
 
-def answer(sock, seen):
+def answer(sock, seen, job):
     """Completes what was seen with the peer's name and its answer."""
     failed = seen["later"] or (seen["connect"] not in (0, errno.EINPROGRESS))
     if not failed:
-        seen["peer"] = "%s %d" % sock.getpeername()[:2]
+        # With TCP_FASTOPEN_CONNECT there is no peer before the first write.
+        peer = None if job.get("fastopen") else sock.getpeername()
+        if job.get("told"):
+            sys.stdin.readline()
+        if job.get("ask") and job.get("via") != "sendto":
+            sock.sendall(job["ask"].encode() + b"\n")
         text = b""
         while not text.endswith(b"\n"):
             part = sock.recv(16)
             text += part or b"\n"
-        seen["answer"] = int(text or 0)
+        seen["peer"] = "%s %d" % (peer or sock.getpeername())[:2]
+        words = [int(word) for word in text.split()] or [0]
+        seen["answer"] = words[0]
+        if len(words) == 3:
+            seen["pid"], seen["cold"] = words[1], bool(words[2])
     return seen
 
 
@@ -119,10 +138,10 @@ def once(job):
         sock.send(b"?")
         return {"connect": 0, "later": 0, "peer": "%s %d" % sock.getpeername()[:2], "answer": int(sock.recv(16))}
     begun = time.monotonic()
-    seen = connect(sock, address, job.get("nonblocking"))
+    seen = connect(sock, address, job)
     seen["ms"] = (time.monotonic() - begun) * 1000
     try:
-        answer(sock, seen)
+        answer(sock, seen, job)
     except OSError as error:
         seen["later"] = error.errno or errno.ETIMEDOUT
     end(sock, job)
@@ -142,11 +161,11 @@ def end(sock, job):
 def elsewhere(job):
     """One socket, connected, taken apart (AF_UNSPEC), and connected to where `then` says."""
     sock, address = prepared(job)
-    first = answer(sock, connect(sock, address))
+    first = answer(sock, connect(sock, address, job), job)
     libc = ctypes.CDLL(None, use_errno=True)
     if libc.connect(sock.fileno(), struct.pack("H14x", socket.AF_UNSPEC), 16):
         raise OSError(ctypes.get_errno(), "connect(AF_UNSPEC)")
-    second = answer(sock, connect(sock, (job["to"], job["then"])))
+    second = answer(sock, connect(sock, (job["to"], job["then"]), job), job)
     sock.close()
     return [first, second]
 
@@ -157,9 +176,9 @@ def retried(job):
     blocker.bind(("127.0.0.1", 0))
     port = blocker.getsockname()[1]
     sock.setsockopt(socket.IPPROTO_IP, IP_LOCAL_PORT_RANGE, struct.pack("I", port << 16 | port))
-    first = connect(sock, address)
+    first = connect(sock, address, job)
     sock.setsockopt(socket.IPPROTO_IP, IP_LOCAL_PORT_RANGE, struct.pack("I", 0))
-    second = answer(sock, connect(sock, address))
+    second = answer(sock, connect(sock, address, job), job)
     sock.close()
     return [first, second]
 
@@ -168,7 +187,12 @@ def silent(job):
     """A socket that is connected and then left alone."""
     sock, address = prepared(job)
     KEPT.append(sock)
-    return [connect(sock, address)]
+    return [connect(sock, address, job)]
+
+
+def until_told():
+    while not select.select([sys.stdin], [], [], 0)[0]:
+        yield
 
 
 def main(mode, *words):
@@ -176,7 +200,7 @@ def main(mode, *words):
         serve(*words)
     seen = []
     for job in json.loads(words[0]):
-        for _ in range(job.get("times", 1)):
+        for _ in range(job["times"]) if job.get("times") else until_told():
             if job.get("odd"):
                 seen += {"elsewhere": elsewhere, "retried": retried, "silent": silent}[job["odd"]](job)
             else:

@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 use std::ffi::OsStr;
 use std::fs;
-use std::io::{BufRead, BufReader};
+use std::io::{BufRead, BufReader, Write};
 use std::net::TcpStream;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -29,7 +29,7 @@ pub struct Dial<'a> {
     pub to: &'a str,
     /// Port.
     pub port: u16,
-    /// How often, one after the other.
+    /// How often, one after the other; 0: until it is told ([`Running::tell`]).
     pub times: u32,
     /// With so many milliseconds between two.
     pub pause_ms: u32,
@@ -56,6 +56,17 @@ pub struct Dial<'a> {
     pub odd: Option<&'a str>,
     /// See `odd`.
     pub then: u16,
+    /// From this port; 0: any.
+    pub source_port: u16,
+    /// With SO_BINDTODEVICE.
+    pub device: Option<&'a str>,
+    /// Not by connect(): `sendto` (TCP Fast Open), `uring`, `uring-async`, `uring-sqpoll` (io_uring: by the caller's own
+    /// thread, by a worker thread, by a polling thread).
+    pub via: Option<&'a str>,
+    /// What is written before the answer is read.
+    pub ask: Option<&'a str>,
+    /// Between connecting and asking it waits to be told ([`Running::tell`]).
+    pub told: bool,
 }
 
 impl<'a> Dial<'a> {
@@ -81,6 +92,11 @@ pub struct Seen {
     pub peer: Option<String>,
     /// What the server said.
     pub answer: Option<u16>,
+    /// Its process, if it said that, too.
+    pub pid: Option<u32>,
+    /// Whether it was cold, as it said.
+    #[serde(default)]
+    pub cold: bool,
     /// How long connect() took.
     #[serde(default)]
     pub ms: f64,
@@ -147,6 +163,7 @@ impl<'a> Caller<'a> {
         let script = self.sandbox.dir().join("dial.py");
         if !script.exists() {
             fs::write(&script, include_str!("../app/dial.py")).context("write dial.py")?;
+            fs::write(script.with_file_name("uring.py"), include_str!("../app/uring.py")).context("write uring.py")?;
         }
         let mut net = OsStr::new("--net=").to_owned();
         net.push(&self.netns);
@@ -166,7 +183,8 @@ impl<'a> Caller<'a> {
     /// Like [`Self::dial`], but does not wait.
     pub fn start(&self, dials: &[Dial<'_>]) -> Result<Running> {
         let mut command = self.command("dial")?;
-        command.arg(serde_json::to_string(dials)?).stdout(Stdio::piped()).stderr(Stdio::piped());
+        command.arg(serde_json::to_string(dials)?).stdin(Stdio::piped());
+        command.stdout(Stdio::piped()).stderr(Stdio::piped());
         Ok(Running(command.spawn().context("start dial.py")?))
     }
 
@@ -195,6 +213,16 @@ impl<'a> Caller<'a> {
 pub struct Running(Child);
 
 impl Running {
+    /// Lets one that waits for it ask (`told`).
+    pub fn tell(&mut self) -> Result<()> {
+        self.0.stdin.as_mut().context("its input")?.write_all(b"\n").context("tell dial.py")
+    }
+
+    /// Its process id.
+    pub fn pid(&self) -> u32 {
+        self.0.id()
+    }
+
     /// Waits for its end, and says what it saw.
     pub fn finish(self) -> Result<Vec<Seen>> {
         let output = self.0.wait_with_output().context("wait for dial.py")?;

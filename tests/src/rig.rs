@@ -276,7 +276,7 @@ pub fn wait(what: &str, mut holds: impl FnMut() -> Result<bool>) -> Result<Durat
 }
 
 /// Connections at a worker's end, as `ss` sees them.
-fn ss(sandbox: &Sandbox, port: u16) -> Result<u64> {
+pub fn ss(sandbox: &Sandbox, port: u16) -> Result<u64> {
     let mut command = sandbox.command(Place::Outside, "ss");
     command.args(["-tnH", "state", "established", "state", "close-wait", "sport", "=", &format!(":{port}")]);
     Ok(run(&mut command)?.lines().count() as u64)

@@ -2,17 +2,18 @@
 
 use std::{
     collections::BTreeSet,
-    fs, io,
+    fs,
     net::{IpAddr, SocketAddr},
     ops::RangeInclusive,
 };
 
-use socket2::{Domain, Protocol, Socket, Type};
-
 use super::{Finding, ranges};
 use crate::{
     config::Config,
-    kernel::diag::{self, states},
+    kernel::{
+        diag::{self, states},
+        ports,
+    },
 };
 
 const RANGE: &str = "/proc/sys/net/ipv4/ip_local_port_range";
@@ -95,20 +96,9 @@ fn takes(listener: SocketAddr, address: SocketAddr) -> bool {
         (IpAddr::V4(listener), IpAddr::V4(_)) => listener.is_unspecified(),
         (IpAddr::V6(listener), IpAddr::V6(_)) => listener.is_unspecified(),
         // On [::]: sock_diag does not say whether it takes IPv4, too, but a bind is refused if it does.
-        (IpAddr::V6(listener), IpAddr::V4(_)) => listener.is_unspecified() && is_taken(address),
+        (IpAddr::V6(listener), IpAddr::V4(_)) => listener.is_unspecified() && ports::is_taken(address),
         (IpAddr::V4(_), IpAddr::V6(_)) => false,
     }
-}
-
-/// Binds, without listening: nobody can connect to that, and it is gone at once.
-fn is_taken(address: SocketAddr) -> bool {
-    let bind = || -> io::Result<()> {
-        let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
-        // Then only a listener is in the way, not connections or what is left of them.
-        socket.set_reuse_address(true)?;
-        socket.bind(&address.into())
-    };
-    bind().is_err_and(|error| error.kind() == io::ErrorKind::AddrInUse)
 }
 
 #[cfg(test)]
@@ -119,6 +109,7 @@ mod tests {
     };
 
     use proptest::prelude::*;
+    use socket2::{Domain, Protocol, Socket, Type};
 
     use super::{super::Level, *};
 

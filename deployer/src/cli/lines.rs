@@ -43,14 +43,7 @@ pub(super) fn text(what: &What) -> String {
         What::Held { worker, spare, open, tickets, by, floor } => {
             format!("{} held by {}", name(*worker, *spare), held(*open, *tickets, by, floor.as_deref()))
         }
-        What::Ended { worker, text, cut, callers } => {
-            let more = if callers.len() == *cut { "" } else { "; …" };
-            let cut = match cut {
-                0 => "no connection was open in it".to_owned(),
-                cut => format!("{} cut: {}{more}", counted(*cut, "connection"), joined(callers, "; ")),
-            };
-            format!("{worker} {}; {cut}", clean(text))
-        }
+        What::Ended { worker, text, cut, callers } => format!("{worker} {}; {}", clean(text), was_cut(*cut, callers)),
         What::Resumed { text } => format!("the roll {}", clean(text)),
         What::StopAsked { by } => format!("{} asked for a stop after the batch in hand", clean(by)),
         What::Finished { result, text, changed, failed, seconds } => {
@@ -64,6 +57,15 @@ pub(super) fn text(what: &What) -> String {
             format!("{ended}, {} changed{failed}{text}", counted(*changed, "worker"))
         }
     }
+}
+
+/// Connections that were open in a process when it ended.
+fn was_cut(cut: usize, callers: &[String]) -> String {
+    if cut == 0 {
+        return "no connection was open in it".to_owned();
+    }
+    let more = if callers.len() == cut { "" } else { "; …" };
+    format!("{} cut: {}{more}", counted(cut, "connection"), joined(callers, "; "))
 }
 
 /// A worker; a spare is called so.

@@ -131,6 +131,12 @@ impl Daemon {
             }
             is_let_in = self.tell_of_floor(worker, is_let_in);
         }
+        self.let_go(worker, lives).await;
+        drop(claim);
+    }
+
+    /// The end of a drain: it is written down, and the worker is back, if it `lives`.
+    async fn let_go(&self, worker: &Worker, lives: bool) {
         let written = self.journal.commit(|state| {
             if let Some(known) = state.worker(&worker.service, worker.at) {
                 known.drained = None;
@@ -146,7 +152,6 @@ impl Daemon {
             self.tables.publish(worker.index, State::Down, 0);
             worker.enter(Phase::Down, "its process has ended while it was drained");
         }
-        drop(claim);
     }
 
     /// The dead are nobody's fallback, and no lease brings them back. What listens later is not warm.

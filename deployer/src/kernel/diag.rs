@@ -39,6 +39,8 @@ pub mod states {
     /// Every state in which a request may be on its way, or being served. Not LISTEN, TIME_WAIT, or the FIN states, in
     /// which the kernel alone finishes what has been written.
     pub const ALIVE: u32 = SYN_SENT | SYN_RECV | ESTABLISHED | CLOSE_WAIT;
+    /// Every state but LISTEN: whatever may still have its port.
+    pub const CONNECTED: u32 = ALIVE | 1 << 4 | 1 << 5 | 1 << 6 | 1 << 9 | 1 << 11;
 }
 
 /// A socket as sock_diag reports it.
@@ -57,6 +59,12 @@ pub struct Socket {
 }
 
 impl Socket {
+    /// Whether its state is one of `states` (bits of [`states`]).
+    #[must_use]
+    pub fn is_in(&self, states: u32) -> bool {
+        1_u32.checked_shl(self.state.into()).is_some_and(|state| state & states != 0)
+    }
+
     /// The state's name as `ss` writes it.
     #[must_use]
     pub fn state_name(&self) -> &'static str {
@@ -88,18 +96,32 @@ pub fn sockets(states: u32, port: Option<u16>) -> io::Result<Vec<Socket>> {
 /// The sockets that hold a drain of `worker`: every one, at either end, in which a request may be on its way or being
 /// served. The callers' ends count too: behind a full accept queue they wait in SYN_SENT, and nothing shows at the
 /// worker's end. With `wildcard` the worker listens on every address, so every socket at its port is its own, also those
-/// of callers on other hosts.
+/// of callers on other hosts. Without, those are not that have its port at an address where nobody listens: they are
+/// somebody's outgoing connections.
 ///
 /// # Errors
 /// As [`sockets`].
 pub fn holders(worker: SocketAddr, wildcard: bool) -> io::Result<Vec<Socket>> {
-    let mut found = sockets(states::ALIVE, Some(worker.port()))?;
-    found.retain(|socket| {
-        wildcard && socket.local.port() == worker.port()
-            || is_end(socket.local, socket.peer, worker)
-            || is_end(socket.peer, socket.local, worker)
-    });
+    let mut found = sockets(states::ALIVE | states::LISTEN, Some(worker.port()))?;
+    let listening: Vec<IpAddr> =
+        found.extract_if(.., |socket| socket.is_in(states::LISTEN)).map(|socket| socket.local.ip()).collect();
+    found.retain(|socket| holds(socket, worker, wildcard, &listening));
     Ok(found)
+}
+
+/// Whether a socket holds a drain of `worker`, on whose port there are listeners at these addresses.
+fn holds(socket: &Socket, worker: SocketAddr, wildcard: bool, listening: &[IpAddr]) -> bool {
+    let Socket { local, peer, .. } = *socket;
+    // Where nobody listens, nobody can have accepted: there the port is the source of somebody's own connection. Of a
+    // worker that has closed its listener and is still serving, nothing can be said.
+    let accepts = |ip: IpAddr| {
+        let takes = |at: &IpAddr| *at == ip || at.is_unspecified() && (at.is_ipv6() || ip.is_ipv4());
+        wildcard || ip == worker.ip() || listening.is_empty() || listening.iter().any(takes)
+    };
+    // Who is still calling has not been accepted, whatever the port that it calls from.
+    let is_accepted = !socket.is_in(states::SYN_SENT) && accepts(local.ip());
+    let is_at_worker = wildcard && local.port() == worker.port() || is_end(local, peer, worker);
+    is_accepted && is_at_worker || is_end(peer, local, worker) && accepts(peer.ip())
 }
 
 /// Whether anything listens on a port at a wildcard address.
@@ -248,6 +270,66 @@ mod tests {
             let listening = sockets(states::LISTEN, None)?;
             assert!(listening.iter().any(|socket| socket.local.port() == port));
         }
+        Ok(())
+    }
+
+    /// Outgoing connections that have been given a worker's port, as `net.ipv4.ip_local_port_range` may have it.
+    #[test]
+    fn strangers_from_the_same_port_do_not_hold() -> io::Result<()> {
+        let (listener, other) = (TcpListener::bind("127.0.0.1:0")?, TcpListener::bind("127.0.0.1:0")?);
+        let worker = listener.local_addr()?;
+        let from = |ip: &str, to: &TcpListener| -> io::Result<(TcpStream, TcpStream)> {
+            let socket = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None)?;
+            let ip: Ipv4Addr = ip.parse().map_err(io::Error::other)?;
+            socket.bind(&SocketAddr::from((ip, worker.port())).into())?;
+            socket.connect(&to.local_addr()?.into())?;
+            Ok((socket.into(), to.accept()?.0))
+        };
+        let stranger = from("127.0.0.2", &other)?;
+        assert_eq!(holders(worker, false)?, vec![], "a stranger's connection from 127.0.0.2");
+        // The twin: with a caller of the worker's from such a port.
+        let caller = from("127.0.0.3", &listener)?;
+        assert_eq!(holders(worker, false)?.len(), 2);
+        drop((caller, stranger));
+        Ok(())
+    }
+
+    /// Who holds a drain of 127.0.0.1:8003, by the states of the socket and the listeners on port 8003.
+    #[test]
+    fn who_holds() -> Result<(), std::net::AddrParseError> {
+        const ESTABLISHED: u8 = 1;
+        const SYN_SENT: u8 = 2;
+        let cases = [
+            (ESTABLISHED, "127.0.0.1:8003", "127.0.0.1:43210", &["127.0.0.1"][..], true),
+            (ESTABLISHED, "127.0.0.1:43210", "127.0.0.1:8003", &["127.0.0.1"], true),
+            (SYN_SENT, "127.0.0.1:43210", "127.0.0.1:8003", &["127.0.0.1"], true),
+            (SYN_SENT, "127.0.0.1:8003", "127.0.0.1:8003", &[], true),
+            (SYN_SENT, "127.0.0.1:8003", "127.0.0.1:5432", &[], false),
+            (SYN_SENT, "127.0.0.2:8003", "127.0.0.1:5432", &["0.0.0.0"], false),
+            // Its listener is closed, another's is not.
+            (ESTABLISHED, "127.0.0.1:8003", "127.0.0.1:43210", &["10.0.0.1"], true),
+            (ESTABLISHED, "127.0.0.2:8003", "127.0.0.1:5432", &["127.0.0.1"], false),
+            (ESTABLISHED, "127.0.0.1:5432", "127.0.0.2:8003", &["127.0.0.1"], false),
+            (ESTABLISHED, "10.0.0.1:8003", "10.0.0.1:5432", &["127.0.0.1"], false),
+            (ESTABLISHED, "10.0.0.1:8003", "10.0.0.1:43210", &["0.0.0.0"], true),
+            (ESTABLISHED, "10.0.0.1:8003", "10.0.0.1:43210", &["::"], true),
+            (ESTABLISHED, "[::1]:8003", "[::1]:43210", &["127.0.0.1"], false),
+            (ESTABLISHED, "[::1]:8003", "[::1]:43210", &["127.0.0.1", "::1"], true),
+            (ESTABLISHED, "[::1]:8003", "[::1]:43210", &["0.0.0.0"], false),
+            // Nobody listens any more: whatever may be the worker's.
+            (ESTABLISHED, "127.0.0.2:8003", "127.0.0.1:43210", &[], true),
+            (ESTABLISHED, "10.0.0.1:8003", "10.0.0.2:43210", &[], false),
+        ];
+        for (state, local, peer, listening, held) in cases {
+            let socket = Socket { state, local: local.parse()?, peer: peer.parse()?, cookie: 1, inode: 1 };
+            let listening: Vec<IpAddr> = listening.iter().map(|at| at.parse()).collect::<Result<_, _>>()?;
+            let worker = SocketAddr::from(([127, 0, 0, 1], 8003));
+            assert_eq!(holds(&socket, worker, false, &listening), held, "{socket:?}, listening {listening:?}");
+        }
+        // From other hosts, to a worker on every address.
+        let (local, peer) = ("10.0.0.1:8003".parse()?, "10.0.0.2:43210".parse()?);
+        let socket = Socket { state: ESTABLISHED, local, peer, cookie: 1, inode: 1 };
+        assert!(holds(&socket, SocketAddr::from(([127, 0, 0, 1], 8003)), true, &[Ipv4Addr::UNSPECIFIED.into()]));
         Ok(())
     }
 

@@ -13,6 +13,7 @@ mod load;
 mod mapping;
 pub mod pidfd;
 mod pins;
+pub mod ports;
 pub mod procs;
 pub mod tables;
 mod versions;

@@ -186,12 +186,16 @@ impl Roll {
         reach(Point::BatchJournaled, None).await;
     }
 
+    /// In the tables.
+    fn places(&self, workers: &[usize]) -> Arc<[u32]> {
+        workers.iter().filter_map(|nth| self.service.member(*nth)).map(|worker| worker.index).collect()
+    }
+
     async fn batch(&mut self, workers: &[usize], task: &Task) -> Vec<(usize, Outcome)> {
         let mut restarts = JoinSet::new();
         let mut outcomes = Vec::with_capacity(workers.len());
         let mut known = std::mem::take(&mut self.hand);
-        let batch: Arc<[u32]> =
-            workers.iter().filter_map(|nth| self.service.member(*nth)).map(|worker| worker.index).collect();
+        let batch = self.places(workers);
         for nth in workers.iter().copied() {
             let Some(worker) = self.service.member(nth) else { continue };
             let hand = match known.remove(&nth) {

@@ -9,7 +9,7 @@ use std::{
 
 use super::world::World;
 use crate::{
-    kernel::{diag, procs},
+    kernel::{diag, ports, procs},
     service::{Service, Worker, blocking},
     warm,
     workers::{ProcessPhase, ProcessStatus},
@@ -80,10 +80,11 @@ async fn judge(
     let name = service.manager.name(at);
     let said = if status.detail.is_empty() { String::new() } else { format!(" ({})", status.detail) };
     if status.phase == ProcessPhase::Failed {
-        return Err(format!("{at}: {name} does not start{said}; see its log"));
+        return Err(format!("{at}: {name} does not start{said}; see its log{}", taken(at).await));
     }
     if pids >= CRASHES {
-        return Err(format!("{at}: {name} crashes at start: {pids} processes so far{said}; see its log"));
+        let taken = taken(at).await;
+        return Err(format!("{at}: {name} crashes at start: {pids} processes so far{said}; see its log{taken}"));
     }
     if !late {
         return Ok(());
@@ -93,7 +94,17 @@ async fn judge(
         Some(pid) => blocking(move || elsewhere(pid)).await.unwrap_or_default(),
         None => String::new(),
     };
-    Err(format!("{at}: nothing listened within {within} s of the start; {name} is {}{said}{elsewhere}", status.phase))
+    let (phase, taken) = (status.phase, taken(at).await);
+    Err(format!("{at}: nothing listened within {within} s of the start; {name} is {phase}{said}{elsewhere}{taken}"))
+}
+
+/// Whose outgoing connection is in the worker's way, if one is.
+async fn taken(at: SocketAddr) -> String {
+    match blocking(move || ports::taken_by(at)).await {
+        Ok(Some(who)) => format!(". Its port is taken: {who}; `deployer check` says how to reserve the workers' ports"),
+        // The process's own failure has been told.
+        Ok(None) | Err(_) => String::new(),
+    }
 }
 
 /// What else a process listens on: a worker on the wrong port is worth naming.

@@ -153,6 +153,9 @@ fn marked(worker: SocketAddr) -> Result<TcpSocket, String> {
         let socket = Socket::new(Domain::for_address(worker), Type::STREAM, Some(Protocol::TCP))?;
         socket.set_nonblocking(true)?;
         socket.set_tcp_nodelay(true)?;
+        // Its own port may be that of a worker that is down just now. With this option at both ends, neither it nor what
+        // is left of it (TIME_WAIT, 60 s) keeps that worker from listening there.
+        socket.set_reuse_address(true)?;
         Ok(socket)
     };
     let socket: Socket = new().map_err(|error: io::Error| format!("cannot make a socket: {error}"))?;
@@ -296,6 +299,23 @@ mod tests {
         let stream = socket.connect(port).await.unwrap();
         assert_eq!(unless_self(stream).unwrap_err(), ConnectError::Refused);
         std::net::TcpListener::bind(port).expect("the port is free again");
+    }
+
+    #[tokio::test]
+    async fn its_own_port_stays_free_for_a_worker() {
+        let other = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let worker = other.local_addr().unwrap();
+        let stream = match connect(worker, Duration::from_secs(5)).await {
+            Ok(stream) => stream,
+            Err(ConnectError::Failed(why)) if why.contains("CAP_NET_ADMIN") => return,
+            Err(error) => panic!("{}", error.words()),
+        };
+        let port = stream.local_addr().unwrap();
+        std::net::TcpListener::bind(port).expect("a worker listens where a warm-up comes from");
+        // Closed at this end first, which is the one that is left in TIME_WAIT.
+        drop(stream);
+        drop(other.accept().unwrap());
+        std::net::TcpListener::bind(port).expect("a worker listens where a warm-up came from");
     }
 
     #[test]

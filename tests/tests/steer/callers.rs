@@ -1,4 +1,4 @@
-//! Callers as they come: in cgroups below, in cgroups made anew, upgraded, with other kinds of connect().
+//! Callers as they come: in cgroups below, in cgroups made anew, upgraded.
 
 use std::fs;
 
@@ -67,19 +67,4 @@ fn cgroups_apart() -> Result<()> {
     ensure!(lost.iter().all(|one| one.connect != 0) && service.sum(|w| w.tickets) == 0, "{service:?}");
     drop(held);
     wait("all to be closed", || Ok(rig.service()?.sum(|w| w.open) == 0)).map(drop)
-}
-
-/// Multipath TCP. getpeername() asks the outer socket, of which the hook in connect() has seen the subflow only: it shows
-/// where the connection really is.
-#[test]
-fn multipath() -> Result<()> {
-    let sandbox = Sandbox::new("mptcp")?;
-    let rig = Setup::default().start(&sandbox)?;
-    let caller = Caller::at(&sandbox, Place::Callers);
-    rig.drain(8000)?;
-    let seen = caller.once(Dial { mptcp: true, ..Dial::to(HOST, 8000).times(10) })?;
-    eprintln!("{:?}, peer {:?}", answers(&seen), seen[0].peer);
-    ensure!(seen.iter().all(|one| one.answer.is_some_and(|port| port != 8000)), "{seen:?}");
-    ensure!(rig.service()?.sum(|w| w.tickets) == 0, "{:?}", rig.service()?);
-    Ok(())
 }

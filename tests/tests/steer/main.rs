@@ -6,6 +6,7 @@ mod counts;
 mod drained;
 mod floor;
 mod leases;
+mod lives;
 mod modes;
 mod policies;
 mod strangers;

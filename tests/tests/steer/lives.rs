@@ -1,0 +1,35 @@
+//! What the kernel sees of workers' processes by itself: the daemon is stopped all the while, and told afterwards.
+
+use anyhow::{Result, ensure};
+use deployer_tests::dial::{Caller, Dial, answers};
+use deployer_tests::process::suspend;
+use deployer_tests::rig::{Setup, wait};
+use deployer_tests::sandbox::{Place, Sandbox};
+use rustix::process::Signal;
+
+const HOST: &str = "127.0.0.1";
+
+/// A worker whose socket is older than the programs is killed, and started again. Callers are led around it until the
+/// daemon has warmed it; whoever is not steered meets what is there.
+#[test]
+fn killed_and_started_while_the_daemon_stands_still() -> Result<()> {
+    let sandbox = Sandbox::new("lives")?;
+    let mut rig = Setup { ports: 8000..=8001, ..Setup::default() }.start(&sandbox)?;
+    let caller = Caller::at(&sandbox, Place::Callers);
+    let stranger = Caller::at(&sandbox, Place::Outside);
+    let dial = || Dial::to(HOST, 8000).times(10);
+    ensure!(answers(&caller.once(dial())?) == [(8000, 10)].into());
+    suspend(rig.daemon.pid())?;
+    rig.servers.remove(0).stop()?;
+    let (seen, bare) = (caller.once(dial())?, stranger.once(dial())?);
+    ensure!(answers(&seen) == [(8001, 10)].into(), "killed: {seen:?}");
+    ensure!(bare.iter().all(deployer_tests::dial::Seen::is_refused), "the twin: {bare:?}");
+    rig.start_worker(8000)?;
+    let (seen, bare) = (caller.once(dial())?, stranger.once(dial())?);
+    ensure!(answers(&seen) == [(8001, 10)].into(), "cold: {seen:?}");
+    ensure!(answers(&bare) == [(8000, 10)].into(), "the twin: {bare:?}");
+    rig.daemon.signal(Signal::CONT)?;
+    rig.wait_phase(8000, "up")?;
+    ensure!(answers(&caller.once(dial())?) == [(8000, 10)].into());
+    wait("the end to be told", || Ok(rig.daemon.log().contains("is being killed"))).map(drop)
+}
