@@ -5,6 +5,7 @@
 //! | `GET /v1/status` | [`Status`] |
 //! | `POST /v1/services/NAME/roll` [`RollRequest`] | [`RollStarted`]; with `dry_run` the plan alone |
 //! | `GET /v1/rolls/ID/events?from=SEQ` | [`Event`]s from the first, or from SEQ, one JSON object a line, until the roll has ended |
+//! | `GET /v1/rolls/ID/report` | [`Report`]; with `last` for ID that of the roll which began last |
 //! | `POST /v1/rolls/ID/stop` | [`Done`] |
 //! | `POST /v1/services/NAME/drain` [`DrainRequest`] | [`Done`] when the worker is out of rotation |
 //! | `POST /v1/services/NAME/enable` [`EnableRequest`] | [`Done`] |
@@ -14,12 +15,16 @@
 //! Every error is an [`ErrorBody`] with the HTTP status of its [`Exit`].
 
 mod event;
+mod report;
 
 use std::net::SocketAddr;
 
 use serde::{Deserialize, Serialize};
 
-pub use self::event::{Event, What};
+pub use self::{
+    event::{Event, What},
+    report::{Latency, Proof, Report, Tally, Window},
+};
 
 /// Exit codes of every verb.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -313,4 +318,22 @@ pub struct WorkerStatus {
     /// Connections taken while draining, because some others were up, but fewer than must be.
     #[serde(default)]
     pub fallback_floor: u64,
+    /// Connections established after its drain was published and every earlier `connect()` had ended.
+    #[serde(default)]
+    pub late: u64,
+    /// Connections established while it was cold.
+    #[serde(default)]
+    pub to_cold: u64,
+    /// Connections of steered callers that could not be established.
+    #[serde(default)]
+    pub failed: u64,
+    /// Connections of steered callers that its end reset instead of closing them.
+    #[serde(default)]
+    pub reset: u64,
+    /// How often its process ended, or closed its last listening socket: crashes, and stops on request.
+    #[serde(default)]
+    pub crashes: u64,
+    /// Connections that were open in its process when that ended.
+    #[serde(default)]
+    pub cut: u64,
 }

@@ -11,6 +11,7 @@ pub mod daemon;
 pub mod failpoint;
 pub mod journal;
 pub mod kernel;
+pub mod report;
 pub mod roll;
 pub mod service;
 pub mod warm;

@@ -360,6 +360,12 @@ pub struct Worker {
     pub fallback_draining: u64,
     pub fallback_cold: u64,
     pub fallback_floor: u64,
+    pub late: u64,
+    pub to_cold: u64,
+    pub failed: u64,
+    pub reset: u64,
+    pub crashes: u64,
+    pub cut: u64,
 }
 
 fn by_port<'de, D: serde::Deserializer<'de>>(input: D) -> Result<BTreeMap<u16, Worker>, D::Error> {

@@ -11,6 +11,7 @@ mod drain;
 mod lines;
 mod out;
 mod pump;
+mod report;
 mod roll;
 mod signals;
 mod status;
@@ -89,6 +90,16 @@ enum Verb {
     /// Show services and workers: phases, versions, connections, where connections went
     #[command(after_help = EXIT_CODES)]
     Status {
+        /// Print one JSON object
+        #[arg(long)]
+        json: bool,
+    },
+    /// Show what became of the connections before, during and after a roll
+    #[command(after_help = EXIT_CODES)]
+    Report {
+        /// The roll, as `deployer roll --json` and `deployer status` name it [default: the one that began last]
+        #[arg(value_name = "ID", value_parser = NonEmptyStringValueParser::new())]
+        roll: Option<String>,
         /// Print one JSON object
         #[arg(long)]
         json: bool,
@@ -198,6 +209,7 @@ fn run(cli: Cli) -> Exit {
         Verb::SelfTestProbe => crate::service::selftest::probe::main(),
         Verb::Roll(options) => block_on(roll::run(&client, &options)),
         Verb::Status { json } => block_on(status::run(&client, json)),
+        Verb::Report { roll, json } => block_on(report::run(&client, roll.as_deref(), json)),
         Verb::Drain { worker, for_ms, force } => block_on(drain::drain(&client, &worker, for_ms, force)),
         Verb::Enable { worker } => block_on(drain::enable(&client, &worker)),
         Verb::Bypass { service, off, force } => block_on(bypass::run(&client, service, !off, force)),

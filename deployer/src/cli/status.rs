@@ -124,7 +124,26 @@ fn heading(service: &ServiceStatus) -> String {
     if !counts.is_empty() {
         line.push_str(&format!("  connections: {}\n", counts.join(", ")));
     }
+    let proofs = proofs(&service.workers);
+    if !proofs.is_empty() {
+        line.push_str(&format!("  since the tables were made: {}\n", proofs.join(", ")));
+    }
     line
+}
+
+/// What was counted for workers and should not have been, or tells of harm.
+fn proofs(workers: &[WorkerStatus]) -> Vec<String> {
+    let sum = |of: fn(&WorkerStatus) -> u64| workers.iter().map(of).fold(0, u64::saturating_add);
+    let counts = [
+        (sum(|worker| worker.late), "late (established to a worker that was drained)"),
+        (sum(|worker| worker.to_cold), "to cold workers"),
+        (sum(|worker| worker.fallback_floor), "to draining workers, as too few were up"),
+        (sum(|worker| worker.failed), "could not be established"),
+        (sum(|worker| worker.reset), "reset by a worker"),
+        (sum(|worker| worker.cut), "cut by the end of a worker"),
+    ];
+    let counts = counts.iter().filter(|(count, _)| *count > 0);
+    counts.map(|(count, what)| format!("{count} {what}")).collect()
 }
 
 fn workers(workers: &[WorkerStatus]) -> String {

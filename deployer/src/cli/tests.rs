@@ -4,6 +4,7 @@ mod client;
 mod follow;
 mod lines;
 mod live;
+mod report;
 mod status;
 
 use std::{io, path::Path, time::Duration};

@@ -8,6 +8,7 @@ mod keeper;
 mod lives;
 mod manual;
 mod plan;
+mod report;
 mod selftest;
 mod server;
 mod settle;
@@ -38,6 +39,7 @@ use crate::{
     config::Config,
     journal::{Journal, events::Shelf},
     kernel::{Attachment, Events, Programs, Tables},
+    report::Meters,
     roll::{Record, world::World},
     service::{self, registry::Registry, watch},
 };
@@ -55,6 +57,8 @@ pub(crate) struct Daemon {
     tables: Arc<Tables>,
     registry: Arc<Registry>,
     world: Arc<dyn World>,
+    /// What connections went through, for the rolls' reports.
+    meters: Arc<Meters>,
     journal: Arc<Journal>,
     /// Where the rolls' events outlive the daemon.
     shelf: Shelf,
@@ -169,12 +173,14 @@ impl Daemon {
         tasks.spawn(watch::run(Arc::clone(&self.registry), Arc::clone(&self.tables), Arc::clone(&news)));
         tasks.spawn(Arc::clone(self).hear(events, news));
         tasks.spawn(Arc::clone(self).keep());
+        tasks.spawn(Arc::clone(self).count());
         tasks.spawn(Arc::clone(self).test_itself());
         tasks
     }
 
     /// Goes on with what the daemon before has left.
     fn go_on(self: &Arc<Self>, resumed: Resumed) {
+        self.count_on(&resumed);
         *self.rolls() = resumed.records;
         self.forget();
         for (worker, drained) in resumed.drains {

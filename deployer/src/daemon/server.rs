@@ -23,12 +23,15 @@ use tokio::{net::UnixListener, sync::Notify};
 
 use super::{Daemon, error::Refusal};
 use crate::{
-    api::{Done, ErrorBody, Exit},
+    api::{Done, ErrorBody, Exit, Report},
     config,
 };
 
 /// Requests are a line or two.
 const MOST: usize = 64 * 1024;
+
+/// Stands for the id of the roll that began last; no roll is called so.
+const LAST: &str = "last";
 
 /// Who is at the other end.
 #[derive(Clone)]
@@ -102,6 +105,7 @@ pub(super) async fn run(listener: UnixListener, daemon: Arc<Daemon>, end: Arc<No
         .route("/v1/services/{name}/drain", post(drain))
         .route("/v1/services/{name}/enable", post(enable))
         .route("/v1/rolls/{id}/events", get(events))
+        .route("/v1/rolls/{id}/report", get(report))
         .route("/v1/rolls/{id}/stop", post(stop))
         .route("/v1/bypass", post(bypass))
         .route("/v1/detach", post(detach))
@@ -146,6 +150,11 @@ async fn in_json(response: Response) -> Response {
 
 async fn status(State(daemon): Shared) -> Response {
     Json(daemon.status()).into_response()
+}
+
+async fn report(State(daemon): Shared, Name(id): Name<String>) -> Answer<Report> {
+    let roll = if id == LAST { daemon.last_roll()? } else { find(&daemon, &id)? };
+    daemon.report(&roll).map(Json)
 }
 
 async fn roll(State(daemon): Shared, Name(name): Name<String>, who: Who, body: Bytes) -> Response {

@@ -13,6 +13,7 @@ use super::{
 use crate::{
     config::{self, Config},
     kernel::{self, Events, Programs, Tables},
+    report::{Meters, Source},
     roll::world::{Host, World},
     service::{self, registry::Registry, watch},
 };
@@ -30,13 +31,15 @@ pub(super) async fn start(config: Config) -> Result<(Arc<Daemon>, Bound, Events)
     let tables = Arc::new(tables);
     let root = kernel::cgroup::root().context("looking for the cgroup v2 root")?;
     let registry = Arc::new(Registry::new(Arc::clone(&tables), root)?);
-    let world: Arc<dyn World> = Arc::new(Host(Arc::clone(&tables)));
+    let meters = Arc::new(Meters::new(Arc::clone(&tables) as Arc<dyn Source>, former.shelf.clone()));
+    let world: Arc<dyn World> = Arc::new(Host { tables: Arc::clone(&tables), meters: Arc::clone(&meters) });
     let resumed = take_up(&config, &former, &registry, &tables, &world).await?;
     info!(callers = %attachment.callers.display(), services = config.services.len(), "attached");
     let daemon = Arc::new(Daemon {
         tables,
         registry,
         world,
+        meters,
         journal: former.journal,
         shelf: former.shelf,
         warnings: former.warnings,

@@ -61,7 +61,8 @@ impl Daemon {
 
     fn worker_status(&self, service: &Service, worker: &Worker, spare: bool) -> WorkerStatus {
         let let_in = self.let_in(service, worker).map(|short| format!("connections go on to it: {short}"));
-        let count = self.tables.counts().worker(worker.index);
+        let counts = self.tables.counts();
+        let (count, life, proof) = (counts.worker(worker.index), counts.life(worker.index), counts.proof(worker.index));
         let control = worker.control();
         WorkerStatus {
             at: worker.at,
@@ -86,7 +87,13 @@ impl Daemon {
             refused: count.refused,
             fallback_draining: count.fallback_draining,
             fallback_cold: count.fallback_cold,
-            fallback_floor: self.tables.counts().proof(worker.index).fallback_floor,
+            fallback_floor: proof.fallback_floor,
+            late: proof.late,
+            to_cold: proof.cold,
+            failed: proof.failed,
+            reset: proof.reset,
+            crashes: life.ended,
+            cut: life.cut,
         }
     }
 }

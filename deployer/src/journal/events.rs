@@ -1,4 +1,5 @@
-//! The events of each roll, a line each, so that whoever follows a roll goes on after a restart where they were.
+//! The events of each roll, a line each, so that whoever follows a roll goes on after a restart where they were; and the
+//! report of each roll.
 //!
 //! They are not synced: what a killed daemon has written is there, and after a loss of power the roll has ended anyway.
 
@@ -10,10 +11,11 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use super::state::is_id;
+use super::{file, state::is_id};
 use crate::api::{Event, What};
 
 const SUFFIX: &str = ".ndjson";
+const REPORT: &str = ".report.json";
 /// No log is so long: a roll of 256 workers, each held for hours.
 const MOST: u64 = 256 << 20;
 
@@ -64,9 +66,34 @@ impl Shelf {
         .collect()
     }
 
-    /// Drops a roll's log.
+    /// Keeps a roll's report in place of the one before. If that is not to be `durable`, a loss of power may cost it.
+    ///
+    /// # Errors
+    /// The one before is untouched then.
+    pub fn keep_report(&self, id: &str, report: &[u8], durable: bool) -> io::Result<()> {
+        DirBuilder::new().recursive(true).mode(0o700).create(&self.0)?;
+        let replace = if durable { file::replace } else { file::replace_soon };
+        replace(&self.0, &format!("{id}{REPORT}"), report)
+    }
+
+    /// A roll's report, as it was kept.
+    ///
+    /// # Errors
+    /// When there is none, or it cannot be read.
+    pub fn report(&self, id: &str) -> io::Result<Vec<u8>> {
+        file::bytes(&self.report_path(id))
+    }
+
+    /// Where a roll's report is.
+    #[must_use]
+    pub fn report_path(&self, id: &str) -> PathBuf {
+        self.0.join(format!("{id}{REPORT}"))
+    }
+
+    /// Drops a roll's log and report.
     pub fn remove(&self, id: &str) {
-        // One that stays is read again at the next start, and dropped then.
+        // A log that stays is read again at the next start, and dropped then.
+        let _ = fs::remove_file(self.report_path(id));
         let _ = fs::remove_file(self.path(id));
     }
 }

@@ -50,7 +50,8 @@ pub fn read(path: &Path) -> Found {
     }
 }
 
-fn bytes(path: &Path) -> io::Result<Vec<u8>> {
+/// What is in a regular file of a sensible size.
+pub(super) fn bytes(path: &Path) -> io::Result<Vec<u8>> {
     // Not to wait for the other end, should it be a pipe.
     let file = OpenOptions::new().read(true).custom_flags(libc::O_NONBLOCK).open(path)?;
     let kind = file.metadata()?;
@@ -99,19 +100,32 @@ fn damage(bytes: &[u8], error: &serde_json::Error) -> String {
 /// # Errors
 /// The old file is untouched then.
 pub fn replace(dir: &Path, name: &str, bytes: &[u8]) -> io::Result<()> {
-    let aside = dir.join(format!("{name}.new"));
-    let result = write(&aside, bytes).and_then(|()| fs::rename(&aside, dir.join(name)));
-    if result.is_err() {
-        // On a full disk what was written of it is better given back.
-        let _ = fs::remove_file(&aside);
-    }
-    result?;
+    exchange(dir, name, bytes, true)?;
     // The name, too, must have reached the disk.
     File::open(dir)?.sync_all()
 }
 
-fn write(path: &Path, bytes: &[u8]) -> io::Result<()> {
+/// The same for readers and for whoever kills the writer, but not for a machine that loses its power: that may find
+/// nothing in it.
+///
+/// # Errors
+/// The old file is untouched then.
+pub fn replace_soon(dir: &Path, name: &str, bytes: &[u8]) -> io::Result<()> {
+    exchange(dir, name, bytes, false)
+}
+
+fn exchange(dir: &Path, name: &str, bytes: &[u8], sync: bool) -> io::Result<()> {
+    let aside = dir.join(format!("{name}.new"));
+    let result = write(&aside, bytes, sync).and_then(|()| fs::rename(&aside, dir.join(name)));
+    if result.is_err() {
+        // On a full disk what was written of it is better given back.
+        let _ = fs::remove_file(&aside);
+    }
+    result
+}
+
+fn write(path: &Path, bytes: &[u8], sync: bool) -> io::Result<()> {
     let mut file = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(path)?;
     file.write_all(bytes)?;
-    file.sync_all()
+    if sync { file.sync_all() } else { Ok(()) }
 }

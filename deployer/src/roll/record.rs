@@ -132,6 +132,18 @@ impl Record {
         self.told().events.first().map(|event| event.time_ms)
     }
 
+    /// What it told first.
+    #[must_use]
+    pub fn first(&self) -> Option<What> {
+        self.told().events.first().map(|event| event.what.clone())
+    }
+
+    /// What it told last.
+    #[must_use]
+    pub fn last(&self) -> Option<What> {
+        self.told().events.last().map(|event| event.what.clone())
+    }
+
     /// How it ended; `None`: it has not.
     #[must_use]
     pub fn result(&self) -> Option<Exit> {

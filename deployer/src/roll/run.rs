@@ -15,7 +15,7 @@ use super::{
     machine::{End, Machine, Outcome, Step},
     record::{Record, unix_ms},
     worker::{Restart, Task},
-    world::World,
+    world::{Moment, World},
 };
 use crate::{
     api::{Phase, What},
@@ -123,6 +123,7 @@ impl Roll {
     /// Tells that it begins, or goes on.
     async fn announce(&mut self) {
         if self.record.is_empty() {
+            self.world.mark(Moment::Begun(&self.service, &self.record.id));
             let batches = self.machine.plan().batches.iter().map(|batch| self.addresses(batch)).collect();
             let (service, by) = (self.record.service.clone(), self.record.by.clone());
             let spares = self.addresses(&self.machine.plan().surge);
@@ -271,6 +272,7 @@ impl Roll {
 
     async fn finish(&self, end: End, begun: Instant) {
         reach(Point::FinishBefore, None).await;
+        self.world.mark(Moment::Ended(&self.service));
         let since = self.record.begun_ms().map(|ms| Duration::from_millis(unix_ms().saturating_sub(ms)));
         self.record.add(What::Finished {
             result: end.result,

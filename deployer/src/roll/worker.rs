@@ -15,7 +15,7 @@ use super::{
     machine::Outcome,
     record::Record,
     start,
-    world::{How, World},
+    world::{How, Moment, World},
 };
 use crate::{
     api::Phase,
@@ -173,6 +173,7 @@ impl Restart {
         if let Err(why) = start::nobody_listens(self.worker.at, still).await {
             return self.fail(why).await;
         }
+        self.world.mark(Moment::Stopped(&self.worker));
         match self.task {
             Task::Restart { .. } => self.start_and_on().await,
             Task::Retire => self.retired(),
@@ -194,7 +195,6 @@ impl Restart {
     async fn start_and_on(&self) -> Outcome {
         match self.bring_up().await {
             Ok(version) => {
-                self.worker.control().version.clone_from(&version);
                 self.enter(Phase::Up, version.as_deref().unwrap_or_default());
                 self.reach(Point::Up).await;
                 Outcome::Changed
@@ -311,7 +311,11 @@ impl Restart {
             ));
         }
         self.reach(Point::Warm).await;
-        self.worker.control().listeners = now;
+        {
+            let mut control = self.worker.control();
+            (control.listeners, control.version) = (now, version.clone());
+        }
+        world.mark(Moment::Up(&self.worker));
         world.publish(&self.worker, State::Up);
         Ok(version)
     }

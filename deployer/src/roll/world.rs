@@ -13,6 +13,7 @@ use deployer_common::word::{Mode, State};
 use super::start;
 use crate::{
     kernel::{Tables, host},
+    report::Meters,
     service::{
         Service, Worker,
         drain::{Drain, DrainError, Held},
@@ -57,6 +58,22 @@ pub trait World: Send + Sync {
         to: Option<&'a str>,
         until: Instant,
     ) -> Pending<'a, Result<Option<String>, String>>;
+
+    /// Has what was counted so far put down for the roll's report.
+    fn mark(&self, moment: Moment<'_>);
+}
+
+/// From when on connections count for another part of a report.
+#[derive(Clone, Copy)]
+pub enum Moment<'a> {
+    /// A roll begins; nothing has been done yet.
+    Begun(&'a Service, &'a str),
+    /// A worker's process is gone, and no other has been started.
+    Stopped(&'a Worker),
+    /// A worker is warm, and nobody has been let in yet.
+    Up(&'a Worker),
+    /// The service's roll has ended.
+    Ended(&'a Service),
 }
 
 /// How a worker is drained.
@@ -74,35 +91,40 @@ pub struct How<'a> {
 }
 
 /// The real one.
-pub struct Host(pub Arc<Tables>);
+pub struct Host {
+    /// The kernel's tables.
+    pub tables: Arc<Tables>,
+    /// What is counted for reports.
+    pub meters: Arc<Meters>,
+}
 
 impl World for Host {
     fn steering(&self, service: &Service) -> Result<u64, String> {
-        if self.0.bypassed() {
+        if self.tables.bypassed() {
             return Err("every service is bypassed".to_owned());
         }
-        match self.0.service_word(service.index).mode() {
-            Mode::Enforce => self.0.steering(),
+        match self.tables.service_word(service.index).mode() {
+            Mode::Enforce => self.tables.steering(),
             mode => Err(format!("{} is in mode {mode:?}", service.config.name).to_lowercase()),
         }
     }
 
     fn state(&self, worker: &Worker) -> State {
-        self.0.word(worker.index).at(host::now_ms())
+        self.tables.word(worker.index).at(host::now_ms())
     }
 
     fn publish(&self, worker: &Worker, state: State) {
-        let lease = if state == State::Cold { worker.quarantine(&self.0) } else { 0 };
-        self.0.publish(worker.index, state, lease);
+        let lease = if state == State::Cold { worker.quarantine(&self.tables) } else { 0 };
+        self.tables.publish(worker.index, state, lease);
     }
 
     fn hold(&self, worker: &Worker, lease: Duration) {
-        self.0.publish(worker.index, State::Draining, host::now_ms() + lease.as_millis() as u64);
+        self.tables.publish(worker.index, State::Draining, host::now_ms() + lease.as_millis() as u64);
     }
 
     fn drain<'a>(&'a self, worker: &'a Worker, how: How<'a>) -> Pending<'a, Result<(), DrainError>> {
         Box::pin(async move {
-            let drain = Drain::new(&self.0, worker, how.lease, how.deadline, how.on_held);
+            let drain = Drain::new(&self.tables, worker, how.lease, how.deadline, how.on_held);
             let mut drain = drain.above(how.floor);
             drain.allowed().await?;
             drain.publish();
@@ -115,9 +137,9 @@ impl World for Host {
     }
 
     fn empty<'a>(&'a self, worker: &'a Worker, how: How<'a>) -> Pending<'a, Result<(), DrainError>> {
-        Box::pin(
-            async move { Drain::new(&self.0, worker, how.lease, how.deadline, how.on_held).stopping_at_once().await },
-        )
+        Box::pin(async move {
+            Drain::new(&self.tables, worker, how.lease, how.deadline, how.on_held).stopping_at_once().await
+        })
     }
 
     fn listeners<'a>(&'a self, worker: &'a Worker) -> Pending<'a, io::Result<BTreeSet<u64>>> {
@@ -132,6 +154,15 @@ impl World for Host {
         until: Instant,
     ) -> Pending<'a, Result<Option<String>, String>> {
         Box::pin(start::warm_up(service, worker, to, until))
+    }
+
+    fn mark(&self, moment: Moment<'_>) {
+        match moment {
+            Moment::Begun(service, roll) => self.meters.begin(service, roll),
+            Moment::Stopped(worker) => self.meters.stopped(worker),
+            Moment::Up(worker) => self.meters.up(worker),
+            Moment::Ended(service) => self.meters.end(service),
+        }
     }
 }
 

@@ -20,6 +20,12 @@ fn worker(port: u16, phase: Phase, reason: &str) -> WorkerStatus {
         fallback_draining: 0,
         fallback_cold: 0,
         fallback_floor: 0,
+        late: 0,
+        to_cold: 0,
+        failed: 0,
+        reset: 0,
+        crashes: 0,
+        cut: 0,
     }
 }
 

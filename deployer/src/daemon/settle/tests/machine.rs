@@ -15,7 +15,7 @@ use deployer_common::word::State as Word;
 use crate::{
     api::Phase,
     journal::Store,
-    roll::world::{How, World},
+    roll::world::{How, Moment, World},
     service::{Service, Worker, drain::DrainError},
     workers::{ManagerError, Pending, ProcessManager, ProcessPhase, ProcessStatus},
 };
@@ -281,6 +281,8 @@ impl World for Sim {
             Ok(None)
         }))
     }
+
+    fn mark(&self, _: Moment<'_>) {}
 }
 
 fn number(at: SocketAddr) -> usize {
