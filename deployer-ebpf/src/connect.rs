@@ -211,8 +211,12 @@ fn shown(dialled: [u32; 4]) -> [u32; 4] {
 fn note(ctx: &SockAddrContext, new: SockNote) {
     count::worker(new.ticket - 1, 1, offset_of!(WorkerCount, tickets));
     let mut blank = SockNote::default();
-    // SAFETY: the context is valid; the kernel copies `blank` into the storage if there is none yet.
-    let kept = unsafe { NOTES.get_or_insert_ptr_mut(ctx, Some(&mut blank)) };
+    // SAFETY: the context is valid, and its socket is there in every connect hook.
+    let sk = unsafe { (*ctx.sock_addr).__bindgen_anon_1.sk };
+    if sk.is_null() {
+        return;
+    }
+    let kept = notes::of(notes::owner(sk.cast()), &raw mut blank);
     if kept.is_null() {
         // Out of memory. A ticket proves that somebody may be on the way, so it stays taken, and a drain of this worker
         // ends at its deadline instead of early.

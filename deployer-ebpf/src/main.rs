@@ -22,6 +22,7 @@ mod deaths;
 mod fields;
 mod listeners;
 mod maps;
+mod notes;
 mod peername;
 mod sockets;
 

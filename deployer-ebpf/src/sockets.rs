@@ -5,10 +5,10 @@ use core::{ffi::c_void, mem::offset_of};
 use aya_ebpf::{
     EbpfContext,
     bindings::{
-        BPF_SK_STORAGE_GET_F_CREATE, BPF_SOCK_OPS_ACTIVE_ESTABLISHED_CB, BPF_SOCK_OPS_PASSIVE_ESTABLISHED_CB,
-        BPF_SOCK_OPS_STATE_CB, BPF_SOCK_OPS_STATE_CB_FLAG, BPF_SOCK_OPS_TCP_CONNECT_CB, BPF_SOCK_OPS_TCP_LISTEN_CB,
+        BPF_SOCK_OPS_ACTIVE_ESTABLISHED_CB, BPF_SOCK_OPS_PASSIVE_ESTABLISHED_CB, BPF_SOCK_OPS_STATE_CB,
+        BPF_SOCK_OPS_STATE_CB_FLAG, BPF_SOCK_OPS_TCP_CONNECT_CB, BPF_SOCK_OPS_TCP_LISTEN_CB,
     },
-    helpers::{bpf_get_current_task, bpf_get_netns_cookie, generated::bpf_sk_storage_get},
+    helpers::{bpf_get_current_task, bpf_get_netns_cookie},
     macros::{cgroup_sock, sock_ops},
     programs::{SockContext, SockOpsContext},
 };
@@ -23,7 +23,8 @@ use crate::{
     atomic, count,
     fields::{OFF_SK_ERR, OFF_TASK_FLAGS, address_of, read},
     listeners::{self, now_ns},
-    maps::{LISTENERS, NOTES},
+    maps::LISTENERS,
+    notes,
 };
 
 const AF_INET6: u32 = 10;
@@ -56,17 +57,15 @@ pub fn sockets(ctx: SockOpsContext) -> u32 {
 /// A socket is closed whose connect() may never have got as far as a SYN.
 #[cgroup_sock(sock_release)]
 pub fn released(ctx: SockContext) -> i32 {
-    // SAFETY: the context is the socket itself; the map is ours.
-    let note =
-        unsafe { bpf_sk_storage_get((&raw const NOTES).cast_mut().cast(), ctx.as_ptr(), core::ptr::null_mut(), 0) };
-    hand_back(note.cast());
+    // The context is the socket itself.
+    hand_back(notes::of(ctx.as_ptr(), core::ptr::null_mut()));
     1
 }
 
 /// By now the socket stands in the table of sockets, where user space sees it: the ticket has done its work.
 #[inline(always)]
 fn syn_is_out(ctx: &SockOpsContext) {
-    let note = note(ctx, core::ptr::null_mut());
+    let note = callers(ctx);
     hand_back(note);
     // SAFETY: as in hand_back.
     if !note.is_null() && unsafe { (*note).to } != 0 {
@@ -90,7 +89,7 @@ fn hand_back(note: *mut SockNote) {
 /// A steered caller's connection is established: to a worker that should have got none?
 #[inline(always)]
 fn reached(ctx: &SockOpsContext) {
-    let note = note(ctx, core::ptr::null_mut());
+    let note = callers(ctx);
     // SAFETY: as in hand_back.
     let to = if note.is_null() { 0 } else { unsafe { (*note).to } };
     if to == 0 {
@@ -151,15 +150,16 @@ fn state_changed(ctx: &SockOpsContext) {
     if new == ESTABLISHED || new == CLOSE_WAIT {
         return;
     }
-    let note = note(ctx, core::ptr::null_mut());
-    if note.is_null() {
-        return;
+    // SAFETY: as in hand_back.
+    if let Some(note) = unsafe { note(ctx, core::ptr::null_mut()).as_mut() }
+        && note.counted != 0
+    {
+        return over(ctx, note);
     }
     // SAFETY: as in hand_back.
-    let note = unsafe { &mut *note };
-    if note.counted != 0 {
-        over(ctx, note);
-    } else if note.to != 0 {
+    if let Some(note) = unsafe { callers(ctx).as_mut() }
+        && note.to != 0
+    {
         left(ctx, note, old, new);
     }
 }
@@ -233,10 +233,13 @@ fn socket(ctx: &SockOpsContext) -> Option<*mut c_void> {
 /// The note of the context's socket; made from `blank` where there is none, unless that is null.
 #[inline(always)]
 fn note(ctx: &SockOpsContext, blank: *mut SockNote) -> *mut SockNote {
-    let Some(sk) = socket(ctx) else { return core::ptr::null_mut() };
-    let flags = if blank.is_null() { 0 } else { u64::from(BPF_SK_STORAGE_GET_F_CREATE) };
-    // SAFETY: `sk` is a socket, `blank` is null or a whole SockNote; the map is ours.
-    unsafe { bpf_sk_storage_get((&raw const NOTES).cast_mut().cast(), sk, blank.cast(), flags) }.cast()
+    socket(ctx).map_or(core::ptr::null_mut(), |sk| notes::of(sk, blank))
+}
+
+/// The note of a caller's socket.
+#[inline(always)]
+fn callers(ctx: &SockOpsContext) -> *mut SockNote {
+    socket(ctx).map_or(core::ptr::null_mut(), |sk| notes::of(notes::owner(sk), core::ptr::null_mut()))
 }
 
 /// The local end of the context's socket.

@@ -314,11 +314,14 @@ fn load(kept: impl Iterator<Item = (&'static str, PathBuf)>) -> Result<Ebpf> {
         (global, offset)
     });
     let has_set_retval = u32::from(host::version() >= (6, 1));
+    // The helper's result has a type that only a kernel with Multipath TCP knows.
+    let has_mptcp = u32::from(host::version() >= (5, 19) && structs.offset("mptcp_sock", "token").is_some());
     let mut loader = EbpfLoader::new();
     for (global, offset) in &offsets {
         loader.override_global(global, offset, true);
     }
     loader.override_global("HAS_SET_RETVAL", &has_set_retval, true);
+    loader.override_global("HAS_MPTCP", &has_mptcp, true);
     for (table, pin) in kept {
         loader.map_pin_path(table, pin);
     }

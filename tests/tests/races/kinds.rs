@@ -1,8 +1,5 @@
 //! Other ways to connect than connect(): TCP Fast Open, Multipath TCP, io_uring. The hook sits where all of them meet, in
 //! the protocol's own connect, and finds their caller: also in the threads that io_uring starts for it.
-//!
-//! getpeername() of Multipath TCP asks the outer socket, of which the hook in connect() has seen the subflow only: it shows
-//! where the connection really is.
 
 use std::fs;
 
@@ -48,6 +45,8 @@ fn are_steered(rig: &Rig<'_>, caller: &Caller<'_>, stranger: &Caller<'_>) -> Res
                 seen.iter().all(|one| one.answer.is_some_and(|port| (port == DRAINED) != drained)),
                 "{kind}: {seen:?}"
             );
+            let dialled = format!("{} {DRAINED}", if kind.contains("IPv6") { "::1" } else { HOST });
+            ensure!(seen.iter().all(|one| one.peer.as_deref() == Some(&dialled)), "{kind}: {seen:?}");
             ensure!(answers(&other) == [(DRAINED, 12)].into(), "{kind}: {other:?}");
         }
         if !drained {
@@ -79,15 +78,14 @@ fn callers_by_their_executable() -> Result<()> {
     are_steered(&rig, &caller, &stranger)
 }
 
-/// A connect() that fails after the hook: its ticket is handed back when the socket is closed, of whatever kind it is. (Not
-/// of Multipath TCP: ARCHITECTURE.md, limits.)
+/// A connect() that fails after the hook: its ticket is handed back when the socket is closed, of whatever kind it is.
 #[test]
 fn tickets_of_those_that_fail() -> Result<()> {
     let sandbox = Sandbox::new("kindsfail")?;
     let rig = Setup::default().start(&sandbox)?;
     let caller = Caller::at(&sandbox, Place::Callers);
     let fails = |dial| Dial { source: Some("203.0.113.5"), freebind: true, ..dial };
-    for (kind, dial) in kinds().into_iter().filter(|(_, dial)| dial.to == HOST && !dial.mptcp) {
+    for (kind, dial) in kinds().into_iter().filter(|(_, dial)| dial.to == HOST) {
         let seen = caller.once(fails(dial))?;
         let tickets = rig.worker(DRAINED)?.tickets;
         eprintln!("{kind}: {} failed, {tickets} tickets are left", seen.len());

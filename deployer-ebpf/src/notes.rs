@@ -1,0 +1,38 @@
+//! What is remembered of a socket, and with which socket.
+
+use core::ffi::c_void;
+
+use aya_ebpf::{
+    bindings::BPF_SK_STORAGE_GET_F_CREATE,
+    helpers::generated::{bpf_sk_storage_get, bpf_skc_to_mptcp_sock},
+};
+use deployer_common::layout::SockNote;
+
+use crate::maps::NOTES;
+
+/// Whether the kernel has Multipath TCP, and the helper that leads from a subflow to its socket (5.19); set before loading.
+#[unsafe(no_mangle)]
+static HAS_MPTCP: u32 = 0;
+
+/// The socket that a process holds: of Multipath TCP the outer one. connect() passes the hooks with a subflow, which is the
+/// kernel's own: no hook sees its end, and getpeername() does not ask it.
+///
+/// `sk` is a socket that the verifier knows, and not null.
+#[inline(always)]
+pub fn owner(sk: *mut c_void) -> *mut c_void {
+    // SAFETY: the static above; volatile, since the loader sets it.
+    if unsafe { (&raw const HAS_MPTCP).read_volatile() } == 0 {
+        return sk;
+    }
+    // SAFETY: `sk` is a socket.
+    let outer = unsafe { bpf_skc_to_mptcp_sock(sk) };
+    if outer.is_null() { sk } else { outer.cast() }
+}
+
+/// The note of a socket that the verifier knows; made from `blank` where there is none, unless that is null.
+#[inline(always)]
+pub fn of(sk: *mut c_void, blank: *mut SockNote) -> *mut SockNote {
+    let flags = if blank.is_null() { 0 } else { u64::from(BPF_SK_STORAGE_GET_F_CREATE) };
+    // SAFETY: `sk` is a socket, `blank` null or a whole SockNote, which is copied; the map is ours.
+    unsafe { bpf_sk_storage_get((&raw const NOTES).cast_mut().cast(), sk, blank.cast(), flags) }.cast()
+}
