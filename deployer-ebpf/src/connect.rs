@@ -21,7 +21,8 @@ use deployer_common::{
 
 use crate::{
     address, callers, count,
-    maps::{FRONTENDS, LIMITS, NOTES, SLOTS, SWITCHBOARD, WORKER_ADDRS, WORKER_COUNTS},
+    maps::{FRONTENDS, LIMITS, SLOTS, SWITCHBOARD, WORKER_ADDRS, WORKER_COUNTS},
+    notes,
 };
 
 const IPPROTO_TCP: u32 = 6;
