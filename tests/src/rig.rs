@@ -263,12 +263,12 @@ impl Rig<'_> {
     }
 }
 
-/// Tries until it holds, 10 s at most; says how long that took.
+/// Tries until it holds, 30 s at most; says how long that took.
 pub fn wait(what: &str, mut holds: impl FnMut() -> Result<bool>) -> Result<Duration> {
     let begun = Instant::now();
     while !holds()? {
         if begun.elapsed() > Duration::from_secs(30) {
-            bail!("waited 10 s in vain for {what}");
+            bail!("waited 30 s in vain for {what}");
         }
         std::thread::sleep(Duration::from_millis(10));
     }

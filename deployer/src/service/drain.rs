@@ -314,7 +314,9 @@ fn until(lease: Duration) -> u64 {
 fn connections(sockets: &[Socket], port: u16) -> u64 {
     let pair = |socket: &Socket| {
         let (local, peer) = (socket.local, socket.peer);
-        if local.port() == port { (local, peer) } else { (peer, local) }
+        // A caller may have the same port, at another address.
+        let swap = if local.port() == peer.port() { peer < local } else { local.port() != port };
+        if swap { (peer, local) } else { (local, peer) }
     };
     sockets.iter().map(pair).collect::<BTreeSet<_>>().len() as u64
 }
