@@ -29,7 +29,7 @@ pub const fn floor(bucket: usize) -> u64 {
 #[cfg(any(test, feature = "user"))]
 #[must_use]
 pub fn percentile(counts: &[u64; BUCKETS], share: f64) -> Option<u64> {
-    let total: u64 = counts.iter().sum();
+    let total = counts.iter().fold(0_u64, |total, count| total.saturating_add(*count));
     let mut left = (total as f64 * share) as u64;
     for (nth, count) in counts.iter().enumerate() {
         if *count > left {

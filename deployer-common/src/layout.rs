@@ -175,7 +175,7 @@ pub struct WorkerLife {
     pub listeners: u64,
     /// Sockets that have ever listened there; 0: none was seen, and `listeners` says nothing.
     pub listened: u64,
-    /// How often the last of them was closed, or its process killed.
+    /// How often the last of them was closed, or its process killed, of a worker that was up, draining or cold.
     pub ended: u64,
     /// Connections that were open in a process when it ended.
     pub cut: u64,
@@ -254,7 +254,7 @@ pub struct Event {
 
 /// A worker listens: it was down, and is cold.
 pub const EVENT_LISTENS: u32 = 1;
-/// A worker's last listening socket was closed.
+/// A worker's last listening socket was closed, also one whose process's end has been told by [`EVENT_KILLED`].
 pub const EVENT_CLOSED: u32 = 2;
 /// A worker's process is being killed, or ends, and nobody else listens for it.
 pub const EVENT_KILLED: u32 = 3;

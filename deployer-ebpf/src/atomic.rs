@@ -1,6 +1,6 @@
 //! Atomic instructions. The target has no atomic read-modify-write in `core`; these are the instructions that it would be.
 
-use core::{arch::asm, mem::offset_of};
+use core::arch::asm;
 
 use deployer_common::{
     layout::{MAX_WORKERS, Switchboard},
@@ -66,15 +66,15 @@ pub fn word(worker: u32) -> Option<WorkerWord> {
     word_of(worker).map(|at| WorkerWord(unsafe { at.read_volatile() }))
 }
 
-/// Puts a worker that is in one of the states `from` (one bit each) into another. Returns the new word.
+/// Puts a worker that counts as one of the states `from` (one bit each) just now into another. Returns the new word.
 #[inline(always)]
-pub fn turn(worker: u32, from: u32, to: State, lease_ms: u64) -> Option<WorkerWord> {
+pub fn turn(worker: u32, from: u32, to: State, now_ms: u64, lease_ms: u64) -> Option<WorkerWord> {
     let at = word_of(worker)?;
     let mut tries = 0;
     while tries < TRIES {
         // SAFETY: as in `word`.
         let old = WorkerWord(unsafe { at.read_volatile() });
-        if from >> (old.state() as u32) & 1 == 0 {
+        if from >> (old.at(now_ms) as u32) & 1 == 0 {
             return None;
         }
         let new = old.next(to, lease_ms);

@@ -32,12 +32,19 @@ pub fn life(index: u32, offset: usize) {
     add::<_, MAX_WORKERS>(&WORKER_LIVES, index, 1, offset);
 }
 
-/// Adds to the number of a worker's listening sockets; returns what it was.
+/// Adds to the number of a worker's listening sockets, or takes one off; returns what it was. Below 0 it does not go: it
+/// has been counted anew since the socket was.
 #[inline(always)]
 pub fn listeners(index: u32, by: i64) -> Option<u64> {
     let life: *mut WorkerLife = WORKER_LIVES.get_ptr_mut(index)?;
     // SAFETY: address arithmetic inside the entry.
-    Some(atomic::fetch_add(unsafe { &raw mut (*life).listeners }, by))
+    let at = unsafe { &raw mut (*life).listeners };
+    let before = atomic::fetch_add(at, by);
+    if by < 0 && before == 0 {
+        atomic::add(at, 1);
+        return None;
+    }
+    Some(before)
 }
 
 /// `offset` comes from `offset_of!` of a u64 field of T: aligned, and inside the entry.

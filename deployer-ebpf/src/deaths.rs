@@ -16,9 +16,8 @@ use crate::{
     atomic,
     fields::{
         OFF_FDT_FD, OFF_FDT_MAX, OFF_FILE_COUNT, OFF_FILE_PRIVATE, OFF_FILE_REF, OFF_FILES_FDT, OFF_SIGNAL_FLAGS,
-        OFF_SIGNAL_LIVE, OFF_SK_STATE, OFF_SOCKET_SK, OFF_TASK_CHILDREN, OFF_TASK_FILES, OFF_TASK_FLAGS,
-        OFF_TASK_PARENT, OFF_TASK_SIBLING, OFF_TASK_SIGNAL, OFF_TASK_TGID, at_address, at_or_zero, is_known, place,
-        read, value,
+        OFF_SIGNAL_LIVE, OFF_SK_STATE, OFF_SOCKET_SK, OFF_TASK_CHILDREN, OFF_TASK_FILES, OFF_TASK_PARENT,
+        OFF_TASK_SIBLING, OFF_TASK_SIGNAL, OFF_TASK_TGID, at_address, at_or_zero, is_known, place, read, value,
     },
     listeners::{self, TCP_LISTEN},
     maps::LISTENING,
@@ -26,8 +25,6 @@ use crate::{
 
 /// `include/linux/sched/signal.h`: the whole process is to end. Set with the signal that kills it, before anybody runs.
 const SIGNAL_GROUP_EXIT: u32 = 4;
-/// `include/linux/sched.h`
-const PF_EXITING: u32 = 4;
 /// So many descriptors of a process are looked at; a server opens its socket before anything else.
 const MAX_FDS: u32 = 256;
 /// So many children of a process are looked at.
@@ -60,32 +57,41 @@ pub fn exits(ctx: BtfTracePointContext) -> i32 {
 fn is_killed(task: u64) -> bool {
     let signal = read(task, &OFF_TASK_SIGNAL).unwrap_or(0);
     read::<u32>(signal, &OFF_SIGNAL_FLAGS).is_some_and(|flags| flags & SIGNAL_GROUP_EXIT != 0)
-        || read::<u32>(task, &OFF_TASK_FLAGS).is_some_and(|flags| flags & PF_EXITING != 0)
 }
 
-/// A process is certain to die. A server has one socket, as a rule, and one is looked at; of others, their close tells.
+/// A process is certain to die. A server has one socket, as a rule, or one for each family of addresses; of more, and of a
+/// second one that others have as well, their close tells.
 #[inline(always)]
 fn dies(task: u64) {
     let Some(pid) = read::<u32>(task, &OFF_TASK_TGID) else { return };
     let Some((max, fds)) = descriptors(task) else { return };
+    let (mut first, mut second, mut number) = (0, 0, 0);
     let mut fd = 0;
     while fd < MAX_FDS {
         if fd >= max {
-            return;
-        }
-        let file = at_address::<u64>(fds + 8 * u64::from(fd)).unwrap_or(0);
-        if file != 0 && LISTENING.get_ptr(file).is_some() {
             break;
+        }
+        let file = at_or_zero::<u64>(fds + 8 * u64::from(fd));
+        if file != 0 && LISTENING.get_ptr(file).is_some() {
+            if first != 0 {
+                second = file;
+                break;
+            }
+            (first, number) = (file, forgotten(fd));
         }
         fd += 1;
     }
-    last(task, pid, fds, forgotten(fd));
+    if first != 0 {
+        last(task, pid, first, number);
+    }
+    if second != 0 && holders(second) == Some(1) {
+        over(second, pid);
+    }
 }
 
 /// Whether a process that is certain to die is the last that has a listening socket open, under a number.
 #[inline(always)]
-fn last(task: u64, pid: u32, fds: u64, number: u32) {
-    let Some(file) = at_address::<u64>(fds + 8 * u64::from(number)) else { return };
+fn last(task: u64, pid: u32, file: u64, number: u32) {
     // In this order: who closes is not among the relatives any more before it lets go.
     let Some(holders) = holders(file) else { return };
     if holders == 1 || holders <= 1 + relatives(task, file, number) {
@@ -136,11 +142,11 @@ fn holders(file: u64) -> Option<u64> {
 /// follows every way through every turn.
 #[inline(always)]
 fn relatives(task: u64, file: u64, number: u32) -> u64 {
-    let parent = value::<u64>(task, &OFF_TASK_PARENT);
-    dying(parent, file, number) + children(parent, task, file, number) + children(task, task, file, number)
+    let (parent, own) = (value::<u64>(task, &OFF_TASK_PARENT), value::<u64>(task, &OFF_TASK_SIGNAL));
+    dying(parent, file, number) + children(parent, own, file, number) + children(task, own, file, number)
 }
 
-/// The same of the children of a process, but for one.
+/// The same of the children of a process, but for the one whose `struct signal_struct` is at `but`.
 #[inline(always)]
 fn children(of: u64, but: u64, file: u64, number: u32) -> u64 {
     let (Some(head), Some(sibling)) = (place(of, &OFF_TASK_CHILDREN), place(0, &OFF_TASK_SIBLING)) else { return 0 };
@@ -151,7 +157,8 @@ fn children(of: u64, but: u64, file: u64, number: u32) -> u64 {
             break;
         }
         let child = at - sibling;
-        count += dying(child, file, number) & !is_zero(child ^ but);
+        // A process is told by what its threads share: which of them is asked about is not always the first.
+        count += dying(child, file, number) & !is_zero(value::<u64>(child, &OFF_TASK_SIGNAL) ^ but);
         nth += 1;
     }
     count
@@ -161,13 +168,14 @@ fn children(of: u64, but: u64, file: u64, number: u32) -> u64 {
 #[inline(always)]
 fn dying(task: u64, file: u64, number: u32) -> u64 {
     let signal = value::<u64>(task, &OFF_TASK_SIGNAL);
-    let killed =
-        value::<u32>(signal, &OFF_SIGNAL_FLAGS) / SIGNAL_GROUP_EXIT | value::<u32>(task, &OFF_TASK_FLAGS) / PF_EXITING;
+    // By a signal, or by themselves to the last thread.
+    let killed = u64::from(value::<u32>(signal, &OFF_SIGNAL_FLAGS) / SIGNAL_GROUP_EXIT)
+        | is_zero(value::<u32>(signal, &OFF_SIGNAL_LIVE).into());
     // Before it closes its files it has none.
     let table = value::<u64>(value(task, &OFF_TASK_FILES), &OFF_FILES_FDT);
     let is_number = u64::from(number).wrapping_sub(u64::from(value::<u32>(table, &OFF_FDT_MAX))) >> 63;
     let same = is_zero(file ^ at_or_zero::<u64>(value::<u64>(table, &OFF_FDT_FD) + 8 * u64::from(number)));
-    black_box(u64::from(killed) & is_number & same & 1)
+    black_box(killed & is_number & same & 1)
 }
 
 /// 1 for 0, else 0, without a branch.

@@ -71,8 +71,8 @@ pub fn uncounted(sk: *mut c_void, wanted: Option<u32>) {
 /// A worker that was down listens: it is cold until somebody has warmed it, or its quarantine is over.
 #[inline(always)]
 pub fn first(worker: u32) {
-    let until = now_ms() + cold_limit_ms(worker);
-    if atomic::turn(worker, 1 << State::Down as u32, State::Cold, until).is_some() {
+    let now = now_ms();
+    if atomic::turn(worker, 1 << State::Down as u32, State::Cold, now, now + cold_limit_ms(worker)).is_some() {
         tell(worker, EVENT_LISTENS, current());
     }
 }
@@ -104,6 +104,9 @@ pub fn closed(sk: *mut c_void, local: Endpoint) {
         lost(worker, EVENT_CLOSED, current());
     } else if detour != 0 {
         atomic::turn_back(worker, WorkerWord(detour), State::Up);
+    } else {
+        // Its end has been told, and now is over.
+        tell(worker, EVENT_CLOSED, current());
     }
 }
 
@@ -111,14 +114,15 @@ pub fn closed(sk: *mut c_void, local: Endpoint) {
 /// listen on, but what now arrives may still be given to the one that is going.
 #[inline(always)]
 pub fn lost(worker: u32, why: u32, pid: u32) -> u64 {
-    let before = count::listeners(worker, -1);
+    let (before, now) = (count::listeners(worker, -1), now_ms());
     if before == Some(1) {
-        if atomic::turn(worker, ALIVE, State::Down, 0).is_some() {
+        if atomic::turn(worker, ALIVE, State::Down, now, 0).is_some() {
             count::life(worker, offset_of!(WorkerLife, ended));
             tell(worker, why, pid);
         }
     } else if why == EVENT_KILLED
-        && let Some(word) = atomic::turn(worker, 1 << State::Up as u32, State::Draining, now_ms() + DETOUR_MS)
+        && before.is_some()
+        && let Some(word) = atomic::turn(worker, 1 << State::Up as u32, State::Draining, now, now + DETOUR_MS)
     {
         return word.0;
     }

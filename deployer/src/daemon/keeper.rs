@@ -29,8 +29,14 @@ impl Daemon {
     /// What was lost, or cannot be looked at.
     fn look(&self) -> Option<Vec<String>> {
         let mut programs = lock(&self.programs);
-        let result = programs.as_mut()?.repair();
-        Some(result.unwrap_or_else(|error| vec![format!("{error:#}")]))
+        let repaired = programs.as_mut()?.repair().and_then(|lost| {
+            // Nobody has told of the sockets that began to listen meanwhile.
+            if !lost.is_empty() {
+                self.tables.count_listeners()?;
+            }
+            Ok(lost)
+        });
+        Some(repaired.unwrap_or_else(|error| vec![format!("{error:#}")]))
     }
 
     /// Says each thing once, and once that it is over.

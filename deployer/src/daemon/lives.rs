@@ -20,45 +20,55 @@ use crate::{
     kernel::{Events, address},
 };
 
-/// The connections of a process are closed one after the other: what comes so long after its end is told with it.
+/// The connections of a process are closed one after the other: what comes so soon after is told with it.
 const GATHER: Duration = Duration::from_millis(200);
+/// So long the files of a process that is killed are waited for: its memory is given back first.
+const CLOSES_WITHIN: Duration = Duration::from_secs(5);
 /// Callers that are named.
 const NAMED: usize = 8;
 
 /// The end of a worker's process, as far as it has been told.
-#[derive(Debug, Default, PartialEq, Eq)]
+#[derive(Debug)]
 struct End {
     /// How; `None`: the kernel had it down already, as a roll had stopped it.
     how: Option<String>,
     cut: usize,
     callers: Vec<String>,
+    /// Its files are still open.
+    closes: bool,
+    /// When it is told on.
+    due: Instant,
 }
 
 impl Daemon {
     /// Listens for ever.
     pub(super) async fn hear(self: Arc<Self>, mut events: Events, news: Arc<Notify>) {
         let mut ends: BTreeMap<u32, End> = BTreeMap::new();
-        let mut due: Option<Instant> = None;
         loop {
+            let due = ends.values().map(|end| end.due).min();
             let far = Instant::now() + Duration::from_secs(3600);
             match timeout_at(due.unwrap_or(far), events.next()).await {
                 Ok(Ok(event)) => {
                     news.notify_one();
                     if event.kind != EVENT_LISTENS {
-                        due.get_or_insert_with(|| Instant::now() + GATHER);
-                        take(ends.entry(event.worker).or_default(), &event);
+                        ends.entry(event.worker).or_insert_with(End::new).take(&event);
                     }
                 }
                 Ok(Err(error)) => return error!(%error, "what the kernel tells of workers cannot be read any more"),
                 Err(_) => {
-                    due = None;
-                    std::mem::take(&mut ends).into_iter().for_each(|(worker, end)| self.tell_end(worker, end));
+                    let now = Instant::now();
+                    let over: Vec<_> = ends.iter().filter(|(_, end)| end.due <= now).map(|(nth, _)| *nth).collect();
+                    over.into_iter().for_each(|nth| {
+                        if let Some(end) = ends.remove(&nth) {
+                            self.tell_end(nth, end);
+                        }
+                    });
                 }
             }
         }
     }
 
-    fn tell_end(&self, index: u32, End { how, cut, callers }: End) {
+    fn tell_end(&self, index: u32, End { how, cut, callers, .. }: End) {
         let services = self.registry.services();
         let found = services.values().find_map(|service| {
             let worker = service.members().find(|worker| worker.index == index)?;
@@ -79,23 +89,35 @@ impl Daemon {
     }
 }
 
-fn take(end: &mut End, event: &Event) {
-    match event.kind {
-        EVENT_KILLED => {
-            end.how = Some(format!("has ended: its process {} is being killed, or ends by itself", event.pid))
-        }
-        EVENT_CLOSED => {
-            // An exit has been told before its sockets are closed.
-            end.how
-                .get_or_insert_with(|| format!("has closed the socket on which it listened (process {})", event.pid));
-        }
-        EVENT_CUT => {
-            end.cut += 1;
-            if end.callers.len() < NAMED {
-                end.callers.push(caller(event));
+impl End {
+    fn new() -> Self {
+        Self { how: None, cut: 0, callers: Vec::new(), closes: false, due: Instant::now() + GATHER }
+    }
+
+    fn take(&mut self, event: &Event) {
+        match event.kind {
+            EVENT_KILLED => {
+                let what = format!("has ended: its process {} is being killed, or ends by itself", event.pid);
+                self.how = Some(what);
+                self.closes = true;
+                self.due = Instant::now() + CLOSES_WITHIN;
             }
+            EVENT_CLOSED => {
+                let what = || format!("has closed the socket on which it listened (process {})", event.pid);
+                self.how.get_or_insert_with(what);
+                self.closes = false;
+            }
+            EVENT_CUT => {
+                self.cut += 1;
+                if self.callers.len() < NAMED {
+                    self.callers.push(caller(event));
+                }
+            }
+            _ => {}
         }
-        _ => {}
+        if !self.closes {
+            self.due = Instant::now() + GATHER;
+        }
     }
 }
 
@@ -117,20 +139,29 @@ mod tests {
         Event { kind, pid: 7, port: 43210, addr: CALLER, value: 1_310_000_000, ..Event::default() }
     }
 
+    fn told(kinds: &[u32]) -> End {
+        let mut end = End::new();
+        kinds.iter().for_each(|kind| end.take(&event(*kind)));
+        end
+    }
+
     #[test]
     fn an_end_is_told_with_what_was_cut() {
-        let mut end = End::default();
-        for kind in [EVENT_KILLED, EVENT_CUT, EVENT_CUT, EVENT_CLOSED] {
-            take(&mut end, &event(kind));
-        }
+        let end = told(&[EVENT_KILLED, EVENT_CUT, EVENT_CLOSED, EVENT_CUT]);
         assert_eq!((end.cut, end.callers[0].as_str()), (2, "127.0.0.1:43210, open for 1.3 s"));
         assert!(end.how.unwrap().contains("process 7 is being killed"));
+        assert!(end.due <= Instant::now() + GATHER);
+    }
+
+    #[test]
+    fn it_is_not_told_before_its_files_are_closed() {
+        let end = told(&[EVENT_KILLED, EVENT_CUT]);
+        assert!(end.due > Instant::now() + 2 * GATHER);
     }
 
     #[test]
     fn only_some_are_named() {
-        let mut end = End::default();
-        (0..100).for_each(|_| take(&mut end, &event(EVENT_CUT)));
+        let end = told(&[EVENT_CUT; 100]);
         assert_eq!((end.cut, end.callers.len(), end.how), (100, NAMED, None));
     }
 }

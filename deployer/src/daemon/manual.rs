@@ -43,7 +43,7 @@ impl Daemon {
         let lost = written.await.err().map(|why| format!(", until the daemon ends ({why})")).unwrap_or_default();
         worker.enter(Phase::Draining, &drained.reason);
         let lease = lock(&self.config).kernel.lease;
-        self.tables.publish(worker.index, State::Draining, host::now_ms() + lease.as_millis() as u64);
+        self.tables.drain(worker.index, host::now_ms() + lease.as_millis() as u64);
         let daemon = Arc::clone(self);
         tokio::spawn(async move { daemon.hold(claim, &worker, lease, time, &end).await });
         Ok(Done { done: format!("{done}{lost}") })
@@ -117,9 +117,10 @@ impl Daemon {
                 () = tokio::time::sleep(tick.min(until.saturating_duration_since(Instant::now()))) => {}
             }
             if !lives {
-                // One that has been started meanwhile has no quarantine that could run out while it is held.
-                if self.tables.word(worker.index).state() == State::Cold {
-                    self.tables.publish(worker.index, State::Down, 0);
+                // The quarantine of one that has been started meanwhile does not run out while it is held.
+                let word = self.tables.word(worker.index);
+                if word.state() == State::Cold {
+                    let _ = self.tables.swap(worker.index, word, State::Cold, worker.quarantine(&self.tables));
                 }
                 continue;
             }

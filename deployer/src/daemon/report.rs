@@ -55,6 +55,9 @@ impl Daemon {
 
     /// What became of the connections around a roll.
     pub(super) fn report(&self, roll: &Record) -> Result<Report, Refusal> {
+        if roll.is_empty() {
+            return Err(Refusal::busy(format!("roll {} has only just begun; ask again", roll.id)));
+        }
         let service = self.registry.service(&roll.service);
         let kept = self.meters.report(service.as_deref(), &roll.id);
         let kept = kept.map_err(|error| Refusal::failed(error.to_string()))?;

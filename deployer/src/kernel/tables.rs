@@ -132,8 +132,21 @@ impl Tables {
         }
     }
 
-    /// Puts a worker into a state if its word is still `old`. One that is to be up, and whose last socket was closed just
-    /// now, is down.
+    /// Drains a worker until the lease is over, but one that is down or cold. Returns the word that counts.
+    pub fn drain(&self, worker: u32, lease_ms: u64) -> WorkerWord {
+        loop {
+            let old = self.word(worker);
+            if matches!(old.state(), State::Down | State::Cold) {
+                return old;
+            }
+            if let Ok(new) = self.swap(worker, old, State::Draining, lease_ms) {
+                return new;
+            }
+        }
+    }
+
+    /// Puts a worker into a state if its word is still `old`. One that is to be up, or to be up again after a drain, and
+    /// whose last socket was closed just now, is down.
     ///
     /// # Errors
     /// The word that was found instead.
@@ -141,7 +154,7 @@ impl Tables {
         let new = self.replace(worker, old, old.next(state, lease_ms))?;
         // Who closes the socket counts first and looks at the word then; here it is the other way round, so that one of
         // the two sees the other.
-        if state == State::Up && self.counts.life(worker).is_dead() {
+        if matches!(state, State::Up | State::Draining) && self.counts.life(worker).is_dead() {
             return self.replace(worker, new, new.next(State::Down, 0));
         }
         Ok(new)

@@ -19,6 +19,8 @@ use crate::{
 pub const SPAN: Duration = Duration::from_secs(60);
 /// A look that is this much too early for the end of `after` is the last all the same.
 const NEARLY: f64 = 0.5;
+/// A month, in seconds.
+const AWAY_AT_MOST: f64 = 30.0 * 24.0 * 3600.0;
 /// The daemon may have been away for so long at the end of a roll, and `after` goes on.
 const AWAY: f64 = 5.0;
 
@@ -64,8 +66,9 @@ impl Meter {
         let workers = std::mem::take(&mut kept.workers).into_iter();
         self.known = workers.filter(is_here).map(|known| (known.index, known)).collect();
         self.exhausted = kept.exhausted;
-        kept.restarts += 1;
-        kept.part().seconds += away;
+        kept.restarts = kept.restarts.saturating_add(1);
+        // A clock that was set would make it longer than what is believed of a file.
+        kept.part().seconds += away.min(AWAY_AT_MOST);
         self.open = Some(kept);
     }
 

@@ -91,9 +91,10 @@ impl Tally {
 
     /// Sums its lifetimes up.
     pub(super) fn sum_up(&mut self) {
-        let mut counts = [0; BUCKETS];
+        let mut counts = [0_u64; BUCKETS];
         for (floor, count) in &self.lifetimes {
-            counts[histogram::bucket(*floor)] += count;
+            let bucket = &mut counts[histogram::bucket(*floor)];
+            *bucket = bucket.saturating_add(*count);
         }
         let at = |share| histogram::percentile(&counts, share);
         self.latency = match (at(0.5), at(0.99), at(1.0)) {

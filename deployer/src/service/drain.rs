@@ -138,10 +138,11 @@ impl<'a> Drain<'a> {
         self.await_others(false).await
     }
 
-    /// Publishes the drain: from now on new connections go elsewhere, while the lease lasts.
+    /// Publishes the drain: from now on new connections go elsewhere, while the lease lasts. A worker that the kernel has
+    /// seen end meanwhile, or begin anew, stays what it is: nobody's fallback, or a cold one.
     pub fn publish(&mut self) {
         self.sealed = false;
-        self.word = self.tables.publish(self.worker.index, State::Draining, until(self.lease));
+        self.word = self.tables.drain(self.worker.index, until(self.lease));
     }
 
     /// Waits until the worker is empty.
@@ -226,14 +227,16 @@ impl<'a> Drain<'a> {
                 return Ok(false);
             }
             let count = self.tables.counts().worker(self.worker.index);
-            if count.tickets == 0 && leased && !self.sealed {
-                self.sealed = self.word.state() != State::Draining || self.swap(self.word.sealed());
-            }
             let open = count.open + self.tables.seed(self.worker.index);
             let mut sockets = Vec::new();
             if count.tickets == 0 && (open == 0 || Instant::now() >= next) {
                 next = Instant::now() + LOOK;
                 sockets = self.sockets().await?;
+                // Behind a full accept queue callers of before are still on their way.
+                let all_through = !sockets.iter().any(|socket| socket.is_in(diag::states::SYN_SENT));
+                if all_through && leased && !self.sealed {
+                    self.sealed = self.word.state() != State::Draining || self.swap(self.word.sealed());
+                }
                 empty = if sockets.is_empty() { empty + 1 } else { 0 };
                 if empty == 2 {
                     return Ok(true);

@@ -268,7 +268,11 @@ pub async fn blocking<T: Send + 'static>(
 
 /// Puts a worker back into rotation from whatever state this owner has put it in, and takes note of its listeners.
 pub fn put_up(tables: &Tables, worker: &Worker, listeners: BTreeSet<u64>, reason: &str) -> WorkerWord {
-    worker.control().listeners = listeners;
+    {
+        let mut control = worker.control();
+        control.listeners = listeners;
+        control.doubted = None;
+    }
     let word = tables.publish(worker.index, State::Up, 0);
     worker.enter(Phase::Up, reason);
     word

@@ -147,9 +147,7 @@ impl Registry {
                 None => self.enter_worker(places, index, at, &wanted.name)?,
             });
         }
-        for worker in &workers {
-            worker.control().patience = wanted.warm.within + watch::AGAIN;
-        }
+        workers.iter().for_each(|worker| worker.control().patience = wanted.warm.within + watch::AGAIN);
         let spares = workers.split_off(wanted.workers.len());
         let service = Service { index, config: wanted.clone(), workers, spares, manager: manager(wanted) };
         let now = callers::rules(&wanted.callers, &self.cgroup_root);
@@ -162,7 +160,6 @@ impl Registry {
             _ => now,
         };
         places.rules.insert(index, rules);
-        self.tables.set_limits(index, word::LimitsWord::new(1, 60_000));
         self.publish(places, &service)?;
         self.insert_frontends(&service)?;
         Ok(service)

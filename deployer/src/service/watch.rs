@@ -105,6 +105,9 @@ pub async fn take_over(registry: &Registry, tables: &Tables, inherited: &BTreeSe
                 }
                 // Whether a drain goes on, the journal says; until then its word stays.
                 State::Up | State::Draining if !found.is_empty() => {
+                    if tables.word(worker.index).state() == State::Cold {
+                        tables.publish(worker.index, State::Up, 0);
+                    }
                     worker.control().listeners = found;
                     worker.enter(Phase::Up, "serving, as the daemon before this one has left it");
                 }
@@ -161,14 +164,15 @@ fn judge(service: &Arc<Service>, worker: &Arc<Worker>, tables: &Arc<Tables>, wor
     let same = !found.is_empty() && !found.is_disjoint(&known);
     match phase {
         Phase::Failed => {}
-        Phase::Up if same && word.state() == State::Down => doubt(worker, tables, word, found),
+        Phase::Up if same && word.state() == State::Down && !is_doubtful(worker, tables) => {}
         // Another socket of it may have come and gone between two looks; what was up all the while has been warm.
-        Phase::Up if same && word.state() != State::Cold => {
+        Phase::Up if same && !matches!(word.state(), State::Cold | State::Down) => {
             let mut control = worker.control();
             control.listeners = found;
             control.doubted = None;
         }
         _ if found.is_empty() => {
+            worker.control().doubted = None;
             if phase != Phase::Down && tables.swap(worker.index, word, State::Down, 0).is_ok() {
                 worker.enter(Phase::Down, "nothing listens: its process has ended");
             }
@@ -188,18 +192,17 @@ fn judge(service: &Arc<Service>, worker: &Arc<Worker>, tables: &Arc<Tables>, wor
 }
 
 /// The kernel has seen a worker's process killed, or its last socket closed; sock_diag still sees the socket it served on.
-/// That takes as long as its memory takes to be given back. If it lasts, the kernel was wrong.
-fn doubt(worker: &Worker, tables: &Tables, word: WorkerWord, found: BTreeSet<u64>) {
+/// That takes as long as its memory takes to be given back. If it lasts, the kernel may have been wrong: the worker is
+/// warmed, which nobody passes who is dead.
+fn is_doubtful(worker: &Worker, tables: &Tables) -> bool {
     let since = *worker.control().doubted.get_or_insert_with(Instant::now);
     if since.elapsed() < DOUBT {
-        return;
+        return false;
     }
     worker.control().doubted = None;
-    warn!(worker = %worker.at, "was taken for dead, but has listened all the while; it is back");
+    warn!(worker = %worker.at, "was taken for dead, but its socket is still there; it is warmed again");
     tables.counts().forget_listeners(worker.index);
-    if tables.replace(worker.index, word, word.next(State::Up, 0)).is_ok() {
-        worker.control().listeners = found;
-    }
+    true
 }
 
 /// Warms a worker that has started by itself, and puts it into rotation if it is still the same process and nobody has
