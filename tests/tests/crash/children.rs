@@ -25,6 +25,8 @@ use crate::scene::{draw_up, serves};
 /// The worker of several processes, and the first of three others.
 const PORT: u16 = 8000;
 const PORTS: std::ops::RangeInclusive<u16> = PORT..=8003;
+/// Requests a second.
+const RATE: f64 = 150.0;
 /// How long a worker is watched after a process of it was killed.
 const WATCHED: Duration = Duration::from_millis(700);
 
@@ -81,9 +83,14 @@ fn two_listeners_on_one_port() -> Result<()> {
     family.kill(second, "the other one")?;
     family.goes_down()?;
     let mut account = family.end()?;
-    // Until its files are closed, the kernel gives half of the worker's connections to the listener of the dead.
+    // Until its files are closed, the kernel gives half of the worker's connections to the listener of the dead. For a
+    // second they make a detour around the worker, so that only callers that were inside connect() may be among them, a
+    // few. One that is short of processor time may be longer in dying: after the detour, all that the load sends may be.
     let [one, other] = account.rows.as_mut_slice() else { bail!("{account}") };
-    ensure!(one.late + one.way <= 5 && one.hand + other.hand > 0, "{account}");
+    let after_detour = Duration::from_nanos(one.gone_ns).saturating_sub(Duration::from_millis(800));
+    let most = 5 + (after_detour.as_secs_f64() * RATE).ceil() as usize;
+    ensure!(one.late + one.way <= most, "more than {most} came late: {account}");
+    ensure!(one.hand + other.hand > 0, "{account}");
     (one.late, one.way) = (0, 0);
     account.must_be_clean()
 }
@@ -149,7 +156,7 @@ impl<'a> Family<'a> {
     /// Begins to watch, and the load: each worker has three or four slow requests in hand.
     fn load(&mut self) -> Result<()> {
         let capture = Capture::start(self.sandbox, &PORTS)?;
-        let load = Load { rate: 150.0, slow_one_in: 10, slow_seconds: 1, ..Load::new("load") }.start(self.sandbox)?;
+        let load = Load { rate: RATE, slow_one_in: 10, slow_seconds: 1, ..Load::new("load") }.start(self.sandbox)?;
         self.load = Some((load, capture));
         std::thread::sleep(WATCHED);
         Ok(())

@@ -14,8 +14,6 @@
 //! | what getpeername() shows of all that | suite `steer`, `addresses` |
 //! | connect() that is tried again, or elsewhere, on the same socket | suite `steer`, `drained` |
 //! | SYNs that wait behind a full accept queue | suite `steer`, `counts` |
-//!
-//! Run with `--test-threads=1` where figures are to be compared.
 
 mod devices;
 mod kinds;

@@ -64,6 +64,8 @@ fn a_sibling_that_dies_in_a_roll() -> Result<()> {
     let scene = Scene::new(&sandbox, 4, &config)?;
     let load = scene.load(150.0)?;
     scene.sent(&load, 100)?;
+    // Looked up first: of the time that the slow request gives, nothing else is to be lost.
+    let pid = scene.supervisor.pid_of(8001)?.context("no worker")?;
     let mut slow = sandbox.command(Place::Callers, "curl");
     slow.args([
         "-s",
@@ -73,7 +75,7 @@ fn a_sibling_that_dies_in_a_roll() -> Result<()> {
         "/dev/null",
         "-H",
         "X-Request-Id: slow",
-        "http://127.0.0.1:8000/?slow=6",
+        "http://127.0.0.1:8000/?slow=15",
     ]);
     let slow = slow.stdout(Stdio::piped()).spawn().context("start curl")?;
     let begun = || Ok(std::fs::read_to_string(scene.app.journal_dir().join("8000.log"))?.contains("B slow "));
@@ -81,7 +83,6 @@ fn a_sibling_that_dies_in_a_roll() -> Result<()> {
     let mut client = scene.daemon.cli_command(&["roll", "web", "--to", "v2", "--json"]);
     let mut roll = Roll::by(client.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().context("start deployer")?)?;
     roll.until_phase(8000, "draining")?;
-    let pid = scene.supervisor.pid_of(8001)?.context("no worker")?;
     send(pid, Signal::KILL)?;
     let (code, printed) = roll.left()?;
     let seen = load.stop()?;
