@@ -17,6 +17,7 @@ use deployer_tests::journal::{Journal, monotonic_ns};
 use deployer_tests::load::{Load, LoadHandle};
 use deployer_tests::nginx::{Nginx, Upstream};
 use deployer_tests::process::run;
+use deployer_tests::rig::wait;
 use deployer_tests::sandbox::{Place, Sandbox};
 use deployer_tests::supervisor::{Options, Supervisor};
 use serde_json::Value;
@@ -149,7 +150,8 @@ impl<'a> Scene<'a> {
             for port in PORTS {
                 serves(sandbox, port)?;
             }
-            told(&Api::of(sandbox).status()?, &account)?;
+            let cut = told(&Api::of(sandbox).status()?, &account)?;
+            named(daemon, cut)?;
             ensure!(!daemon.log().contains("panicked"), "{}", daemon.log());
         }
         drop(supervisor);
@@ -198,7 +200,7 @@ pub(crate) fn serves(sandbox: &Sandbox, port: u16) -> Result<u32> {
 
 /// The crashes are told: in `deployer status` each worker has the number of its `crashes`, and of the connections that
 /// were `cut` by them. Of those a few had been answered and were not closed yet, which cost nobody anything.
-fn told(status: &Value, account: &Account) -> Result<()> {
+fn told(status: &Value, account: &Account) -> Result<u64> {
     let workers = status["services"][0]["workers"].as_array().context("workers")?;
     let sum = |key: &str| workers.iter().map(|worker| worker[key].as_u64()).sum::<Option<u64>>();
     let (crashes, cut) = (sum("crashes").context("crashes")?, sum("cut").context("cut")?);
@@ -208,6 +210,15 @@ fn told(status: &Value, account: &Account) -> Result<()> {
         crashes == kills && (inside..=inside + 2 * kills).contains(&cut),
         "{crashes} crashes, {cut} cut: {account}"
     );
+    Ok(cut)
+}
+
+/// The log names each of them, by its caller, once the dead have closed their files.
+fn named(daemon: &Daemon<'_>, cut: u64) -> Result<()> {
+    let number = |line: &str| line.split_once(" cut=")?.1.split_whitespace().next()?.parse::<u64>().ok();
+    let is_named = |line: &&str| line.contains("has ended: its process") && line.contains("callers=\"127.0.0.1:");
+    let sum = || daemon.log().lines().filter(is_named).filter_map(number).sum::<u64>();
+    wait("the cut connections to be named", || Ok(sum() == cut)).with_context(|| format!("{} of {cut}", sum()))?;
     Ok(())
 }
 
