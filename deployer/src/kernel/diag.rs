@@ -3,7 +3,6 @@
 use std::{
     io,
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
-    os::fd::OwnedFd,
 };
 
 use rustix::net::{AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType, netlink, recv, sendto, socket_with};
@@ -17,7 +16,7 @@ const IPPROTO_TCP: u8 = 6;
 const AF_INET: u8 = 2;
 const AF_INET6: u8 = 10;
 const HEADER: usize = 16;
-const MESSAGE: usize = 72;
+pub(super) const MESSAGE: usize = 72;
 
 /// Operations of the filter that runs in the kernel (`linux/inet_diag.h`).
 const BC_JMP: u8 = 1;
@@ -85,12 +84,17 @@ impl Socket {
 /// # Errors
 /// When netlink fails, or the answer is garbled.
 pub fn sockets(states: u32, port: Option<u16>) -> io::Result<Vec<Socket>> {
-    let netlink = socket_with(AddressFamily::NETLINK, SocketType::RAW, SocketFlags::CLOEXEC, Some(netlink::SOCK_DIAG))?;
+    let filter = port.map(|port| filter(&[(BC_S_EQ, port), (BC_D_EQ, port)])).unwrap_or_default();
     let mut found = Vec::new();
-    for family in [AF_INET, AF_INET6] {
-        dump(&netlink, family, states, port, &mut found)?;
-    }
+    dump(states, 0, &filter, &mut |message| found.push(socket(message)))?;
     Ok(found)
+}
+
+/// The callers' ends of connections to any of these ports, in any of `states`, each with what else the kernel says of it: a
+/// message of at least [`MESSAGE`] bytes, followed by attributes. `extensions`: one bit for each that is asked for.
+pub(super) fn callers(states: u32, ports: &[u16], extensions: u8, visit: &mut dyn FnMut(&[u8])) -> io::Result<()> {
+    let wanted: Vec<_> = ports.iter().map(|port| (BC_D_EQ, *port)).collect();
+    if wanted.is_empty() { Ok(()) } else { dump(states, extensions, &filter(&wanted), visit) }
 }
 
 /// The sockets that hold a drain of `worker`: every one, at either end, in which a request may be on its way or being
@@ -135,21 +139,26 @@ pub fn listens_on_all(port: u16) -> io::Result<bool> {
 
 /// Whether `end` of a connection is the worker's: its port, at its own address, at any loopback address (a worker on a
 /// wildcard address has them all), or at an address of this host (a connection to one has it at both ends).
-fn is_end(end: SocketAddr, other: SocketAddr, worker: SocketAddr) -> bool {
+pub(super) fn is_end(end: SocketAddr, other: SocketAddr, worker: SocketAddr) -> bool {
     end.port() == worker.port() && (end.ip() == worker.ip() || end.ip().is_loopback() || end.ip() == other.ip())
 }
 
-fn dump(netlink: &OwnedFd, family: u8, states: u32, port: Option<u16>, found: &mut Vec<Socket>) -> io::Result<()> {
-    let request = request(family, states, port);
-    sendto(netlink, &request, SendFlags::empty(), &netlink::SocketAddrNetlink::new(0, 0))?;
+/// Goes over the sockets of both families.
+fn dump(states: u32, extensions: u8, filter: &[u8], visit: &mut dyn FnMut(&[u8])) -> io::Result<()> {
+    let netlink = socket_with(AddressFamily::NETLINK, SocketType::RAW, SocketFlags::CLOEXEC, Some(netlink::SOCK_DIAG))?;
     let mut buffer = vec![0_u8; 64 * 1024];
-    loop {
-        let (_, len) = recv(netlink, &mut *buffer, RecvFlags::TRUNC)?;
-        let datagram = buffer.get(..len).ok_or_else(|| garbled("a datagram of more than 64 KiB"))?;
-        if parse(datagram, found)? {
-            return Ok(());
+    for family in [AF_INET, AF_INET6] {
+        let request = request(family, states, extensions, filter);
+        sendto(&netlink, &request, SendFlags::empty(), &netlink::SocketAddrNetlink::new(0, 0))?;
+        loop {
+            let (_, len) = recv(&netlink, &mut *buffer, RecvFlags::TRUNC)?;
+            let datagram = buffer.get(..len).ok_or_else(|| garbled("a datagram of more than 64 KiB"))?;
+            if parse(datagram, visit)? {
+                break;
+            }
         }
     }
+    Ok(())
 }
 
 fn garbled(what: &str) -> io::Error {
@@ -157,8 +166,7 @@ fn garbled(what: &str) -> io::Error {
 }
 
 /// `nlmsghdr`, `inet_diag_req_v2`, and the filter as an attribute.
-fn request(family: u8, states: u32, port: Option<u16>) -> Vec<u8> {
-    let filter = port.map(filter).unwrap_or_default();
+fn request(family: u8, states: u32, extensions: u8, filter: &[u8]) -> Vec<u8> {
     let attribute = if filter.is_empty() { 0 } else { 4 + filter.len() };
     let len = HEADER + 56 + attribute;
     let mut request = Vec::with_capacity(len);
@@ -166,7 +174,7 @@ fn request(family: u8, states: u32, port: Option<u16>) -> Vec<u8> {
     request.extend(SOCK_DIAG_BY_FAMILY.to_ne_bytes());
     request.extend(NLM_F_REQUEST_DUMP.to_ne_bytes());
     request.extend([0; 8]);
-    request.extend([family, IPPROTO_TCP, 0, 0]);
+    request.extend([family, IPPROTO_TCP, extensions, 0]);
     request.extend(states.to_ne_bytes());
     request.extend([0; 48]);
     if attribute > 0 {
@@ -177,22 +185,24 @@ fn request(family: u8, states: u32, port: Option<u16>) -> Vec<u8> {
     request
 }
 
-/// Source port == port, or destination port == port. Each operation is `code, yes, no`: how far to go on when it is true
-/// or false; arriving at the end accepts, beyond it rejects. The port stands in the `no` of the operation that follows.
-fn filter(port: u16) -> Vec<u8> {
+/// Any of these: the port at an end ([`BC_S_EQ`], [`BC_D_EQ`]). Each operation is `code, yes, no`: how far to go on when it
+/// is true or false; arriving at the end accepts, beyond it rejects. The port stands in the `no` of the operation that
+/// follows.
+fn filter(ports: &[(u8, u16)]) -> Vec<u8> {
     let operation = |code: u8, yes: u8, no: u16| [[code, yes], no.to_ne_bytes()].concat();
-    [
-        operation(BC_S_EQ, 8, 12),
-        operation(0, 0, port),
-        operation(BC_JMP, 4, 12),
-        operation(BC_D_EQ, 8, 12),
-        operation(0, 0, port),
-    ]
-    .concat()
+    let mut filter = Vec::new();
+    for (code, port) in ports.iter().rev() {
+        let test = [operation(*code, 8, 12), operation(0, 0, *port)].concat();
+        // In front of the others: if it is true, past all of them.
+        let rest = std::mem::take(&mut filter);
+        let past = if rest.is_empty() { Vec::new() } else { operation(BC_JMP, 4, (rest.len() + 4) as u16) };
+        filter = [test, past, rest].concat();
+    }
+    filter
 }
 
 /// Reads one datagram of messages; `true`: the dump is complete.
-fn parse(mut datagram: &[u8], found: &mut Vec<Socket>) -> io::Result<bool> {
+fn parse(mut datagram: &[u8], visit: &mut dyn FnMut(&[u8])) -> io::Result<bool> {
     while datagram.len() >= HEADER {
         let len = u32_at(datagram, 0) as usize;
         let kind = u16::from_ne_bytes([datagram[4], datagram[5]]);
@@ -203,7 +213,7 @@ fn parse(mut datagram: &[u8], found: &mut Vec<Socket>) -> io::Result<bool> {
                 let errno = u32_at(message, 0).cast_signed();
                 return Err(io::Error::from_raw_os_error(errno.wrapping_neg()));
             }
-            SOCK_DIAG_BY_FAMILY if message.len() >= MESSAGE => found.push(socket(message)),
+            SOCK_DIAG_BY_FAMILY if message.len() >= MESSAGE => visit(message),
             _ => return Err(garbled("a message of another kind")),
         }
         datagram = datagram.get(len.next_multiple_of(4)..).unwrap_or_default();
@@ -212,7 +222,7 @@ fn parse(mut datagram: &[u8], found: &mut Vec<Socket>) -> io::Result<bool> {
 }
 
 /// `inet_diag_msg`; `message` is at least [`MESSAGE`] long.
-fn socket(message: &[u8]) -> Socket {
+pub(super) fn socket(message: &[u8]) -> Socket {
     let family = message[0];
     let id = &message[4..52];
     let end = |port: usize, addr: usize| {
@@ -236,7 +246,7 @@ fn ip(family: u8, bytes: &[u8]) -> IpAddr {
     IpAddr::V4(Ipv4Addr::new(bytes[0], bytes[1], bytes[2], bytes[3]))
 }
 
-fn u32_at(bytes: &[u8], at: usize) -> u32 {
+pub(super) fn u32_at(bytes: &[u8], at: usize) -> u32 {
     u32::from_ne_bytes([bytes[at], bytes[at + 1], bytes[at + 2], bytes[at + 3]])
 }
 
@@ -336,7 +346,7 @@ mod tests {
     proptest! {
         #[test]
         fn garbage_is_an_error_or_nothing(datagram: Vec<u8>) {
-            let _ = parse(&datagram, &mut Vec::new());
+            let _ = parse(&datagram, &mut |message| _ = socket(message));
         }
     }
 }
