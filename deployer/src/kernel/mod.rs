@@ -16,6 +16,7 @@ pub mod pidfd;
 mod pins;
 pub mod ports;
 pub mod procs;
+pub mod reaper;
 pub mod survey;
 pub mod tables;
 mod versions;

@@ -385,7 +385,7 @@ pub fn address(words: [u32; 4]) -> IpAddr {
 }
 
 /// An address as the tables hold it.
-fn words(ip: IpAddr) -> [u32; 4] {
+pub(super) fn words(ip: IpAddr) -> [u32; 4] {
     match ip {
         IpAddr::V4(ip) => [0, 0, MAPPED, u32::from_ne_bytes(ip.octets())],
         IpAddr::V6(ip) => {
