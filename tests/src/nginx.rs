@@ -1,4 +1,4 @@
-//! nginx as users have it: a plain `upstream`, no kept-alive connections to it, all else at its defaults.
+//! nginx as users have it: a plain `upstream`, with or without kept-alive connections to it, all else at its defaults.
 
 use std::fs;
 use std::net::{Ipv4Addr, SocketAddr, TcpStream};
@@ -14,6 +14,9 @@ use crate::sandbox::{Place, Sandbox};
 /// Where nginx listens, in the sandbox's namespace.
 pub const ADDRESS: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(Ipv4Addr::LOCALHOST), 8080);
 
+/// Directives of a `location` whose connections to workers are kept open (the default since 1.29.7).
+pub const KEPT_ALIVE: &str = "proxy_http_version 1.1; proxy_set_header Connection \"\";";
+
 /// What nginx's `upstream` block names.
 #[derive(Clone, Debug)]
 pub enum Upstream {
@@ -23,6 +26,15 @@ pub enum Upstream {
         ports: RangeInclusive<u16>,
         /// Added to each line: nothing, `max_fails=0`, `max_fails=1 fail_timeout=0s`, ...
         params: String,
+    },
+    /// One `server` line a worker, and connections that are kept open between requests.
+    KeptAlive {
+        /// The workers' ports.
+        ports: RangeInclusive<u16>,
+        /// As above.
+        params: String,
+        /// Idle ones, of all workers together; nginx closes those above.
+        idle: u32,
     },
     /// One line: the service address, where the kernel picks the worker.
     ServiceAddress(SocketAddr),
@@ -34,10 +46,19 @@ impl Upstream {
         Self::Workers { ports, params: params.to_owned() }
     }
 
+    /// The same, with connections that are kept open; its `location` must speak HTTP/1.1 ([`KEPT_ALIVE`]).
+    pub fn kept_alive(ports: RangeInclusive<u16>, params: &str, idle: u32) -> Self {
+        Self::KeptAlive { ports, params: params.to_owned(), idle }
+    }
+
     fn lines(&self) -> String {
+        let servers = |ports: &RangeInclusive<u16>, params: &str| -> String {
+            ports.clone().map(|port| format!("    server 127.0.0.1:{port} {params};\n")).collect()
+        };
         match self {
-            Self::Workers { ports, params } => {
-                ports.clone().map(|port| format!("    server 127.0.0.1:{port} {params};\n")).collect()
+            Self::Workers { ports, params } => servers(ports, params),
+            Self::KeptAlive { ports, params, idle } => {
+                format!("{}    keepalive {idle};\n", servers(ports, params))
             }
             Self::ServiceAddress(address) => format!("    server {address};\n"),
         }
