@@ -9,6 +9,7 @@ mod command;
 pub mod config;
 pub mod daemon;
 pub mod failpoint;
+pub mod framing;
 pub mod journal;
 pub mod kernel;
 pub mod report;

@@ -139,7 +139,8 @@ pub fn listens_on_all(port: u16) -> io::Result<bool> {
 
 /// Whether `end` of a connection is the worker's: its port, at its own address, at any loopback address (a worker on a
 /// wildcard address has them all), or at an address of this host (a connection to one has it at both ends).
-pub(super) fn is_end(end: SocketAddr, other: SocketAddr, worker: SocketAddr) -> bool {
+#[must_use]
+pub fn is_end(end: SocketAddr, other: SocketAddr, worker: SocketAddr) -> bool {
     end.port() == worker.port() && (end.ip() == worker.ip() || end.ip().is_loopback() || end.ip() == other.ip())
 }
 

@@ -11,6 +11,7 @@ pub mod host;
 mod links;
 mod load;
 mod mapping;
+pub mod packets;
 mod pair;
 pub mod pidfd;
 mod pins;
