@@ -15,11 +15,7 @@ use crate::{
     journal::{ByHand, WorkerState},
     kernel::host,
     roll::{record::unix_ms, start},
-    service::{
-        Claim, Owner, Service, Worker,
-        drain::{Drain, Held},
-        listeners, put_up,
-    },
+    service::{Claim, Owner, Service, Worker, drain::Drain, holds::Held, listeners, put_up},
     warm,
 };
 

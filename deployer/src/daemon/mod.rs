@@ -4,6 +4,7 @@ mod actions;
 mod error;
 mod floor;
 mod former;
+mod holds;
 mod keeper;
 mod lives;
 mod manual;
@@ -72,6 +73,8 @@ pub(crate) struct Daemon {
     lost: Mutex<BTreeSet<String>>,
     /// The last self-test.
     self_test: Mutex<Option<SelfTest>>,
+    /// What held the drains when it was asked last. No other lock is taken under it.
+    holds: tokio::sync::Mutex<holds::Looked>,
     /// The youngest last.
     rolls: Mutex<Vec<Arc<Record>>>,
     /// Held while something is looked at and then changed (a roll begun, a worker claimed, the configuration read again,

@@ -47,6 +47,7 @@ pub(super) async fn start(config: Config) -> Result<(Arc<Daemon>, Bound, Events)
         config: config.into(),
         programs: Some(programs).into(),
         lost: Default::default(),
+        holds: Default::default(),
         self_test: Default::default(),
         rolls: Default::default(),
         gate: Default::default(),

@@ -1,10 +1,14 @@
 //! sock_diag: which sockets there are, as `ss` sees them (`linux/inet_diag.h`, `linux/sock_diag.h`).
 
+mod activity;
+
 use std::{
     io,
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
+    os::fd::OwnedFd,
 };
 
+pub use self::activity::{Activity, activity};
 use rustix::net::{AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType, netlink, recv, sendto, socket_with};
 
 const SOCK_DIAG_BY_FAMILY: u16 = 20;
@@ -16,7 +20,7 @@ const IPPROTO_TCP: u8 = 6;
 const AF_INET: u8 = 2;
 const AF_INET6: u8 = 10;
 const HEADER: usize = 16;
-pub(super) const MESSAGE: usize = 72;
+const MESSAGE: usize = 72;
 
 /// Operations of the filter that runs in the kernel (`linux/inet_diag.h`).
 const BC_JMP: u8 = 1;
@@ -84,17 +88,13 @@ impl Socket {
 /// # Errors
 /// When netlink fails, or the answer is garbled.
 pub fn sockets(states: u32, port: Option<u16>) -> io::Result<Vec<Socket>> {
-    let filter = port.map(|port| filter(&[(BC_S_EQ, port), (BC_D_EQ, port)])).unwrap_or_default();
+    let netlink = open()?;
     let mut found = Vec::new();
-    dump(states, 0, &filter, &mut |message| found.push(socket(message)))?;
+    for family in [AF_INET, AF_INET6] {
+        let request = request(family, states, port, 0, &[]);
+        dump(&netlink, &request, &mut |message| found.push(socket(message)))?;
+    }
     Ok(found)
-}
-
-/// The callers' ends of connections to any of these ports, in any of `states`, each with what else the kernel says of it: a
-/// message of at least [`MESSAGE`] bytes, followed by attributes. `extensions`: one bit for each that is asked for.
-pub(super) fn callers(states: u32, ports: &[u16], extensions: u8, visit: &mut dyn FnMut(&[u8])) -> io::Result<()> {
-    let wanted: Vec<_> = ports.iter().map(|port| (BC_D_EQ, *port)).collect();
-    if wanted.is_empty() { Ok(()) } else { dump(states, extensions, &filter(&wanted), visit) }
 }
 
 /// The sockets that hold a drain of `worker`: every one, at either end, in which a request may be on its way or being
@@ -144,32 +144,34 @@ pub fn is_end(end: SocketAddr, other: SocketAddr, worker: SocketAddr) -> bool {
     end.port() == worker.port() && (end.ip() == worker.ip() || end.ip().is_loopback() || end.ip() == other.ip())
 }
 
-/// Goes over the sockets of both families.
-fn dump(states: u32, extensions: u8, filter: &[u8], visit: &mut dyn FnMut(&[u8])) -> io::Result<()> {
-    let netlink = socket_with(AddressFamily::NETLINK, SocketType::RAW, SocketFlags::CLOEXEC, Some(netlink::SOCK_DIAG))?;
+fn open() -> io::Result<OwnedFd> {
+    let kind = Some(netlink::SOCK_DIAG);
+    Ok(socket_with(AddressFamily::NETLINK, SocketType::RAW, SocketFlags::CLOEXEC, kind)?)
+}
+
+/// Hands each socket's message over, which is at least [`MESSAGE`] long.
+fn dump(netlink: &OwnedFd, request: &[u8], each: &mut dyn FnMut(&[u8])) -> io::Result<()> {
+    sendto(netlink, request, SendFlags::empty(), &netlink::SocketAddrNetlink::new(0, 0))?;
     let mut buffer = vec![0_u8; 64 * 1024];
-    for family in [AF_INET, AF_INET6] {
-        let request = request(family, states, extensions, filter);
-        sendto(&netlink, &request, SendFlags::empty(), &netlink::SocketAddrNetlink::new(0, 0))?;
-        loop {
-            let (_, len) = recv(&netlink, &mut *buffer, RecvFlags::TRUNC)?;
-            let datagram = buffer.get(..len).ok_or_else(|| garbled("a datagram of more than 64 KiB"))?;
-            if parse(datagram, visit)? {
-                break;
-            }
+    loop {
+        let (_, len) = recv(netlink, &mut *buffer, RecvFlags::TRUNC)?;
+        let datagram = buffer.get(..len).ok_or_else(|| garbled("a datagram of more than 64 KiB"))?;
+        if parse(datagram, each)? {
+            return Ok(());
         }
     }
-    Ok(())
 }
 
 fn garbled(what: &str) -> io::Error {
     io::Error::new(io::ErrorKind::InvalidData, format!("sock_diag answered with {what}"))
 }
 
-/// `nlmsghdr`, `inet_diag_req_v2`, and the filter as an attribute.
-fn request(family: u8, states: u32, extensions: u8, filter: &[u8]) -> Vec<u8> {
+/// `nlmsghdr`, `inet_diag_req_v2`, and the filter as an attribute, with `more` attributes after it. `extensions`: what each
+/// answer is to hold beside the socket.
+fn request(family: u8, states: u32, port: Option<u16>, extensions: u8, more: &[u8]) -> Vec<u8> {
+    let filter = port.map(filter).unwrap_or_default();
     let attribute = if filter.is_empty() { 0 } else { 4 + filter.len() };
-    let len = HEADER + 56 + attribute;
+    let len = HEADER + 56 + attribute + more.len();
     let mut request = Vec::with_capacity(len);
     request.extend((len as u32).to_ne_bytes());
     request.extend(SOCK_DIAG_BY_FAMILY.to_ne_bytes());
@@ -183,27 +185,26 @@ fn request(family: u8, states: u32, extensions: u8, filter: &[u8]) -> Vec<u8> {
         request.extend(REQ_BYTECODE.to_ne_bytes());
         request.extend(filter);
     }
+    request.extend(more);
     request
 }
 
-/// Any of these: the port at an end ([`BC_S_EQ`], [`BC_D_EQ`]). Each operation is `code, yes, no`: how far to go on when it
-/// is true or false; arriving at the end accepts, beyond it rejects. The port stands in the `no` of the operation that
-/// follows.
-fn filter(ports: &[(u8, u16)]) -> Vec<u8> {
+/// Source port == port, or destination port == port. Each operation is `code, yes, no`: how far to go on when it is true
+/// or false; arriving at the end accepts, beyond it rejects. The port stands in the `no` of the operation that follows.
+fn filter(port: u16) -> Vec<u8> {
     let operation = |code: u8, yes: u8, no: u16| [[code, yes], no.to_ne_bytes()].concat();
-    let mut filter = Vec::new();
-    for (code, port) in ports.iter().rev() {
-        let test = [operation(*code, 8, 12), operation(0, 0, *port)].concat();
-        // In front of the others: if it is true, past all of them.
-        let rest = std::mem::take(&mut filter);
-        let past = if rest.is_empty() { Vec::new() } else { operation(BC_JMP, 4, (rest.len() + 4) as u16) };
-        filter = [test, past, rest].concat();
-    }
-    filter
+    [
+        operation(BC_S_EQ, 8, 12),
+        operation(0, 0, port),
+        operation(BC_JMP, 4, 12),
+        operation(BC_D_EQ, 8, 12),
+        operation(0, 0, port),
+    ]
+    .concat()
 }
 
 /// Reads one datagram of messages; `true`: the dump is complete.
-fn parse(mut datagram: &[u8], visit: &mut dyn FnMut(&[u8])) -> io::Result<bool> {
+fn parse(mut datagram: &[u8], each: &mut dyn FnMut(&[u8])) -> io::Result<bool> {
     while datagram.len() >= HEADER {
         let len = u32_at(datagram, 0) as usize;
         let kind = u16::from_ne_bytes([datagram[4], datagram[5]]);
@@ -214,7 +215,7 @@ fn parse(mut datagram: &[u8], visit: &mut dyn FnMut(&[u8])) -> io::Result<bool> 
                 let errno = u32_at(message, 0).cast_signed();
                 return Err(io::Error::from_raw_os_error(errno.wrapping_neg()));
             }
-            SOCK_DIAG_BY_FAMILY if message.len() >= MESSAGE => visit(message),
+            SOCK_DIAG_BY_FAMILY if message.len() >= MESSAGE => each(message),
             _ => return Err(garbled("a message of another kind")),
         }
         datagram = datagram.get(len.next_multiple_of(4)..).unwrap_or_default();
@@ -223,7 +224,7 @@ fn parse(mut datagram: &[u8], visit: &mut dyn FnMut(&[u8])) -> io::Result<bool> 
 }
 
 /// `inet_diag_msg`; `message` is at least [`MESSAGE`] long.
-pub(super) fn socket(message: &[u8]) -> Socket {
+fn socket(message: &[u8]) -> Socket {
     let family = message[0];
     let id = &message[4..52];
     let end = |port: usize, addr: usize| {
@@ -247,7 +248,7 @@ fn ip(family: u8, bytes: &[u8]) -> IpAddr {
     IpAddr::V4(Ipv4Addr::new(bytes[0], bytes[1], bytes[2], bytes[3]))
 }
 
-pub(super) fn u32_at(bytes: &[u8], at: usize) -> u32 {
+fn u32_at(bytes: &[u8], at: usize) -> u32 {
     u32::from_ne_bytes([bytes[at], bytes[at + 1], bytes[at + 2], bytes[at + 3]])
 }
 
@@ -347,7 +348,7 @@ mod tests {
     proptest! {
         #[test]
         fn garbage_is_an_error_or_nothing(datagram: Vec<u8>) {
-            let _ = parse(&datagram, &mut |message| _ = socket(message));
+            let _ = parse(&datagram, &mut |message| drop(socket(message)));
         }
     }
 }

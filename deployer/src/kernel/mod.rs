@@ -18,7 +18,6 @@ mod pins;
 pub mod ports;
 pub mod procs;
 pub mod reaper;
-pub mod survey;
 pub mod tables;
 mod versions;
 

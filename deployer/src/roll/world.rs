@@ -16,8 +16,9 @@ use crate::{
     report::Meters,
     service::{
         Service, Worker,
-        drain::{Drain, DrainError, Held},
+        drain::{Drain, DrainError},
         floor::Floor,
+        holds::Held,
         listeners,
     },
     workers::Pending,
@@ -40,6 +41,10 @@ pub trait World: Send + Sync {
 
     /// Drains a worker for the length of a lease.
     fn hold(&self, worker: &Worker, lease: Duration);
+
+    /// Drains a worker for the length of another lease. One whose process has ended, or begun anew, stays what the kernel has
+    /// made of it. Returns what it counts as.
+    fn stay(&self, worker: &Worker, lease: Duration) -> State;
 
     /// Drains a worker, once enough others serve, until nothing selects it and it is empty; see [`Drain`].
     fn drain<'a>(&'a self, worker: &'a Worker, how: How<'a>) -> Pending<'a, Result<(), DrainError>>;
@@ -120,6 +125,17 @@ impl World for Host {
 
     fn hold(&self, worker: &Worker, lease: Duration) {
         self.tables.publish(worker.index, State::Draining, host::now_ms() + lease.as_millis() as u64);
+    }
+
+    fn stay(&self, worker: &Worker, lease: Duration) -> State {
+        let (old, now) = (self.tables.word(worker.index), host::now_ms());
+        let end = now + lease.as_millis() as u64;
+        if !old.is_sealed(now) {
+            return self.tables.drain(worker.index, end).state();
+        }
+        // Whoever comes in spite of it goes on to be counted. If the word has changed meanwhile, the next look is soon.
+        let kept = self.tables.replace(worker.index, old, old.next(State::Draining, end).sealed());
+        kept.unwrap_or_else(|found| found).state()
     }
 
     fn drain<'a>(&'a self, worker: &'a Worker, how: How<'a>) -> Pending<'a, Result<(), DrainError>> {

@@ -35,8 +35,11 @@ fn strike(scythe: &Scythe<'_>, workers: &[SocketAddr], stop: &AtomicBool) -> Res
     let mut tally = Tally::default();
     while !stop.load(Ordering::Relaxed) {
         let next = Instant::now() + PERIOD;
-        for activity in survey::callers(workers, false)? {
-            scythe.reaper.aim(activity.pair, Ground::Quiet { for_ms: 0, answered: true })?;
+        for worker in workers {
+            for socket in diag::holders(*worker, false)?.iter().filter(|socket| socket.peer == *worker) {
+                let pair = Pair { caller: socket.local, worker: socket.peer };
+                scythe.reaper.aim(pair, Ground::Quiet { for_ms: 0, answered: true })?;
+            }
         }
         for (_, answer) in scythe.reaper.strike()? {
             match answer {
