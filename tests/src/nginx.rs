@@ -1,4 +1,4 @@
-//! nginx as users have it: a plain `upstream`, no kept-alive connections to it, all else at its defaults.
+//! nginx as users have it: a plain `upstream`, all else at its defaults; kept-alive connections to it where a test says so.
 
 use std::fs;
 use std::net::{Ipv4Addr, SocketAddr, TcpStream};
@@ -34,6 +34,10 @@ impl Upstream {
         Self::Workers { ports, params: params.to_owned() }
     }
 
+    fn block(&self) -> String {
+        format!("  upstream web {{\n{}  }}\n", self.lines())
+    }
+
     fn lines(&self) -> String {
         match self {
             Self::Workers { ports, params } => {
@@ -59,10 +63,15 @@ impl Nginx {
 
     /// The same, with more directives in its `location`.
     pub fn start_with(sandbox: &Sandbox, upstream: &Upstream, directives: &str) -> Result<Self> {
+        Self::start_text(sandbox, &upstream.block(), directives)
+    }
+
+    /// The same, with this in its `http`, which names an upstream `web`.
+    pub fn start_text(sandbox: &Sandbox, http: &str, directives: &str) -> Result<Self> {
         let dir = sandbox.dir().join("nginx");
         fs::create_dir_all(&dir).context("make nginx's directory")?;
         let (config, errors) = (dir.join("nginx.conf"), dir.join("error.log"));
-        fs::write(&config, config_text(&dir, upstream, directives)).context("write nginx.conf")?;
+        fs::write(&config, config_text(&dir, http, directives)).context("write nginx.conf")?;
         let mut command = sandbox.command(Place::Callers, "/usr/sbin/nginx");
         command.arg("-p").arg(&dir).arg("-c").arg(&config);
         command.arg("-e").arg(&errors);
@@ -88,8 +97,8 @@ impl Nginx {
 }
 
 /// Debian's nginx 1.22 keeps its files where only one instance may: all paths are moved into `dir`.
-fn config_text(dir: &Path, upstream: &Upstream, directives: &str) -> String {
-    let (dir, lines) = (dir.display(), upstream.lines());
+fn config_text(dir: &Path, http: &str, directives: &str) -> String {
+    let dir = dir.display();
     format!(
         r#"daemon off;
 user root;
@@ -104,8 +113,7 @@ http {{
   fastcgi_temp_path {dir}/fastcgi;
   uwsgi_temp_path {dir}/uwsgi;
   scgi_temp_path {dir}/scgi;
-  upstream web {{
-{lines}  }}
+{http}
   server {{
     listen {ADDRESS} backlog=4096;
     location / {{
