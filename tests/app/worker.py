@@ -53,6 +53,8 @@ import urllib.parse  # noqa: E402
 from tornado.httpserver import HTTPServer  # noqa: E402
 from tornado.httputil import HTTPHeaders, ResponseStartLine  # noqa: E402
 
+import streams  # noqa: E402
+
 
 class Worker:
     """Answers requests; pays for each template once, blocking the whole process while it does."""
@@ -64,6 +66,8 @@ class Worker:
         self.paid = mmap.mmap(-1, len(TEMPLATES))
         path = os.path.join(APP_DIR, "journal", "%d.log" % PORT)
         self.journal = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+        # The loop itself holds its tasks by weak references only.
+        self.tasks = set()
 
     def note(self, kind, request_id, *rest):
         # One write() of one line on an O_APPEND file: whole even when the process is killed right after it.
@@ -81,7 +85,12 @@ class Worker:
         for template in needed:
             time.sleep(COLD_SECONDS)
             self.paid[TEMPLATES.index(template)] = 1
-        if request.path in ("/version", "/health"):
+        stream = streams.begin(self, request, request_id)
+        if stream is not None:
+            task = asyncio.get_running_loop().create_task(stream)
+            self.tasks.add(task)
+            task.add_done_callback(self.tasks.discard)
+        elif request.path in ("/version", "/health"):
             self.answer(request, request_id, cold)
         else:
             asyncio.get_running_loop().call_later(self.seconds(request.query), self.answer, request, request_id, cold)
@@ -98,8 +107,8 @@ class Worker:
         status, body = self.content(request)
         headers = HTTPHeaders()
         for name, value in (
-            ("Content-Type", "text/plain"), ("Content-Length", str(len(body))), ("X-Version", self.version),
-            ("X-Port", str(PORT)), ("X-Pid", str(os.getpid())), ("X-Cold", str(cold)), ("X-Request-Id", request_id),
+            ("Content-Type", "text/plain"), ("Content-Length", str(len(body))), *self.names(cold).items(),
+            ("X-Request-Id", request_id),
         ):
             if value:
                 headers[name] = value
@@ -110,6 +119,10 @@ class Worker:
         else:
             written.add_done_callback(lambda future: self.written(future, request_id))
         request.connection.finish()
+
+    def names(self, cold=0):
+        """Header fields that say who answers."""
+        return {"X-Version": self.version, "X-Port": str(PORT), "X-Pid": str(os.getpid()), "X-Cold": str(cold)}
 
     def written(self, future, request_id):
         # An exception: the caller went away. Not an end, and not the worker's doing either.

@@ -58,6 +58,8 @@ impl App {
         fs::create_dir_all(app.journal_dir()).context("make the app's directory")?;
         fs::write(app.worker(), include_str!("../app/worker.py")).context("write worker.py")?;
         fs::write(app.prefork(), include_str!("../app/prefork.py")).context("write prefork.py")?;
+        fs::write(app.fast(), include_str!("../app/fast.py")).context("write fast.py")?;
+        fs::write(app.dir.join("streams.py"), include_str!("../app/streams.py")).context("write streams.py")?;
         for version in versions {
             let release = app.release(version);
             fs::create_dir_all(&release).context("make a release")?;
@@ -81,6 +83,11 @@ impl App {
     /// The script of a worker that has children.
     pub fn prefork(&self) -> PathBuf {
         self.dir.join("prefork.py")
+    }
+
+    /// The script of a worker that answers at once.
+    pub fn fast(&self) -> PathBuf {
+        self.dir.join("fast.py")
     }
 
     /// Where the workers write their journals.

@@ -169,6 +169,8 @@ pub struct ServiceConfig {
     pub deadline: &'static str,
     /// `drain.on_deadline`.
     pub on_deadline: &'static str,
+    /// More of `drain`: `leave_max`, `quiet_after`.
+    pub drain: &'static str,
     /// `roll.batch` in TOML: `2` or `"25%"`.
     pub batch: String,
     /// `roll.surge`; the spares are in `extra`.
@@ -196,6 +198,7 @@ impl Default for ServiceConfig {
             policy: "steer",
             deadline: "60s",
             on_deadline: "stop-roll",
+            drain: "",
             batch: "2".to_owned(),
             surge: 0,
             max_failures: 1,
@@ -246,7 +249,8 @@ impl ServiceConfig {
 
     fn drain_line(&self) -> String {
         let (policy, deadline, on_deadline) = (self.policy, self.deadline, self.on_deadline);
-        format!("drain = {{ policy = {policy:?}, deadline = {deadline:?}, on_deadline = {on_deadline:?} }}\n")
+        let more = if self.drain.is_empty() { String::new() } else { format!(", {}", self.drain) };
+        format!("drain = {{ policy = {policy:?}, deadline = {deadline:?}, on_deadline = {on_deadline:?}{more} }}\n")
     }
 
     fn roll_line(&self, app: &App) -> String {

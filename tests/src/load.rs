@@ -11,6 +11,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::sync::Semaphore;
 
+use crate::client::Client;
 use crate::http::{Request, Response};
 use crate::journal::monotonic_ns;
 use crate::nginx;
@@ -20,7 +21,8 @@ use crate::sandbox::Sandbox;
 /// Above this many requests in flight, due ones wait; they are made up for later.
 const MOST_IN_FLIGHT: u32 = 512;
 
-/// What is sent. Every request has a connection of its own, so that no failure is the client's own doing.
+/// What is sent. Every request has a connection of its own, so that no failure is the client's own doing, unless
+/// connections are kept.
 #[derive(Clone, Debug)]
 pub struct Load {
     /// Request ids are `<run>-<number>`; no two loads of a test may share a run.
@@ -37,6 +39,12 @@ pub struct Load {
     pub slow_seconds: u32,
     /// What a request may take before it counts as failed.
     pub limit: Duration,
+    /// Whether the clients keep their connections.
+    pub keep_alive: bool,
+    /// A closed loop instead of the rate: so many clients, each of which sends a request as soon as it has its answer.
+    pub clients: usize,
+    /// Answers come in two halves, chunked or with a length, with a pause of 50 ms to 5 s between them.
+    pub paused: bool,
 }
 
 /// A running load. Dropping it ends it without a report.
@@ -66,6 +74,9 @@ impl Load {
             slow_one_in: 200,
             slow_seconds: 8,
             limit: Duration::from_secs(30),
+            keep_alive: false,
+            clients: 0,
+            paused: false,
         }
     }
 
@@ -96,6 +107,10 @@ impl Load {
         // method only.
         let draw = splitmix(n);
         let post = (draw >> 40) as f64 / ((1_u64 << 24) as f64) < self.post_share;
+        let method = if post { "POST" } else { "GET" };
+        if self.paused {
+            return (method, paused_path(draw), true);
+        }
         let path = match (post, draw % 8) {
             (true, _) => "/post".to_owned(),
             (false, 0..=1) => "/".to_owned(),
@@ -107,7 +122,24 @@ impl Load {
             true => format!("{path}?slow={}", self.slow_seconds),
             false => path,
         };
-        (if post { "POST" } else { "GET" }, path, slow)
+        (method, path, slow)
+    }
+}
+
+/// A pause of 50 ms to 5 s, short ones as often as long ones; half a body of 1 byte to 32 KiB.
+fn paused_path(draw: u64) -> String {
+    let kind = if draw & 16 == 0 { "length" } else { "chunked" };
+    let share = (draw >> 8 & 0xffff) as f64 / 65536.0;
+    let pause = 0.05 * 100_f64.powf(share);
+    format!("/paused/{kind}?pause={pause:.3}&size={}", 1 << (draw >> 32 & 15))
+}
+
+impl Shared {
+    fn keep(&self, outcome: Outcome) {
+        if outcome.failed() {
+            self.failed.fetch_add(1, Ordering::Relaxed);
+        }
+        lock(&self.outcomes).push(outcome);
     }
 }
 
@@ -153,6 +185,10 @@ impl Drop for LoadHandle {
 }
 
 async fn generate(load: Arc<Load>, shared: Arc<Shared>) -> Result<()> {
+    let client = Arc::new(Client::new(load.target));
+    if load.clients > 0 {
+        return closed_loop(&load, &shared).await;
+    }
     let room = Arc::new(Semaphore::new(MOST_IN_FLIGHT as usize));
     let start = Instant::now();
     let mut n = 0_u64;
@@ -164,14 +200,11 @@ async fn generate(load: Arc<Load>, shared: Arc<Shared>) -> Result<()> {
             continue;
         }
         let place = Arc::clone(&room).acquire_owned().await?;
+        let (load, shared, client) = (Arc::clone(&load), Arc::clone(&shared), Arc::clone(&client));
         shared.sent.fetch_add(1, Ordering::Relaxed);
-        let (load, shared) = (Arc::clone(&load), Arc::clone(&shared));
         tokio::spawn(async move {
-            let outcome = one(&load, n).await;
-            if outcome.failed() {
-                shared.failed.fetch_add(1, Ordering::Relaxed);
-            }
-            lock(&shared.outcomes).push(outcome);
+            let outcome = one(&load, &client, n).await;
+            shared.keep(outcome);
             drop(place);
         });
         n += 1;
@@ -183,14 +216,33 @@ async fn generate(load: Arc<Load>, shared: Arc<Shared>) -> Result<()> {
     Ok(())
 }
 
-async fn one(load: &Load, n: u64) -> Outcome {
+/// Clients that are always busy, each with a connection of its own.
+async fn closed_loop(load: &Arc<Load>, shared: &Arc<Shared>) -> Result<()> {
+    let mut clients = tokio::task::JoinSet::new();
+    for _ in 0..load.clients {
+        let (load, shared, client) = (Arc::clone(load), Arc::clone(shared), Client::new(load.target));
+        clients.spawn(async move {
+            while !shared.stopping.load(Ordering::Relaxed) {
+                let n = shared.sent.fetch_add(1, Ordering::Relaxed);
+                let outcome = one(&load, &client, n).await;
+                shared.keep(outcome);
+            }
+        });
+    }
+    while let Some(client) = clients.join_next().await {
+        client.context("a client")?;
+    }
+    Ok(())
+}
+
+async fn one(load: &Load, client: &Client, n: u64) -> Outcome {
     let id = format!("{}-{n}", load.run);
     let (method, path, slow) = load.request(n);
     let body = if method == "POST" { body(n) } else { String::new() };
     let headers = [("X-Request-Id", id.as_str()), ("User-Agent", "load/1")];
     let request = Request { method, path: &path, headers: &headers, body: &body };
     let start_ns = monotonic_ns();
-    let answer = tokio::time::timeout(load.limit, exchange(load.target, &request)).await;
+    let answer = tokio::time::timeout(load.limit, exchange(load, client, &request)).await;
     let end_ns = monotonic_ns();
     let answer = match answer {
         Ok(answer) => answer.and_then(|answer| check(answer, &id, &request)),
@@ -212,11 +264,17 @@ fn body(n: u64) -> String {
     format!("n={n:06}{}", "x".repeat((n * 37 % 2048) as usize))
 }
 
-async fn exchange(target: SocketAddr, request: &Request<'_>) -> Result<Response> {
-    let mut stream = TcpStream::connect(target).await.context("connect")?;
+async fn exchange(load: &Load, client: &Client, request: &Request<'_>) -> Result<Response> {
+    if load.keep_alive || load.clients > 0 {
+        return client.exchange(request).await;
+    }
+    let mut stream = TcpStream::connect(load.target).await.context("connect")?;
     stream.write_all(&request.encode()).await.context("send")?;
     let mut answer = Vec::with_capacity(512);
     stream.read_to_end(&mut answer).await.context("receive")?;
+    if load.paused {
+        return Response::complete(&answer)?.with_context(|| format!("cut after {} bytes", answer.len()));
+    }
     Response::parse(&answer)
 }
 
@@ -226,7 +284,14 @@ fn check(answer: Response, id: &str, request: &Request<'_>) -> Result<Response> 
         if answer.header("X-Request-Id") != Some(id) {
             bail!("the answer to another request");
         }
-        if request.method == "POST" && answer.body != request.body.len().to_string() {
+        if let Some((_, size)) = request.path.split_once("&size=") {
+            let size = size.parse()?;
+            let right =
+                answer.body.bytes().eq([b'a', b'b'].into_iter().flat_map(|byte| std::iter::repeat_n(byte, size)));
+            if !right {
+                bail!("a body of {} bytes that is not the one that was asked for", answer.body.len());
+            }
+        } else if request.method == "POST" && answer.body != request.body.len().to_string() {
             bail!("the worker has read {} of {} bytes", answer.body, request.body.len());
         }
     }

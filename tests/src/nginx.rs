@@ -1,4 +1,4 @@
-//! nginx as users have it: a plain `upstream`, with or without kept-alive connections to it, all else at its defaults.
+//! nginx as users have it: a plain `upstream`, all else at its defaults; kept-alive connections to it where a test says so.
 
 use std::fs;
 use std::net::{Ipv4Addr, SocketAddr, TcpStream};
@@ -14,9 +14,6 @@ use crate::sandbox::{Place, Sandbox};
 /// Where nginx listens, in the sandbox's namespace.
 pub const ADDRESS: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(Ipv4Addr::LOCALHOST), 8080);
 
-/// Directives of a `location` whose connections to workers are kept open (the default since 1.29.7).
-pub const KEPT_ALIVE: &str = "proxy_http_version 1.1; proxy_set_header Connection \"\";";
-
 /// What nginx's `upstream` block names.
 #[derive(Clone, Debug)]
 pub enum Upstream {
@@ -26,15 +23,6 @@ pub enum Upstream {
         ports: RangeInclusive<u16>,
         /// Added to each line: nothing, `max_fails=0`, `max_fails=1 fail_timeout=0s`, ...
         params: String,
-    },
-    /// One `server` line a worker, and connections that are kept open between requests.
-    KeptAlive {
-        /// The workers' ports.
-        ports: RangeInclusive<u16>,
-        /// As above.
-        params: String,
-        /// Idle ones, of all workers together; nginx closes those above.
-        idle: u32,
     },
     /// One line: the service address, where the kernel picks the worker.
     ServiceAddress(SocketAddr),
@@ -46,19 +34,14 @@ impl Upstream {
         Self::Workers { ports, params: params.to_owned() }
     }
 
-    /// The same, with connections that are kept open; its `location` must speak HTTP/1.1 ([`KEPT_ALIVE`]).
-    pub fn kept_alive(ports: RangeInclusive<u16>, params: &str, idle: u32) -> Self {
-        Self::KeptAlive { ports, params: params.to_owned(), idle }
+    fn block(&self) -> String {
+        format!("  upstream web {{\n{}  }}\n", self.lines())
     }
 
     fn lines(&self) -> String {
-        let servers = |ports: &RangeInclusive<u16>, params: &str| -> String {
-            ports.clone().map(|port| format!("    server 127.0.0.1:{port} {params};\n")).collect()
-        };
         match self {
-            Self::Workers { ports, params } => servers(ports, params),
-            Self::KeptAlive { ports, params, idle } => {
-                format!("{}    keepalive {idle};\n", servers(ports, params))
+            Self::Workers { ports, params } => {
+                ports.clone().map(|port| format!("    server 127.0.0.1:{port} {params};\n")).collect()
             }
             Self::ServiceAddress(address) => format!("    server {address};\n"),
         }
@@ -80,10 +63,15 @@ impl Nginx {
 
     /// The same, with more directives in its `location`.
     pub fn start_with(sandbox: &Sandbox, upstream: &Upstream, directives: &str) -> Result<Self> {
+        Self::start_text(sandbox, &upstream.block(), directives)
+    }
+
+    /// The same, with this in its `http`, which names an upstream `web`.
+    pub fn start_text(sandbox: &Sandbox, http: &str, directives: &str) -> Result<Self> {
         let dir = sandbox.dir().join("nginx");
         fs::create_dir_all(&dir).context("make nginx's directory")?;
         let (config, errors) = (dir.join("nginx.conf"), dir.join("error.log"));
-        fs::write(&config, config_text(&dir, upstream, directives)).context("write nginx.conf")?;
+        fs::write(&config, config_text(&dir, http, directives)).context("write nginx.conf")?;
         let mut command = sandbox.command(Place::Callers, "/usr/sbin/nginx");
         command.arg("-p").arg(&dir).arg("-c").arg(&config);
         command.arg("-e").arg(&errors);
@@ -109,8 +97,8 @@ impl Nginx {
 }
 
 /// Debian's nginx 1.22 keeps its files where only one instance may: all paths are moved into `dir`.
-fn config_text(dir: &Path, upstream: &Upstream, directives: &str) -> String {
-    let (dir, lines) = (dir.display(), upstream.lines());
+fn config_text(dir: &Path, http: &str, directives: &str) -> String {
+    let dir = dir.display();
     format!(
         r#"daemon off;
 user root;
@@ -125,8 +113,7 @@ http {{
   fastcgi_temp_path {dir}/fastcgi;
   uwsgi_temp_path {dir}/uwsgi;
   scgi_temp_path {dir}/scgi;
-  upstream web {{
-{lines}  }}
+{http}
   server {{
     listen {ADDRESS} backlog=4096;
     location / {{

@@ -33,6 +33,8 @@ pub struct Options {
     pub cold_seconds: f32,
     /// Memory that some of them hold: ports and megabytes.
     pub memory: Vec<(u16, u32)>,
+    /// Whether they are the app's [`fast`](App::fast) ones.
+    pub fast: bool,
     /// supervisord's `startsecs`, 1 by default: a worker that ends earlier is retried three times, then FATAL.
     pub start_seconds: u32,
 }
@@ -48,6 +50,7 @@ impl Options {
             import_seconds: 1.0,
             cold_seconds: 0.15,
             memory: Vec::new(),
+            fast: false,
             start_seconds: 1,
         }
     }
@@ -206,7 +209,8 @@ impl Drop for Supervisor<'_> {
 }
 
 fn config_text(dir: &Path, app: &App, options: &Options) -> String {
-    let (dir, worker, app_dir) = (dir.display(), app.worker(), app.dir().display());
+    let worker = if options.fast { app.fast() } else { app.worker() };
+    let (dir, app_dir) = (dir.display(), app.dir().display());
     let (worker, first) = (worker.display(), options.ports.start());
     let count = options.ports.clone().count();
     let Options { host, backlog, import_seconds, cold_seconds, start_seconds, .. } = options;

@@ -14,6 +14,8 @@ use crate::workspace::{Workspace, output_of};
 /// Programs that the suites and the demo run, and Debian's packages with them.
 const PROGRAMS: &[(&str, &str)] = &[
     ("nginx", "nginx-light"),
+    ("haproxy", "haproxy"),
+    ("varnishd", "varnish"),
     ("supervisord", "supervisor"),
     ("nft", "nftables"),
     ("iptables", "iptables"),

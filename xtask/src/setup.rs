@@ -11,7 +11,13 @@ use crate::toolchain;
 use crate::workspace::{Workspace, output_of, run_quietly};
 
 /// Packages whose installation starts a service that nobody asked for.
-const SERVICES: &[(&str, &str)] = &[("nginx-light", "nginx"), ("supervisor", "supervisor")];
+const SERVICES: &[(&str, &str)] = &[
+    ("nginx-light", "nginx"),
+    ("haproxy", "haproxy"),
+    ("varnish", "varnish"),
+    ("varnish", "varnishncsa"),
+    ("supervisor", "supervisor"),
+];
 
 /// What apt-get is told with every installation; it never removes a package to make room.
 const APT_INSTALL: &[&str] = &["install", "-y", "--no-install-recommends", "--no-remove"];

@@ -21,13 +21,39 @@ const UNIT: &str = "unit";
 
 /// The end-to-end suites: integration tests of the package deployer-tests.
 const END_TO_END: &[&str] = &[
-    "harness", "steer", "races", "managers", "systemd", "roll", "report", "faults", "crash", "outlive", "journal",
-    "matrix", "selftest", "cli", "reaper",
+    "harness",
+    "steer",
+    "races",
+    "managers",
+    "systemd",
+    "roll",
+    "kept-alive",
+    "report",
+    "faults",
+    "crash",
+    "outlive",
+    "journal",
+    "matrix",
+    "selftest",
+    "cli",
+    "reaper",
 ];
 
 /// Suites of which two tests run at a time: they wait more than they work, and assert nothing about how long things take.
-const PAIRED: &[&str] =
-    &["races", "managers", "systemd", "report", "faults", "outlive", "journal", "matrix", "selftest", "cli"];
+const PAIRED: &[&str] = &[
+    "races",
+    "managers",
+    "systemd",
+    "kept-alive",
+    "report",
+    "faults",
+    "outlive",
+    "journal",
+    "matrix",
+    "selftest",
+    "cli",
+    "reaper",
+];
 
 /// Suites that need the same source built with another feature of crate deployer, too.
 const VARIANTS: &[(&str, &str)] = &[("outlive", "next-layout"), ("matrix", "failpoints")];

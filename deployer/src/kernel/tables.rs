@@ -25,7 +25,8 @@ use deployer_common::{
 };
 
 pub use self::address::address;
-use self::address::{spellings, words};
+pub(super) use self::address::words;
+use self::address::spellings;
 use super::{bpf, counts::Counts, host, links::Steering, mapping::Mapping};
 
 const WORD: usize = size_of::<u64>();

@@ -7,15 +7,21 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Result, ensure};
 use deployer::kernel::reaper::{Answer, Ground};
-use deployer::kernel::survey;
+use deployer::kernel::{Pair, diag};
 use deployer_tests::app::App;
 use deployer_tests::load::Load;
-use deployer_tests::nginx::{KEPT_ALIVE, Nginx, Upstream};
+use deployer_tests::nginx::Nginx;
 use deployer_tests::sandbox::Sandbox;
 use deployer_tests::supervisor::{Options, Supervisor};
 
 use crate::ends::Scythe;
 
+const UPSTREAM: &str = "upstream web {
+  server 127.0.0.1:8000 max_fails=0;
+  server 127.0.0.1:8001 max_fails=0;
+  keepalive 32;
+}";
+const KEPT_ALIVE: &str = "proxy_http_version 1.1; proxy_set_header Connection \"\";";
 const PERIOD: Duration = Duration::from_millis(2);
 
 fn lasts() -> Duration {
@@ -60,7 +66,7 @@ fn posts_through_nginx() -> Result<()> {
     let supervisor = Supervisor::start(&sandbox, &app, Options::ports(8000..=8001))?;
     supervisor.wait_up()?;
     supervisor.warm()?;
-    let nginx = Nginx::start_with(&sandbox, &Upstream::kept_alive(8000..=8001, "max_fails=0", 32), KEPT_ALIVE)?;
+    let nginx = Nginx::start_text(&sandbox, UPSTREAM, KEPT_ALIVE)?;
     let load = Load { rate: 500.0, post_share: 1.0, slow_one_in: 0, ..Load::new("storm") }.start(&sandbox)?;
     let scythe = Scythe::new(&sandbox)?;
     let workers = [8000, 8001].map(|port| SocketAddr::from((Ipv4Addr::LOCALHOST, port)));

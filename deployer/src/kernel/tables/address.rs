@@ -15,7 +15,7 @@ pub fn address(words: [u32; 4]) -> IpAddr {
 }
 
 /// An address as the tables hold it.
-pub(super) fn words(ip: IpAddr) -> [u32; 4] {
+pub(in crate::kernel) fn words(ip: IpAddr) -> [u32; 4] {
     match ip {
         IpAddr::V4(ip) => [0, 0, MAPPED, u32::from_ne_bytes(ip.octets())],
         IpAddr::V6(ip) => {
