@@ -37,14 +37,10 @@ fn build() -> Result<(), Box<dyn Error>> {
     println!("cargo::rerun-if-changed={}", linker.display());
     let mut cargo = tool_chain()?;
     // Shared by all profiles of this target directory: the programs are built in one way only.
-    let target = out.ancestors().nth(4).unwrap_or(&out);
-    let built = match env::var_os("CARGO_FEATURE_NEXT_LAYOUT") {
-        Some(_) => {
-            cargo.args(["--features", "next-layout"]);
-            target.join("ebpf-next-layout")
-        }
-        None => target.join("ebpf"),
-    };
+    let built = out.ancestors().nth(4).unwrap_or(&out).join("ebpf");
+    if env::var_os("CARGO_FEATURE_NEXT_LAYOUT").is_some() {
+        cargo.args(["--features", "next-layout"]);
+    }
     let status = cargo
         .current_dir(root.join("deployer-ebpf"))
         .args(["--release", "--locked", "--target", TARGET, "--target-dir"])

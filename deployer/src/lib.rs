@@ -11,6 +11,7 @@ pub mod daemon;
 pub mod failpoint;
 pub mod framing;
 pub mod journal;
+pub mod keepalive;
 pub mod kernel;
 pub mod report;
 pub mod roll;

@@ -39,13 +39,11 @@ impl Daemon {
             return Arc::clone(held);
         }
         let draining = self.draining();
-        let tables = Arc::clone(&self.tables);
-        let look =
-            blocking(
-                move || {
-                    if draining.is_empty() { Ok(Held::new()) } else { holds::look(&tables, &draining, &|_| None) }
-                },
-            );
+        let (tables, keepalive) = (Arc::clone(&self.tables), Arc::clone(&self.keepalive));
+        let look = blocking(move || match draining.is_empty() {
+            true => Ok(Held::new()),
+            false => holds::look(&tables, &draining, &|pair| keepalive.why(pair)),
+        });
         let held = look.await.inspect_err(|error| warn!(%error, "cannot look at what holds the drains"));
         let held = Arc::new(held.unwrap_or_default());
         // Nothing was looked at where nobody is draining: who asks next is told at once of one that is by then.

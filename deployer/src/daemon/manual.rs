@@ -105,6 +105,8 @@ impl Daemon {
         } else {
             self.ended(worker);
         }
+        let service = self.service(&worker.service).ok();
+        let _closing = service.map(|service| self.keepalive.begun(worker, &service));
         let mut is_let_in = false;
         let tick = (lease / 4).min(Duration::from_millis(100));
         while Instant::now() < until {

@@ -39,6 +39,7 @@ use crate::{
     api::SelfTest,
     config::Config,
     journal::{Journal, events::Shelf},
+    keepalive::Keepalive,
     kernel::{Attachment, Events, Programs, Tables},
     report::Meters,
     roll::{Record, world::World},
@@ -60,6 +61,8 @@ pub(crate) struct Daemon {
     world: Arc<dyn World>,
     /// What connections went through, for the rolls' reports.
     meters: Arc<Meters>,
+    /// What closes kept-alive connections.
+    keepalive: Arc<Keepalive>,
     journal: Arc<Journal>,
     /// Where the rolls' events outlive the daemon.
     shelf: Shelf,

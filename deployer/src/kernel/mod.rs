@@ -26,4 +26,5 @@ pub use events::Events;
 pub use load::{Attachment, Programs, attachment, can_load, detach_leftovers};
 pub use pair::Pair;
 pub use pins::{Survey, is_bpffs, survey};
+pub use reaper::{Answer, Ground, Reaper};
 pub use tables::{Found, FoundWorker, Tables, address};

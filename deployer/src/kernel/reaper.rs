@@ -129,6 +129,12 @@ impl Reaper {
         }
     }
 
+    /// Takes back what is not to be kept.
+    pub fn retain(&self, keep: impl Fn(&Pair) -> bool) {
+        let over: Vec<_> = self.aims().known.keys().filter(|pair| !keep(pair)).copied().collect();
+        over.iter().for_each(|pair| self.spare(pair));
+    }
+
     /// How many connections are aimed at.
     #[must_use]
     pub fn targets(&self) -> usize {

@@ -25,8 +25,8 @@ use deployer_common::{
 };
 
 pub use self::address::address;
-pub(super) use self::address::words;
 use self::address::spellings;
+pub(super) use self::address::words;
 use super::{bpf, counts::Counts, host, links::Steering, mapping::Mapping};
 
 const WORD: usize = size_of::<u64>();

@@ -138,6 +138,7 @@ impl Roll {
             self.record.add(What::Begun { service, to: self.to.clone(), by, batches, spares });
             reach(Point::Begun, None).await;
         } else {
+            self.world.mark(Moment::Resumed(&self.service));
             let text = match self.hand.values().filter(|(hand, _)| hand.outcome.is_none()).count() {
                 0 => "goes on after a restart of the daemon".to_owned(),
                 some => format!("goes on after a restart of the daemon, with workers in hand: {some}"),

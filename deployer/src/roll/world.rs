@@ -12,6 +12,7 @@ use deployer_common::word::{Mode, State};
 
 use super::start;
 use crate::{
+    keepalive::Keepalive,
     kernel::{Tables, host},
     report::Meters,
     service::{
@@ -73,6 +74,8 @@ pub trait World: Send + Sync {
 pub enum Moment<'a> {
     /// A roll begins; nothing has been done yet.
     Begun(&'a Service, &'a str),
+    /// A roll of a former daemon goes on.
+    Resumed(&'a Service),
     /// A worker's process is gone, and no other has been started.
     Stopped(&'a Worker),
     /// A worker is warm, and nobody has been let in yet.
@@ -93,6 +96,8 @@ pub struct How<'a> {
     pub on_published: &'a (dyn Fn() + Sync),
     /// Whether enough others serve.
     pub floor: &'a Floor<'a>,
+    /// After how long of silence a connection is closed that is not plain HTTP/1.
+    pub quiet_after: Option<Duration>,
 }
 
 /// The real one.
@@ -101,6 +106,8 @@ pub struct Host {
     pub tables: Arc<Tables>,
     /// What is counted for reports.
     pub meters: Arc<Meters>,
+    /// What closes kept-alive connections.
+    pub keepalive: Arc<Keepalive>,
 }
 
 impl World for Host {
@@ -145,6 +152,7 @@ impl World for Host {
             drain.allowed().await?;
             drain.publish();
             (how.on_published)();
+            let _closing = self.keepalive.closing(worker, how.quiet_after);
             failpoint(worker).await;
             drain.empty().await?;
             drain.relieved().await?;
@@ -154,6 +162,7 @@ impl World for Host {
 
     fn empty<'a>(&'a self, worker: &'a Worker, how: How<'a>) -> Pending<'a, Result<(), DrainError>> {
         Box::pin(async move {
+            let _closing = self.keepalive.closing(worker, how.quiet_after);
             Drain::new(&self.tables, worker, how.lease, how.deadline, how.on_held).stopping_at_once().await
         })
     }
@@ -174,10 +183,17 @@ impl World for Host {
 
     fn mark(&self, moment: Moment<'_>) {
         match moment {
-            Moment::Begun(service, roll) => self.meters.begin(service, roll),
+            Moment::Begun(service, roll) => {
+                self.meters.begin(service, roll);
+                self.keepalive.begin(service);
+            }
+            Moment::Resumed(service) => self.keepalive.begin(service),
             Moment::Stopped(worker) => self.meters.stopped(worker),
             Moment::Up(worker) => self.meters.up(worker),
-            Moment::Ended(service) => self.meters.end(service),
+            Moment::Ended(service) => {
+                self.meters.end(service);
+                self.keepalive.end(&service.config.name);
+            }
         }
     }
 }

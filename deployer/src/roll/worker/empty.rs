@@ -30,6 +30,7 @@ impl Restart {
             on_held: &|held| self.held(held),
             on_published: &|| self.enter(Phase::Draining, ""),
             floor: &|| self.floor(),
+            quiet_after: self.service.config.drain.quiet_after,
         };
         let result = match before {
             // Nobody is sent there, or only for want of anybody else. A lease would make it up when it runs out.
