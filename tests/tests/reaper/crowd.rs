@@ -75,6 +75,11 @@ fn looks_among_many_sockets() -> Result<()> {
     let caller = Caller::start(&sandbox, HOST, "idle")?;
     let (asked, answered) = worker.told(&caller, 1)?;
     scythe.aim(&caller, Ground::Complete { asked: asked.wrapping_add(1), answered })?;
+    let start = spent();
+    for _ in 0..1000 {
+        scythe.aim(&caller, Ground::Complete { asked: asked.wrapping_add(1), answered })?;
+    }
+    eprintln!("aiming: {:?}", (spent() - start) / 1000);
     measure(&sandbox, &scythe, "alone")?;
     let crowd = gather(&sandbox, size())?;
     measure(&sandbox, &scythe, &format!("among {:?}", size()))?;
