@@ -36,7 +36,8 @@ pub use answer::Answer;
 /// acknowledged, and everything received read.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Ground {
-    /// Its last answer is complete, and nothing has been asked since. TCP sequence numbers, of the octet after the end.
+    /// Its last answer is complete, and nothing has been asked since. TCP sequence numbers, of the octet after the end. They
+    /// may be ahead of what has come: an answer whose length is known can be aimed at while it is on its way.
     Complete {
         /// Where the last request ends.
         asked: u32,

@@ -67,7 +67,7 @@ fn posts_through_nginx() -> Result<()> {
     supervisor.wait_up()?;
     supervisor.warm()?;
     let nginx = Nginx::start_text(&sandbox, UPSTREAM, KEPT_ALIVE)?;
-    let load = Load { rate: 500.0, post_share: 1.0, slow_one_in: 0, ..Load::new("storm") }.start(&sandbox)?;
+    let load = Load { rate: 200.0, post_share: 1.0, slow_one_in: 0, ..Load::new("storm") }.start(&sandbox)?;
     let scythe = Scythe::new(&sandbox)?;
     let workers = [8000, 8001].map(|port| SocketAddr::from((Ipv4Addr::LOCALHOST, port)));
     let stop = AtomicBool::new(false);

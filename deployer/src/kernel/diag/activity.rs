@@ -11,7 +11,7 @@ use std::{
 use deployer_common::layout::SockNote;
 use rustix::time::{ClockId, clock_gettime};
 
-use super::{AF_INET, AF_INET6, MESSAGE, dump, open, request, states, u32_at};
+use super::{MESSAGE, dump, open, request, states, u32_at};
 
 /// `INET_DIAG_INFO`: `struct tcp_info`, as an extension of a request and as an attribute of an answer.
 const INFO: u16 = 2;
@@ -54,13 +54,11 @@ fn ask(port: u16, more: &[u8]) -> io::Result<HashMap<u64, Activity>> {
     let (netlink, mut found) = (open()?, HashMap::new());
     let now = clock_gettime(ClockId::Monotonic);
     let now_ns = now.tv_sec.unsigned_abs() * 1_000_000_000 + now.tv_nsec.unsigned_abs();
-    for family in [AF_INET, AF_INET6] {
-        let request = request(family, states::ALIVE, Some(port), 1 << (INFO - 1), more);
-        dump(&netlink, &request, &mut |message| {
-            let cookie = u64::from(u32_at(message, 44)) | u64::from(u32_at(message, 48)) << 32;
-            found.insert(cookie, read(message, now_ns));
-        })?;
-    }
+    let request = request(states::ALIVE, Some(port), 1 << (INFO - 1), more);
+    dump(&netlink, &request, &mut |message| {
+        let cookie = u64::from(u32_at(message, 44)) | u64::from(u32_at(message, 48)) << 32;
+        found.insert(cookie, read(message, now_ns));
+    })?;
     Ok(found)
 }
 

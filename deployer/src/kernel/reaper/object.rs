@@ -1,5 +1,7 @@
 //! Loading the reaper's object: the offsets of fields, and the functions of the kernel that it calls.
 
+use std::path::Path;
+
 use anyhow::{Context, Result, anyhow, bail};
 use aya::{Btf, Ebpf, EbpfLoader, programs::Iter};
 use deployer_common::reap::{MARK_DESTROY, MARK_HOLD, MARK_RELEASE};
@@ -73,6 +75,9 @@ const CALL_FUNCTION: [u8; 2] = [CALL, 0x20];
 /// `r0 = 0`.
 const NOTHING: [u8; 8] = [0xb7, 0, 0, 0, 0, 0, 0, 0];
 
+/// There on kernels with PREEMPT_RT only (`kernel/ksysfs.c`).
+const REALTIME: &str = "/sys/kernel/realtime";
+
 /// Loads program and tables.
 pub(super) fn load() -> Result<Ebpf> {
     let blob = vmlinux()?;
@@ -103,8 +108,8 @@ fn linked(kernel: &Structs<'_>) -> Result<Vec<u8>> {
     let mut object = OBJECT.to_vec();
     fill(&mut object, MARK_DESTROY, Some(destroy))?;
     let (hold, release) = (kernel.function("bpf_preempt_disable"), kernel.function("bpf_preempt_enable"));
-    // One without the other would be refused.
-    let both = hold.zip(release);
+    // One without the other would be refused. On a real-time kernel the lock that closing takes may sleep.
+    let both = hold.zip(release).filter(|_| !Path::new(REALTIME).exists());
     fill(&mut object, MARK_HOLD, both.map(|(hold, _)| hold))?;
     fill(&mut object, MARK_RELEASE, both.map(|(_, release)| release))?;
     Ok(object)
