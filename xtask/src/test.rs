@@ -22,7 +22,7 @@ const UNIT: &str = "unit";
 /// The end-to-end suites: integration tests of the package deployer-tests.
 const END_TO_END: &[&str] = &[
     "harness", "steer", "races", "managers", "systemd", "roll", "report", "faults", "crash", "outlive", "journal",
-    "matrix", "selftest", "cli",
+    "matrix", "selftest", "cli", "framing",
 ];
 
 /// Suites of which two tests run at a time: they wait more than they work, and assert nothing about how long things take.
