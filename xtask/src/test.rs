@@ -29,6 +29,7 @@ const END_TO_END: &[(&str, &str)] = &[
     ("systemd", "3"),
     ("roll", "2"),
     ("reaper", "1"),
+    ("framing", "2"),
     ("kept-alive", "1"),
     ("report", "3"),
     ("faults", "3"),

@@ -133,8 +133,11 @@ mod tests {
 
     use super::*;
 
+    /// Where the end is.
+    type Found = Result<Option<usize>, Why>;
+
     /// Eats piece by piece; how many bytes there were until the end.
-    fn eat(mut body: Body, bytes: &[u8], piece: usize) -> Result<Option<usize>, Why> {
+    fn eat(mut body: Body, bytes: &[u8], piece: usize) -> Found {
         let mut at = 0;
         for piece in bytes.chunks(piece.max(1)) {
             let (eaten, done) = body.eat(piece)?;
@@ -149,7 +152,7 @@ mod tests {
 
     #[test]
     fn ends_are_found() {
-        let cases: &[(&[u8], Result<Option<usize>, Why>)] = &[
+        let cases: [(&[u8], Found); 15] = [
             (b"0\r\n\r\nGET", Ok(Some(5))),
             (b"5\r\nhello\r\n0\r\n\r\n", Ok(Some(15))),
             (b"5;a=\"b c\"\r\nhello\r\n00\r\nX: y\r\nZ:\r\n\r\n", Ok(Some(34))),
@@ -169,7 +172,7 @@ mod tests {
         for (bytes, expected) in cases {
             for piece in [1, 2, 3, 1000] {
                 let text = String::from_utf8_lossy(bytes);
-                assert_eq!(eat(Body::CHUNKED, bytes, piece), *expected, "{text:?} in pieces of {piece}");
+                assert_eq!(eat(Body::CHUNKED, bytes, piece), expected, "{text:?} in pieces of {piece}");
             }
         }
         assert_eq!(eat(Body::Length(5), b"helloGET", 2), Ok(Some(5)));

@@ -122,7 +122,7 @@ impl Shared {
         }
         let now = Instant::now();
         for _ in 0..BATCH {
-            let Some((bytes, len)) = packets.next()? else { break };
+            let Some((bytes, len)) = packets.read()? else { break };
             let Some(segment) = Segment::parse(bytes, len) else { continue };
             let changed = lock(&self.table).take(&segment, now);
             if let Some((pair, framing)) = changed

@@ -73,7 +73,7 @@ impl Packets {
     ///
     /// # Errors
     /// `ENETDOWN` once when the device has gone down; goes on when it is up again.
-    pub fn next(&mut self) -> io::Result<Option<(&[u8], usize)>> {
+    pub fn read(&mut self) -> io::Result<Option<(&[u8], usize)>> {
         match recv(&self.socket, &mut *self.buffer, RecvFlags::TRUNC) {
             Ok((received, len)) => Ok(Some((&self.buffer[..received], len))),
             Err(rustix::io::Errno::AGAIN | rustix::io::Errno::INTR) => Ok(None),

@@ -5,7 +5,7 @@ use std::net::{Ipv4Addr, SocketAddr};
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use deployer::kernel::diag::holders;
+use deployer::kernel::diag::{self, holders};
 use deployer::kernel::reaper::{Answer, Ground};
 use deployer_tests::dial::PYTHON;
 use deployer_tests::process::Process;
@@ -59,9 +59,9 @@ fn measure(sandbox: &Sandbox, scythe: &Scythe<'_>, what: &str) -> Result<()> {
         let (dump, found) = timed(|| Ok(holders(WORKER, false)?))?;
         let (look, activity) = timed(|| Ok(diag::activity(WORKER.port(), None)?))?;
         let (strike, answers) = timed(|| Ok(scythe.reaper.strike()?))?;
-        let (holders, callers) = (found.len(), callers.len());
+        let (holders, known) = (found.len(), activity.len());
         eprintln!("{what}: holders {dump:?}, activity {look:?}, strike {strike:?}");
-        ensure!((holders, callers) == (2, 1) && answers.len() == 1, "{found:?} {answers:?}");
+        ensure!((holders, known) == (2, 2) && answers.len() == 1, "{found:?} {answers:?}");
         Ok(())
     })?
 }

@@ -34,6 +34,9 @@ const NASTY: [&str; 6] = [
     "plain text",
 ];
 
+/// How a message begins, or ends.
+const LOOKS: [&[u8]; 5] = [b"GET ", b"POST ", b"PUT ", b"HTTP/1.1 200", b"0\r\n"];
+
 const REQUESTS: [Message; 5] = [
     message("GET /a HTTP/1.1\r\nHost: b\r\n", How::None),
     message("HEAD / HTTP/1.1\r\n", How::None),
@@ -76,6 +79,8 @@ pub(super) struct Plan {
     streams: [Vec<u8>; 2],
     /// Of each request: where its head ends, and where it ends.
     requests: Vec<(usize, usize)>,
+    /// Where something begins that looks like a message, or is one; of each direction.
+    marks: [Vec<usize>; 2],
     /// Where each answer ends.
     answers: Vec<usize>,
     /// Where both directions are at a boundary.
@@ -98,12 +103,16 @@ pub(super) fn plan() -> impl Strategy<Value = Plan> {
     prop::collection::vec(exchange, 1..8).prop_map(|exchanges| {
         let mut plan = Plan {
             streams: Default::default(),
+            marks: Default::default(),
             requests: Vec::new(),
             answers: Vec::new(),
             boundaries: HashSet::from([(0, 0)]),
         };
         for (request, asked, answer, answered) in exchanges {
             plan.add(REQUESTS[request], &asked, ANSWERS[answer], &answered);
+        }
+        for (stream, marks) in plan.streams.iter().zip(&mut plan.marks) {
+            *marks = (1..stream.len()).filter(|at| LOOKS.iter().any(|text| stream[*at..].starts_with(text))).collect();
         }
         plan
     })
@@ -138,7 +147,7 @@ impl Plan {
         for ((_, request), answer) in self.requests.iter().zip(&self.answers) {
             for (from, end) in [(From::Caller, *request), (From::Worker, *answer)] {
                 while at[from as usize] < end {
-                    send(from, end, &mut at, noise, &mut sent);
+                    self.send(from, end, &mut at, noise, &mut sent);
                 }
             }
         }
@@ -154,24 +163,28 @@ impl Plan {
             let may_answer = heads.checked_sub(1).map_or(0, |last| self.answers[last]);
             let is_caller = order.next() == Some(&true) && at[0] < self.streams[0].len();
             if is_caller || at[1] >= may_answer {
-                send(From::Caller, self.streams[0].len(), &mut at, noise, &mut sent);
+                self.send(From::Caller, self.streams[0].len(), &mut at, noise, &mut sent);
             } else {
-                send(From::Worker, may_answer, &mut at, noise, &mut sent);
+                self.send(From::Worker, may_answer, &mut at, noise, &mut sent);
             }
         }
         sent
     }
-}
 
-fn send(from: From, end: usize, at: &mut [usize; 2], noise: &[u8], sent: &mut Vec<Sent>) {
-    let (mine, other) = (from as usize, 1 - from as usize);
-    let most = match noise[sent.len() % noise.len()] {
-        u8::MAX => usize::MAX,
-        most => usize::from(most / 2) + 1,
-    };
-    let len = most.min(end - at[mine]);
-    sent.push(Sent { from, at: at[mine], len, ack: at[other] });
-    at[mine] += len;
+    /// Sends a part: up to the next mark, all there is, or a few bytes.
+    fn send(&self, from: From, end: usize, at: &mut [usize; 2], noise: &[u8], sent: &mut Vec<Sent>) {
+        let (mine, other) = (from as usize, 1 - from as usize);
+        let begin = at[mine];
+        let mark = self.marks[mine].iter().find(|mark| **mark > begin).map_or(usize::MAX, |mark| mark - begin);
+        let most = match noise[sent.len() % noise.len()] {
+            u8::MAX => usize::MAX,
+            dice if dice % 2 == 1 => mark,
+            dice => usize::from(dice / 2) + 1,
+        };
+        let len = most.min(end - begin);
+        sent.push(Sent { from, at: begin, len, ack: at[other] });
+        at[mine] += len;
+    }
 }
 
 /// Some are sent again later, some neighbours of the same direction swapped.
