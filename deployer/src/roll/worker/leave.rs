@@ -40,11 +40,12 @@ impl Restart {
             if let Some(claim) = claimed.map_err(Outcome::Kept)? {
                 return Ok(claim);
             }
-            let is_late = Instant::now() >= wait.until;
-            tokio::select! {
-                () = wait.is_over() => return Err(Outcome::Left(wait.why.clone())),
-                () = tokio::time::sleep(LOOK), if !is_late => {}
-                else => return Err(Outcome::Left(wait.why.clone())),
+            let is_over = tokio::select! {
+                () = wait.is_over() => true,
+                () = tokio::time::sleep(LOOK) => Instant::now() >= wait.until,
+            };
+            if is_over {
+                return Err(Outcome::Left(wait.why.clone()));
             }
         }
     }
