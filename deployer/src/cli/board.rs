@@ -20,6 +20,8 @@ pub(super) struct Board {
     /// Workers on the new version.
     changed: BTreeSet<SocketAddr>,
     failed: BTreeSet<SocketAddr>,
+    /// Left, and draining.
+    left: BTreeSet<SocketAddr>,
     /// The batch takes workers back to the former version.
     back: bool,
 }
@@ -47,19 +49,16 @@ impl Board {
                 Some(lines::text(&event.what))
             }
             What::Batch { nth, of, workers, back } => {
-                self.back = *back;
-                self.heading = format!("{}batch {nth} of {of}", if *back { "rolling back: " } else { "" });
-                self.rows = workers.iter().map(|worker| (*worker, Row::default())).collect();
+                self.batch(*nth, *of, workers, *back);
                 None
             }
             What::Again { workers, back, .. } => {
-                self.back = *back;
-                self.heading = format!("{}waiting for those left", if *back { "rolling back: " } else { "" });
-                self.rows = workers.iter().map(|worker| (*worker, Row::default())).collect();
+                self.again(workers, *back);
                 Some(lines::text(&event.what))
             }
             What::Left { worker, why } => {
                 let row = self.rows.remove(worker).unwrap_or_default();
+                self.left.insert(*worker);
                 Some(row.left(event.time_ms, *worker, why))
             }
             What::Surge { spares } => self.spares("starting spares", spares),
@@ -97,6 +96,20 @@ impl Board {
         }
     }
 
+    fn again(&mut self, workers: &[SocketAddr], back: bool) {
+        self.back = back;
+        self.heading = format!("{}waiting for those left", if back { "rolling back: " } else { "" });
+        let phase = |worker: &SocketAddr| self.left.contains(worker).then_some(Phase::Draining);
+        let row = |worker: &SocketAddr| (*worker, Row { phase: phase(worker), ..Row::default() });
+        self.rows = workers.iter().map(row).collect();
+    }
+
+    fn batch(&mut self, nth: usize, of: usize, workers: &[SocketAddr], back: bool) {
+        self.back = back;
+        self.heading = format!("{}batch {nth} of {of}", if back { "rolling back: " } else { "" });
+        self.rows = workers.iter().map(|worker| (*worker, Row::default())).collect();
+    }
+
     fn spares(&mut self, heading: &str, spares: &[SocketAddr]) -> Option<String> {
         heading.clone_into(&mut self.heading);
         self.rows = spares.iter().map(|spare| (*spare, Row { spare: true, ..Row::default() })).collect();
@@ -128,12 +141,14 @@ impl Board {
         row.enter(at, now, reason);
         match (was, now) {
             (_, Phase::Failed) => {
+                self.left.remove(&worker);
                 self.changed.remove(&worker);
                 self.failed.insert(worker);
                 Some(format!("✗ {worker}  {}", clean(reason)))
             }
             // It was never stopped.
             (Phase::Up | Phase::Draining | Phase::Drained, Phase::Up) => {
+                self.left.remove(&worker);
                 Some(row.unchanged(at, &worker.to_string(), reason))
             }
             (_, Phase::Up) => {

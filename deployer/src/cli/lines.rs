@@ -3,7 +3,7 @@
 use std::net::SocketAddr;
 
 use super::{
-    out::{clean, counted, joined},
+    out::{clean, counted, joined, short},
     status::word,
 };
 use crate::api::{Event, Exit, RollStarted, What};
@@ -35,11 +35,7 @@ pub(super) fn text(what: &What) -> String {
             format!("{back}batch {nth} of {of}: {}", joined(workers, ", "))
         }
         What::Left { worker, why } => format!("{worker} left: {}", reason(*worker, why)),
-        What::Again { workers, back, seconds } => {
-            let back = if *back { "rolling back: " } else { "" };
-            let within = super::out::short(*seconds);
-            format!("{back}waiting for those that were left, at most {within}: {}", joined(workers, ", "))
-        }
+        What::Again { workers, back, seconds } => again(workers, *back, *seconds),
         What::Surge { spares } => format!("starting spares: {}", joined(spares, ", ")),
         What::Retire { spares } => format!("retiring spares: {}", joined(spares, ", ")),
         What::Phase { worker, spare, phase, was, reason } => {
@@ -63,6 +59,11 @@ pub(super) fn text(what: &What) -> String {
             format!("{ended}, {} changed{failed}{text}", counted(*changed, "worker"))
         }
     }
+}
+
+fn again(workers: &[SocketAddr], back: bool, seconds: f64) -> String {
+    let back = if back { "rolling back: " } else { "" };
+    format!("{back}waiting for those that were left, at most {}: {}", short(seconds), joined(workers, ", "))
 }
 
 /// A reason without the worker that it begins with.

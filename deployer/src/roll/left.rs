@@ -39,6 +39,11 @@ pub(super) struct Left {
     gate: std::sync::Mutex<()>,
 }
 
+/// What held a worker, without the worker that `why` may begin with.
+pub(super) fn plain<'a>(worker: &Worker, why: &'a str) -> &'a str {
+    why.strip_prefix(&format!("{}: ", worker.at)).unwrap_or(why)
+}
+
 impl Left {
     /// Nobody yet; leases are renewed until the task is dropped.
     pub(super) fn new(
@@ -69,7 +74,7 @@ impl Left {
         let spared = || self.service.can_spare(&[worker.index], |other| self.world.state(other));
         let Ok(Some(claim)) = self.claim(worker, spared) else { return };
         if self.world.stay(worker, self.lease) == State::Draining {
-            self.enter(worker, Phase::Draining, &format!("left: {why}"));
+            self.enter(worker, Phase::Draining, &format!("left: {}", plain(worker, why)));
             self.take(nth, worker, claim).await;
         }
     }

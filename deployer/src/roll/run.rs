@@ -97,35 +97,43 @@ impl Roll {
             }
             left.only(&self.machine.left().collect(), "left; the roll does not come back to it").await;
             match self.machine.step() {
-                Step::Switch => {
-                    let command = self.service.config.roll.switch.clone();
-                    let points = [Point::SwitchBefore, Point::SwitchJournaled, Point::SwitchDone];
-                    self.command("switch", command.as_ref(), self.to.clone(), points).await;
-                }
-                Step::Unswitch => {
-                    let command = self.service.config.roll.unswitch.clone();
-                    let points = [Point::UnswitchBefore, Point::UnswitchJournaled, Point::UnswitchDone];
-                    self.command("unswitch", command.as_ref(), self.before.clone(), points).await;
-                }
-                Step::Batch { nth, of, workers, back } => {
-                    self.record.add(What::Batch { nth: nth + 1, of, workers: self.addresses(&workers), back });
-                    let to = if back { self.before.clone() } else { self.to.clone() };
-                    self.together(&left, &workers, Task::Restart { to }).await;
-                }
-                Step::Again { workers, back } => self.again(&left, &workers, back).await,
-                Step::Surge { spares } => {
-                    self.record.add(What::Surge { spares: self.addresses(&spares) });
-                    let to = self.to.clone();
-                    self.together(&left, &spares, Task::Restart { to }).await;
-                }
-                Step::Retire { spares } => {
-                    self.record.add(What::Retire { spares: self.addresses(&spares) });
-                    self.together(&left, &spares, Task::Retire).await;
-                }
                 Step::Finish(end) => break end,
+                step => self.act(&left, step).await,
             }
         };
         self.finish(end, begun).await;
+    }
+
+    /// Does a step other than the last, and tells the machine.
+    async fn act(&mut self, left: &Arc<Left>, step: Step) {
+        match step {
+            Step::Switch => {
+                let command = self.service.config.roll.switch.clone();
+                let points = [Point::SwitchBefore, Point::SwitchJournaled, Point::SwitchDone];
+                self.command("switch", command.as_ref(), self.to.clone(), points).await;
+            }
+            Step::Unswitch => {
+                let command = self.service.config.roll.unswitch.clone();
+                let points = [Point::UnswitchBefore, Point::UnswitchJournaled, Point::UnswitchDone];
+                self.command("unswitch", command.as_ref(), self.before.clone(), points).await;
+            }
+            Step::Batch { nth, of, workers, back } => {
+                self.record.add(What::Batch { nth: nth + 1, of, workers: self.addresses(&workers), back });
+                let to = if back { self.before.clone() } else { self.to.clone() };
+                self.together(left, &workers, Task::Restart { to }).await;
+            }
+            Step::Again { workers, back } => self.again(left, &workers, back).await,
+            Step::Surge { spares } => {
+                self.record.add(What::Surge { spares: self.addresses(&spares) });
+                let to = self.to.clone();
+                self.together(left, &spares, Task::Restart { to }).await;
+            }
+            Step::Retire { spares } => {
+                self.record.add(What::Retire { spares: self.addresses(&spares) });
+                self.together(left, &spares, Task::Retire).await;
+            }
+            Step::Finish(_) => {}
+        }
     }
 
     /// Tells that it begins, or goes on.

@@ -6,6 +6,7 @@ mod daemon;
 mod drains;
 mod floor;
 mod late;
+mod leave;
 mod manager;
 mod policies;
 mod workers;

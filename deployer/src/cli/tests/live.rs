@@ -156,3 +156,21 @@ fn a_lost_terminal_is_an_error() {
     assert_eq!(error.kind(), io::ErrorKind::BrokenPipe);
     live.tick();
 }
+
+#[test]
+fn who_is_left_goes_on_draining() {
+    let mut board = Board::default();
+    let at: std::net::SocketAddr = AT.parse().unwrap();
+    board.apply(&event(0, begun()));
+    board.apply(&event(0, What::Batch { nth: 1, of: 2, workers: vec![at], back: false }));
+    board.apply(&event(0, phase(Phase::Up, Phase::Draining, "")));
+    let why = format!("{AT}: not empty after 2 s: 1 connection (bash\t)");
+    let line = board.apply(&event(2000, What::Left { worker: at, why }));
+    assert_eq!(line.unwrap(), format!("… {AT}  left after 2.0 s: not empty after 2 s: 1 connection (bash\\t)"));
+    let again = What::Again { workers: vec![at], back: false, seconds: 3600.0 };
+    let line = board.apply(&event(3000, again));
+    assert_eq!(line.unwrap(), format!("waiting for those that were left, at most 1h00m: {AT}"));
+    assert_eq!(board.rows[&at].text(), "draining   ");
+    let line = board.apply(&event(4000, phase(Phase::Draining, Phase::Up, "busy")));
+    assert_eq!(line.unwrap(), format!("- {AT}  unchanged, back in rotation: busy"));
+}

@@ -95,7 +95,7 @@ fn what_holds_a_drain_stands_beneath_it() {
         pid: Some(4711),
         state: "established".to_owned(),
         age_s: Some(125.0),
-        idle_s: Some(3.14),
+        idle_s: Some(3.12),
         why: "WebSocket".to_owned(),
     };
     let other = Hold {

@@ -45,6 +45,7 @@ impl Machine {
 
     /// The end, once no spare is left running. Nobody is taken again: who was left stays as it is.
     pub(super) fn over(&mut self, result: Exit, mut text: String) {
+        self.behind.sort();
         let whys: Vec<_> = self.behind.drain(..).map(|(_, why)| why).collect();
         if !whys.is_empty() {
             text.push_str(&format!("; left as they were: {}", whys.join("; ")));

@@ -7,7 +7,7 @@ use deployer_common::word::State;
 use super::{Missed, Restart, Taken, Wait};
 use crate::{
     api::{Phase, What},
-    roll::machine::Outcome,
+    roll::{left, machine::Outcome},
     service::{Claim, Owner},
 };
 
@@ -40,11 +40,12 @@ impl Restart {
             if let Some(claim) = claimed.map_err(Outcome::Kept)? {
                 return Ok(claim);
             }
-            let is_late = Instant::now() >= wait.until;
-            tokio::select! {
-                () = wait.is_over() => return Err(Outcome::Left(wait.why.clone())),
-                () = tokio::time::sleep(LOOK), if !is_late => {}
-                else => return Err(Outcome::Left(wait.why.clone())),
+            let is_over = tokio::select! {
+                () = wait.is_over() => true,
+                () = tokio::time::sleep(LOOK) => Instant::now() >= wait.until,
+            };
+            if is_over {
+                return Err(Outcome::Left(wait.why.clone()));
             }
         }
     }
@@ -56,21 +57,19 @@ impl Restart {
         if !is_left {
             return self.put_back(taken, &why).await;
         }
-        let why = if self.wait.as_ref().is_some_and(|wait| wait.why == why) { why } else { self.named(&why) };
+        // What held it before the wait was over names it already.
+        let plain = left::plain(&self.worker, &why);
+        let why = format!("{}: {plain}", self.worker.at);
         if self.wait.is_none() {
             self.record.add(What::Left { worker: self.worker.at, why: why.clone() });
             if self.may_stay_out(taken) && self.goes_on(taken, &why).await {
                 return Outcome::Left(why);
             }
         }
-        match self.put_back(taken, &why).await {
+        match self.put_back(taken, left::plain(&self.worker, &why)).await {
             Outcome::Kept(_) => Outcome::Left(why),
             other => other,
         }
-    }
-
-    fn named(&self, why: &str) -> String {
-        format!("{}: {why}", self.worker.at)
     }
 
     fn may_stay_out(&self, taken: &Taken) -> bool {
@@ -82,7 +81,7 @@ impl Restart {
     async fn goes_on(&self, taken: &Taken, why: &str) -> bool {
         let Some(claim) = self.disowned() else { return false };
         self.worker.control().listeners.clone_from(&taken.serving);
-        self.worker.enter(Phase::Draining, &format!("left: {why}"));
+        self.worker.enter(Phase::Draining, &format!("left: {}", left::plain(&self.worker, why)));
         self.left.take(self.nth, &self.worker, claim).await;
         true
     }
