@@ -13,6 +13,8 @@ use std::{
 };
 
 const TARGET: &str = "bpfel-unknown-none";
+/// Binaries of deployer-ebpf, and the variables that name them to the crate.
+const OBJECTS: [(&str, &str); 2] = [("deployer-ebpf", "DEPLOYER_EBPF_OBJECT"), ("reaper", "DEPLOYER_REAPER_OBJECT")];
 const DEBIAN_RUSTC: &str = "/usr/bin/rustc";
 
 fn main() {
@@ -35,14 +37,10 @@ fn build() -> Result<(), Box<dyn Error>> {
     println!("cargo::rerun-if-changed={}", linker.display());
     let mut cargo = tool_chain()?;
     // Shared by all profiles of this target directory: the programs are built in one way only.
-    let target = out.ancestors().nth(4).unwrap_or(&out);
-    let built = match env::var_os("CARGO_FEATURE_NEXT_LAYOUT") {
-        Some(_) => {
-            cargo.args(["--features", "next-layout"]);
-            target.join("ebpf-next-layout")
-        }
-        None => target.join("ebpf"),
-    };
+    let built = out.ancestors().nth(4).unwrap_or(&out).join("ebpf");
+    if env::var_os("CARGO_FEATURE_NEXT_LAYOUT").is_some() {
+        cargo.args(["--features", "next-layout"]);
+    }
     let status = cargo
         .current_dir(root.join("deployer-ebpf"))
         .args(["--release", "--locked", "--target", TARGET, "--target-dir"])
@@ -56,11 +54,12 @@ fn build() -> Result<(), Box<dyn Error>> {
     if !status.success() {
         return Err(format!("building deployer-ebpf failed ({status}); its errors stand above").into());
     }
-    let object = out.join("deployer-ebpf");
-    let made = built.join(TARGET).join("release/deployer-ebpf");
-    std::fs::copy(&made, &object)
-        .map_err(|error| format!("cannot copy {} to {}: {error}", made.display(), object.display()))?;
-    println!("cargo::rustc-env=DEPLOYER_EBPF_OBJECT={}", object.display());
+    for (name, variable) in OBJECTS {
+        let (made, object) = (built.join(TARGET).join("release").join(name), out.join(name));
+        std::fs::copy(&made, &object)
+            .map_err(|error| format!("cannot copy {} to {}: {error}", made.display(), object.display()))?;
+        println!("cargo::rustc-env={variable}={}", object.display());
+    }
     Ok(())
 }
 

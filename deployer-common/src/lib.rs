@@ -10,6 +10,7 @@ pub mod histogram;
 pub mod layout;
 #[cfg(feature = "user")]
 mod pod;
+pub mod reap;
 pub mod word;
 
 #[cfg(test)]

@@ -4,6 +4,7 @@
 use crate::{
     endpoint::Endpoint,
     layout::{Frontend, ServiceCount, Slot, WorkerAddr, WorkerCount},
+    reap::{Ends, Target},
 };
 
 // SAFETY: repr(C), Copy, no padding (asserted beside each type), every bit pattern is valid.
@@ -18,3 +19,7 @@ unsafe impl aya::Pod for WorkerAddr {}
 unsafe impl aya::Pod for WorkerCount {}
 // SAFETY: as above.
 unsafe impl aya::Pod for ServiceCount {}
+// SAFETY: as above.
+unsafe impl aya::Pod for Ends {}
+// SAFETY: as above.
+unsafe impl aya::Pod for Target {}

@@ -1,4 +1,4 @@
-//! The programs in the kernel. All of them are thin: they read contexts and tables, the decision is deployer-common's.
+//! The programs that steer. All of them are thin: they read contexts and tables, the decision is deployer-common's.
 //!
 //! | file | hook | what it does |
 //! |---|---|---|

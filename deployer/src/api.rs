@@ -44,7 +44,7 @@ pub enum Exit {
     RolledBack,
     /// 6: no daemon answers.
     NoDaemon,
-    /// 7: not at its end: detached, and the daemon goes on.
+    /// 7: not at its end: detached, and the daemon goes on; or workers were left as they were, since they were not empty.
     Incomplete,
 }
 
@@ -336,4 +336,33 @@ pub struct WorkerStatus {
     /// Connections that were open in its process when that ended.
     #[serde(default)]
     pub cut: u64,
+    /// While it is draining: the connections that hold it, as of the last second; the oldest, where there are very many.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub holds: Vec<Hold>,
+    /// So many more hold it than are listed.
+    #[serde(default, skip_serializing_if = "is_none")]
+    pub more_holds: usize,
+}
+
+fn is_none(number: &usize) -> bool {
+    *number == 0
+}
+
+/// A connection that holds a drain.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Hold {
+    /// The caller's end.
+    pub peer: SocketAddr,
+    /// The caller's command; `None`: it is not on this host, or not to be seen.
+    pub process: Option<String>,
+    /// Its process id.
+    pub pid: Option<u32>,
+    /// State of the connection as `ss` writes it, at the caller's end where that is on this host.
+    pub state: String,
+    /// Seconds since it was established; `None`: unknown, since it is older than the programs, say.
+    pub age_s: Option<f64>,
+    /// Seconds since anything was sent or received on it; `None`: it is not established yet.
+    pub idle_s: Option<f64>,
+    /// Why it holds: "established", "waits to be accepted".
+    pub why: String,
 }

@@ -1,6 +1,7 @@
 """The small ends of the suite `steer`: servers that say who they are, callers that say what they saw.
 
-    dial.py serve HOST PORT SAY          answers SAY to whoever connects (TCP) or asks (UDP), keeps connections open
+    dial.py serve HOST PORT SAY          answers SAY to whoever connects (TCP) or asks (UDP), keeps connections open, but
+                                         resets those on which `reset` is asked for
     dial.py dial '[JOB, ...]'            does the jobs in order, prints what each saw as a JSON list
     dial.py hold '[JOB, ...]'            the same, and keeps the connections open until its input ends
 
@@ -60,9 +61,16 @@ def serve(host, port, say):
 
 def ended(sock):
     try:
-        return not sock.recv(4096)
+        asked = sock.recv(4096)
     except OSError:
         return True
+    if asked == b"reset\n":
+        reset_at_close(sock)
+    return asked in (b"", b"reset\n")
+
+
+def reset_at_close(sock):
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
 
 
 def prepared(job):
@@ -152,7 +160,7 @@ def end(sock, job):
     if job.get("keep"):
         KEPT.append(sock)
     elif job.get("reset"):
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        reset_at_close(sock)
         sock.close()
     else:
         sock.close()

@@ -163,8 +163,8 @@ impl Rollout {
             ports,
             config: ServiceConfig { batch: (workers / 4).max(1).to_string(), ..ServiceConfig::default() },
             rate: 300.0,
-            before: Duration::from_secs(4),
-            after: Duration::from_secs(2),
+            before: Duration::from_secs(3),
+            after: Duration::from_secs(1),
             how: How::Roll { show: false },
             crash: false,
         }

@@ -19,42 +19,33 @@ use crate::{fitness, setup};
 /// The suite of what needs no servers and no kernel: format, lints, unit tests.
 const UNIT: &str = "unit";
 
-/// The end-to-end suites: integration tests of the package deployer-tests.
-const END_TO_END: &[&str] = &[
-    "harness",
-    "steer",
-    "races",
-    "managers",
-    "systemd",
-    "roll",
-    "kept-alive",
-    "report",
-    "faults",
-    "crash",
-    "outlive",
-    "journal",
-    "matrix",
-    "selftest",
-    "cli",
+/// The end-to-end suites, integration tests of the package deployer-tests, and how many tests of each run at a time: more
+/// than one where they wait more than they work, and assert nothing narrow about how long things take.
+const END_TO_END: &[(&str, &str)] = &[
+    ("harness", "1"),
+    ("steer", "2"),
+    ("races", "3"),
+    ("managers", "3"),
+    ("systemd", "3"),
+    ("roll", "2"),
+    ("reaper", "1"),
+    ("kept-alive", "1"),
+    ("report", "3"),
+    ("faults", "3"),
+    ("crash", "1"),
+    ("outlive", "3"),
+    ("journal", "3"),
+    ("matrix", "3"),
+    ("selftest", "2"),
+    ("cli", "3"),
 ];
 
-/// Suites of which two tests run at a time: they wait more than they work, and assert nothing about how long things take.
-const PAIRED: &[&str] = &[
-    "races",
-    "managers",
-    "systemd",
-    "kept-alive",
-    "report",
-    "faults",
-    "outlive",
-    "journal",
-    "matrix",
-    "selftest",
-    "cli",
-];
+/// What everything that is tested is built with. All of it goes by one set of packages and features: cargo would build
+/// dependencies once for each set.
+const FEATURES: &[&str] = &["--workspace", "--features", "deployer/failpoints"];
 
-/// Suites that need the same source built with another feature of crate deployer, too.
-const VARIANTS: &[(&str, &str)] = &[("outlive", "next-layout"), ("matrix", "failpoints")];
+/// The suite that needs the same source built with another layout of the tables, too, and that feature of crate deployer.
+const VARIANT: (&str, &str) = ("outlive", "next-layout");
 
 /// The checks of the unit suite, as cargo commands; each counts as one test.
 const CHECKS: &[(&str, &str)] = &[
@@ -70,7 +61,7 @@ const LEFTOVER_GRACE: Duration = Duration::from_secs(5);
 #[derive(clap::Args)]
 pub(crate) struct Args {
     /// The suite to run; all of them when none is named
-    #[arg(value_parser = PossibleValuesParser::new([UNIT].iter().chain(END_TO_END)))]
+    #[arg(value_parser = PossibleValuesParser::new([UNIT].into_iter().chain(END_TO_END.iter().map(|(suite, _)| *suite))))]
     suite: Option<String>,
     /// The long variants, too
     #[arg(long)]
@@ -85,7 +76,7 @@ impl Args {
 
 /// The verb itself. Every suite runs, whatever became of those before it.
 pub(crate) fn run(workspace: &Workspace, args: &Args) -> Result<ExitCode> {
-    let suites: Vec<_> = END_TO_END.iter().copied().filter(|suite| args.wants(suite)).collect();
+    let suites: Vec<_> = END_TO_END.iter().copied().filter(|(suite, _)| args.wants(suite)).collect();
     let mut report = Report::default();
     if prepare(workspace, &mut report, !suites.is_empty()) {
         if args.wants(UNIT) {
@@ -111,20 +102,20 @@ fn unit(workspace: &Workspace, report: &mut Report) {
             Ok(Tally { passed: 1, failed: 0 })
         });
     }
-    let line = "test --workspace --exclude deployer-tests --no-fail-fast";
+    let line = ["test", "--lib", "--bins", "--no-fail-fast"];
+    let command = workspace.cargo(line.into_iter().chain(FEATURES.iter().copied()));
     let mut failures = Vec::new();
-    report.step("unit tests", || count(workspace.cargo(line.split(' ')), io::stdout(), &mut failures));
+    report.step("unit tests", || count(command, io::stdout(), &mut failures));
     report.failures.extend(failures);
 }
 
-fn end_to_end(workspace: &Workspace, report: &mut Report, suites: &[&str], full: bool) {
+fn end_to_end(workspace: &Workspace, report: &mut Report, suites: &[(&str, &str)], full: bool) {
     if suites.is_empty() || !report.step("build", || build(workspace, suites).map(|()| Tally::default())) {
         return;
     }
-    for suite in suites {
-        let mut command = workspace.cargo(["test", "--package", "deployer-tests", "--test", suite]);
-        let threads = if PAIRED.contains(suite) { "--test-threads=2" } else { "--test-threads=1" };
-        command.args(["--", threads, "--nocapture"]).env("DEPLOYER_BIN", workspace.debug("deployer"));
+    for (suite, threads) in suites {
+        let mut command = workspace.cargo(["test", "--test", suite].into_iter().chain(FEATURES.iter().copied()));
+        command.args(["--", "--test-threads", threads, "--nocapture"]).env("DEPLOYER_BIN", workspace.debug("deployer"));
         if full {
             command.env("DEPLOYER_FULL", "1");
         }
@@ -137,16 +128,16 @@ fn end_to_end(workspace: &Workspace, report: &mut Report, suites: &[&str], full:
     }
 }
 
-/// Builds the binary under test: last, since all variants of it are made in the same place. The debug build, whose
-/// arithmetic is checked, and which takes a quarter of the time.
-fn build(workspace: &Workspace, suites: &[&str]) -> Result<()> {
-    let plain = ["build", "--package", "deployer"];
-    for (_, feature) in VARIANTS.iter().filter(|(suite, _)| suites.contains(suite)) {
-        succeed(workspace.cargo(plain.into_iter().chain(["--features", *feature])))?;
+/// Builds the binary under test, last, since all variants of it are made in the same place, and the tests. The debug
+/// build, whose arithmetic is checked, and which takes a quarter of the time.
+fn build(workspace: &Workspace, suites: &[(&str, &str)]) -> Result<()> {
+    let (suite, feature) = VARIANT;
+    if suites.iter().any(|(named, _)| *named == suite) {
+        succeed(workspace.cargo(["build", "--package", "deployer", "--features", feature]))?;
         let (made, kept) = (workspace.debug("deployer"), workspace.debug(&format!("deployer-{feature}")));
         fs::copy(&made, &kept).with_context(|| format!("cannot copy {} to {}", made.display(), kept.display()))?;
     }
-    succeed(workspace.cargo(plain))
+    succeed(workspace.cargo(["build", "--bins", "--tests"].into_iter().chain(FEATURES.iter().copied())))
 }
 
 /// Runs a command that has nothing to count.

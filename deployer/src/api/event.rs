@@ -58,6 +58,22 @@ pub enum What {
         /// Whether workers are being rolled back.
         back: bool,
     },
+    /// A worker was not empty at its deadline, and is left: nothing of it is cut, and the roll comes back to it at its end.
+    Left {
+        /// The worker.
+        worker: SocketAddr,
+        /// What held it.
+        why: String,
+    },
+    /// The workers that were left are taken again, all others being through.
+    Again {
+        /// All of them.
+        workers: Vec<SocketAddr>,
+        /// Whether workers are being rolled back.
+        back: bool,
+        /// So long they are waited for, at the longest.
+        seconds: f64,
+    },
     /// Spares are being started, before any worker is touched.
     Surge {
         /// All of them.

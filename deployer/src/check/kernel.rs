@@ -5,7 +5,7 @@ use std::{fs, io, path::Path};
 use rustix::thread::{MembarrierQuery, membarrier_query};
 
 use super::Finding;
-use crate::kernel::{can_load, cgroup, diag, host};
+use crate::kernel::{can_load, cgroup, diag, host, reaper::Reaper};
 
 /// Sockets, links and the netns cookie are all there from here on.
 const NEEDED: (u32, u32) = (5, 15);
@@ -30,6 +30,7 @@ pub(super) fn findings() -> Vec<Finding> {
     found.push(cookie(host::netns_cookie()));
     found.push(sock_diag(diag::sockets(diag::states::LISTEN, None)));
     found.push(programs(can_load()));
+    found.push(reaper(Reaper::load().map(drop)));
     found
 }
 
@@ -122,6 +123,19 @@ fn programs(loaded: anyhow::Result<Vec<(&'static str, anyhow::Error)>>) -> Findi
     }
 }
 
+fn reaper(loaded: anyhow::Result<()>) -> Finding {
+    let what = "kept-alive connections";
+    match loaded {
+        Ok(()) => {
+            Finding::ok(what, "can be closed between two requests while a worker drains (loaded, tried, dropped)")
+        }
+        Err(error) => Finding::warn(
+            what,
+            format!("cannot be closed here, so a drain waits until their callers close them: {error:#}"),
+        ),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::{super::Level, *};
@@ -159,5 +173,7 @@ mod tests {
         assert_eq!(cookie(Err(none())).level, Level::Fail);
         assert_eq!(sock_diag(Err(none())).level, Level::Fail);
         assert_eq!(programs(Err(anyhow::anyhow!("no").context("loading"))).detail, "loading: no");
+        // It works without.
+        assert_eq!(reaper(Err(anyhow::anyhow!("no"))).level, Level::Warn);
     }
 }

@@ -52,6 +52,16 @@ impl Board {
                 self.rows = workers.iter().map(|worker| (*worker, Row::default())).collect();
                 None
             }
+            What::Again { workers, back, .. } => {
+                self.back = *back;
+                self.heading = format!("{}waiting for those left", if *back { "rolling back: " } else { "" });
+                self.rows = workers.iter().map(|worker| (*worker, Row::default())).collect();
+                Some(lines::text(&event.what))
+            }
+            What::Left { worker, why } => {
+                let row = self.rows.remove(worker).unwrap_or_default();
+                Some(row.left(event.time_ms, *worker, why))
+            }
             What::Surge { spares } => self.spares("starting spares", spares),
             What::Retire { spares } => self.spares("retiring spares", spares),
             What::Phase { worker, spare: true, phase, was, reason } => {
@@ -172,6 +182,12 @@ impl Row {
             line.push_str(&format!("  {drained}up after {}", seconds(out, at)));
         }
         line
+    }
+
+    /// Its drain goes on, so that it is not as it was.
+    fn left(&self, at: u64, worker: SocketAddr, why: &str) -> String {
+        let after = self.out_ms.map(|out| format!(" after {}", seconds(out, at))).unwrap_or_default();
+        format!("… {worker}  left{after}: {}", lines::reason(worker, why))
     }
 
     fn retired(&self, spare: &str) -> String {

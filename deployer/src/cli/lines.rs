@@ -34,6 +34,12 @@ pub(super) fn text(what: &What) -> String {
             let back = if *back { "rolling back: " } else { "" };
             format!("{back}batch {nth} of {of}: {}", joined(workers, ", "))
         }
+        What::Left { worker, why } => format!("{worker} left: {}", reason(*worker, why)),
+        What::Again { workers, back, seconds } => {
+            let back = if *back { "rolling back: " } else { "" };
+            let within = super::out::short(*seconds);
+            format!("{back}waiting for those that were left, at most {within}: {}", joined(workers, ", "))
+        }
         What::Surge { spares } => format!("starting spares: {}", joined(spares, ", ")),
         What::Retire { spares } => format!("retiring spares: {}", joined(spares, ", ")),
         What::Phase { worker, spare, phase, was, reason } => {
@@ -57,6 +63,11 @@ pub(super) fn text(what: &What) -> String {
             format!("{ended}, {} changed{failed}{text}", counted(*changed, "worker"))
         }
     }
+}
+
+/// A reason without the worker that it begins with.
+pub(super) fn reason(worker: SocketAddr, why: &str) -> String {
+    clean(why.strip_prefix(&format!("{worker}: ")).unwrap_or(why))
 }
 
 /// Connections that were open in a process when it ended.

@@ -7,7 +7,7 @@ use super::{
     lines,
     out::{self, clean},
 };
-use crate::api::{Exit, Phase, SelfTest, ServiceStatus, Status, TestResult, WorkerStatus};
+use crate::api::{Exit, Hold, Phase, SelfTest, ServiceStatus, Status, TestResult, WorkerStatus};
 
 const HEADINGS: [&str; 12] = [
     "address",
@@ -149,7 +149,36 @@ fn proofs(workers: &[WorkerStatus]) -> Vec<String> {
 fn workers(workers: &[WorkerStatus]) -> String {
     let mut rows = vec![HEADINGS.map(str::to_owned).to_vec()];
     rows.extend(workers.iter().map(row));
-    out::columns(&rows, &FLUSH_RIGHT)
+    let table = out::columns(&rows, &FLUSH_RIGHT);
+    let mut text = String::with_capacity(table.len());
+    let beneath = std::iter::once(String::new()).chain(workers.iter().map(holds));
+    for (line, beneath) in table.lines().zip(beneath) {
+        text.push_str(line);
+        text.push('\n');
+        text.push_str(&beneath);
+    }
+    text
+}
+
+/// What holds a worker's drain, a line a connection.
+fn holds(worker: &WorkerStatus) -> String {
+    let rows: Vec<_> = worker.holds.iter().map(hold).collect();
+    let lines = out::columns(&rows, &[]);
+    let mut text: String = lines.lines().map(|line| format!("    {line}\n")).collect();
+    if worker.more_holds > 0 {
+        text.push_str(&format!("      and {} more\n", worker.more_holds));
+    }
+    text
+}
+
+fn hold(hold: &Hold) -> Vec<String> {
+    let who = match (&hold.process, hold.pid) {
+        (Some(process), Some(pid)) => format!("{} (pid {pid})", clean(process)),
+        _ => "no process on this host".to_owned(),
+    };
+    let age = hold.age_s.map_or("age unknown".to_owned(), |age| format!("open for {}", out::short(age)));
+    let idle = hold.idle_s.map(|idle| format!("quiet for {}", out::short(idle))).unwrap_or_default();
+    vec![format!("held by {}", hold.peer), who, age, idle, clean(&hold.why)]
 }
 
 fn row(worker: &WorkerStatus) -> Vec<String> {

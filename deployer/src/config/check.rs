@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, ops::RangeInclusive, path::Path, path::PathBuf,
 use toml::de::DeTable;
 
 use super::{
-    Config, ConfigError, DEFAULT_PINS, Daemon, Kernel, Mode, OnStart, Service,
+    Config, ConfigError, DEFAULT_PINS, Daemon, Kernel, Mode, OnStart, Service, drain,
     error::Report,
     http, limits, manager,
     paths::{self, Mounts},
@@ -115,7 +115,7 @@ fn service<'a>(
     let example = "manager = { supervisord = \"/run/supervisor.sock\", program = \"web:web_{port}\" }";
     let manager =
         table.need("manager", example, |value| manager::manager(value, count.map(|count| count + spare.unwrap_or(0))));
-    let drain = table.section("drain").and_then(roll::drain);
+    let drain = table.section("drain").and_then(drain::drain);
     let policy = drain.as_ref().map(|drain| drain.policy);
     let roll = table.section("roll").and_then(|table| roll::roll(table, spare, policy));
     let limits = limits::limits(&mut table, count, roll.as_ref());

@@ -1,10 +1,11 @@
 //! The configuration, checked: what the rest of the daemon may rely on without looking again.
 //!
 //! `raw` is the file as written, `check` turns it into these types and says by line and key what is wrong, with
-//! `command`, `http`, `limits`, `manager`, `paths`, `ports` and `roll` for the parts.
+//! `command`, `drain`, `http`, `limits`, `manager`, `paths`, `ports` and `roll` for the parts.
 
 mod check;
 mod command;
+mod drain;
 mod error;
 mod http;
 mod limits;
@@ -158,7 +159,13 @@ pub enum OnDeadline {
     StopRoll,
     /// The worker is stopped although requests are in it.
     Kill,
+    /// The roll goes on with the others and comes back to the worker when they are through, for [`Drain::leave_max`].
+    Leave,
 }
+
+/// A pooled HTTP/1 connection that nobody has used since before the daemon began to watch the service is closed once it has
+/// been unused for this long.
+pub const POOLED_QUIET: Duration = Duration::from_secs(30);
 
 /// How a worker is emptied.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
@@ -169,6 +176,12 @@ pub struct Drain {
     pub deadline: Duration,
     /// And then?
     pub on_deadline: OnDeadline,
+    /// With [`OnDeadline::Leave`]: how long the workers that were left are waited for once all others are through; 1 s to
+    /// 7 days, default 1 h.
+    pub leave_max: Duration,
+    /// Connections that are not plain HTTP/1 (WebSocket, SSE, TLS, HTTP/2, unknown) are closed once nothing has passed on
+    /// them for this long, 1 s to 24 h; `None`: they hold the drain.
+    pub quiet_after: Option<Duration>,
 }
 
 /// A number of workers, or a share of them.

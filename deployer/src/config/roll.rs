@@ -1,9 +1,9 @@
-//! How workers are emptied and replaced: `drain`, `roll`.
+//! How workers are replaced: `roll`.
 
-use std::{ops::RangeInclusive, time::Duration};
+use std::time::Duration;
 
 use super::{
-    Batch, Drain, OnDeadline, OnFailure, Policy, Roll,
+    Batch, OnFailure, Policy, Roll,
     check::UP_TO_AN_HOUR,
     command::command,
     raw::{Table, Value},
@@ -12,18 +12,6 @@ use super::{
 /// What `switch` and `unswitch` may name.
 const PLACEHOLDERS: &[&str] = &["version", "service"];
 const EXAMPLE: &str = "[\"ln\", \"-sfn\", \"/srv/{version}\", \"/srv/current\"]";
-const DEADLINE: RangeInclusive<Duration> = Duration::from_secs(1)..=Duration::from_hours(24);
-
-/// `drain = { policy, deadline, on_deadline }`
-pub(super) fn drain(mut table: Table<'_>) -> Option<Drain> {
-    let policies = [("steer", Policy::Steer), ("refuse", Policy::Refuse)];
-    let ends = [("stop-roll", OnDeadline::StopRoll), ("kill", OnDeadline::Kill)];
-    let policy = table.or("policy", Policy::Steer, |value| value.choice(&policies));
-    let deadline = table.or("deadline", Duration::from_secs(60), |value| value.duration(DEADLINE));
-    let on_deadline = table.or("on_deadline", OnDeadline::StopRoll, |value| value.choice(&ends));
-    table.done();
-    Some(Drain { policy: policy?, deadline: deadline?, on_deadline: on_deadline? })
-}
 
 /// `roll = { batch, surge, max_failures, on_failure, switch, unswitch, switch_within }`; `spares` and `policy` as far as
 /// they are known.

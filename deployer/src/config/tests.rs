@@ -3,6 +3,7 @@
 mod any;
 mod bad;
 mod bad_settings;
+mod drain;
 mod limits;
 mod managers;
 mod surge;
@@ -38,7 +39,7 @@ min_up = "50%"
 cold_limit = "5m"
 callers = ["/sys/fs/cgroup/lb.slice", "/usr/sbin/nginx"]
 manager = { supervisord = "/run/supervisor.sock", program = "web:web_{port}", username = "u", password = "pw", stop_within = "250ms" }
-drain = { policy = "refuse", deadline = "2h", on_deadline = "kill" }
+drain = { policy = "refuse", deadline = "2h", on_deadline = "kill", quiet_after = "5m" }
 version = { request = { path = "/version" }, header = "X-Version" }
 
 [service.web.roll]
@@ -90,7 +91,13 @@ fn plain(name: &str, workers: &[&str], program: &str) -> Service {
             stop_within: Duration::from_secs(30),
         },
         limits: Limits { min_up: 1, cold_limit: Duration::from_secs(60) },
-        drain: Drain { policy: Policy::Steer, deadline: Duration::from_secs(60), on_deadline: OnDeadline::StopRoll },
+        drain: Drain {
+            policy: Policy::Steer,
+            deadline: Duration::from_secs(60),
+            on_deadline: OnDeadline::StopRoll,
+            leave_max: Duration::from_secs(3600),
+            quiet_after: None,
+        },
         roll: Roll {
             batch: Batch::Count(1),
             surge: 0,
@@ -125,7 +132,13 @@ fn full_web() -> Service {
             stop_within: Duration::from_millis(250),
         },
         limits: Limits { min_up: 2, cold_limit: Duration::from_secs(300) },
-        drain: Drain { policy: Policy::Refuse, deadline: Duration::from_secs(7200), on_deadline: OnDeadline::Kill },
+        drain: Drain {
+            policy: Policy::Refuse,
+            deadline: Duration::from_secs(7200),
+            on_deadline: OnDeadline::Kill,
+            leave_max: Duration::from_secs(3600),
+            quiet_after: Some(Duration::from_secs(300)),
+        },
         roll: Roll {
             batch: Batch::Percent(10),
             surge: 0,

@@ -15,11 +15,7 @@ use crate::{
     journal::{ByHand, WorkerState},
     kernel::host,
     roll::{record::unix_ms, start},
-    service::{
-        Claim, Owner, Service, Worker,
-        drain::{Drain, Held},
-        listeners, put_up,
-    },
+    service::{Claim, Owner, Service, Worker, drain::Drain, holds::Held, listeners, put_up},
     warm,
 };
 
@@ -109,6 +105,8 @@ impl Daemon {
         } else {
             self.ended(worker);
         }
+        let service = self.service(&worker.service).ok();
+        let _closing = service.map(|service| self.keepalive.begun(worker, &service));
         let mut is_let_in = false;
         let tick = (lease / 4).min(Duration::from_millis(100));
         while Instant::now() < until {

@@ -4,6 +4,7 @@ mod actions;
 mod error;
 mod floor;
 mod former;
+mod holds;
 mod keeper;
 mod lives;
 mod manual;
@@ -38,6 +39,7 @@ use crate::{
     api::SelfTest,
     config::Config,
     journal::{Journal, events::Shelf},
+    keepalive::Keepalive,
     kernel::{Attachment, Events, Programs, Tables},
     report::Meters,
     roll::{Record, world::World},
@@ -59,6 +61,8 @@ pub(crate) struct Daemon {
     world: Arc<dyn World>,
     /// What connections went through, for the rolls' reports.
     meters: Arc<Meters>,
+    /// What closes kept-alive connections.
+    keepalive: Arc<Keepalive>,
     journal: Arc<Journal>,
     /// Where the rolls' events outlive the daemon.
     shelf: Shelf,
@@ -72,6 +76,8 @@ pub(crate) struct Daemon {
     lost: Mutex<BTreeSet<String>>,
     /// The last self-test.
     self_test: Mutex<Option<SelfTest>>,
+    /// What held the drains when it was asked last. No other lock is taken under it.
+    holds: tokio::sync::Mutex<holds::Looked>,
     /// The youngest last.
     rolls: Mutex<Vec<Arc<Record>>>,
     /// Held while something is looked at and then changed (a roll begun, a worker claimed, the configuration read again,

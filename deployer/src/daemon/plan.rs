@@ -20,7 +20,7 @@ pub(super) fn plan(service: &Service, request: &RollRequest) -> Result<Plan, Ref
     }
     let switch = config.switch.is_some() && request.to.is_some();
     let (total, surge) = (service.workers.len(), config.surge.min(service.spares.len()));
-    if total == 1 && surge == 0 && service.config.drain.on_deadline == OnDeadline::StopRoll {
+    if total == 1 && surge == 0 && service.config.drain.on_deadline != OnDeadline::Kill {
         return Err(Refusal::failed(format!(
             "{name} has one worker, and nobody would serve while it restarts; add a worker, or a spare and \
              roll.surge = 1, or accept that by on_deadline = \"kill\""
@@ -145,6 +145,8 @@ mod tests {
         assert_eq!((plan.batches, plan.surge), (vec![vec![0]], vec![1]));
         assert!(super::plan(&service(1, 1, ""), &RollRequest::default()).is_err(), "its spare is not used");
         assert!(super::plan(&service(1, 0, ""), &RollRequest::default()).is_err());
+        let leave = service(1, 0, "drain.on_deadline = \"leave\"");
+        assert!(super::plan(&leave, &RollRequest::default()).is_err(), "whom it is left to is nobody");
     }
 
     fn refusal(service: &Service, batch: Option<&str>) -> Option<String> {

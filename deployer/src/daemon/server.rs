@@ -149,7 +149,7 @@ async fn in_json(response: Response) -> Response {
 }
 
 async fn status(State(daemon): Shared) -> Response {
-    Json(daemon.status()).into_response()
+    Json(daemon.status().await).into_response()
 }
 
 async fn report(State(daemon): Shared, Name(id): Name<String>) -> Answer<Report> {

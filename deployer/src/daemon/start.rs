@@ -12,10 +12,11 @@ use super::{
 };
 use crate::{
     config::{self, Config},
+    keepalive::Keepalive,
     kernel::{self, Events, Programs, Tables},
     report::{Meters, Source},
     roll::world::{Host, World},
-    service::{self, registry::Registry, watch},
+    service::{self, blocking, registry::Registry, watch},
 };
 
 const LOOKING: &str = "looking for listening workers (sock_diag)";
@@ -32,7 +33,9 @@ pub(super) async fn start(config: Config) -> Result<(Arc<Daemon>, Bound, Events)
     let root = kernel::cgroup::root().context("looking for the cgroup v2 root")?;
     let registry = Arc::new(Registry::new(Arc::clone(&tables), root)?);
     let meters = Arc::new(Meters::new(Arc::clone(&tables) as Arc<dyn Source>, former.shelf.clone()));
-    let world: Arc<dyn World> = Arc::new(Host { tables: Arc::clone(&tables), meters: Arc::clone(&meters) });
+    let keepalive = Arc::new(blocking(|| Ok(Keepalive::load())).await?);
+    let world: Arc<dyn World> =
+        Arc::new(Host { tables: Arc::clone(&tables), meters: Arc::clone(&meters), keepalive: Arc::clone(&keepalive) });
     let resumed = take_up(&config, &former, &registry, &tables, &world).await?;
     info!(callers = %attachment.callers.display(), services = config.services.len(), "attached");
     let daemon = Arc::new(Daemon {
@@ -40,6 +43,7 @@ pub(super) async fn start(config: Config) -> Result<(Arc<Daemon>, Bound, Events)
         registry,
         world,
         meters,
+        keepalive,
         journal: former.journal,
         shelf: former.shelf,
         warnings: former.warnings,
@@ -47,6 +51,7 @@ pub(super) async fn start(config: Config) -> Result<(Arc<Daemon>, Bound, Events)
         config: config.into(),
         programs: Some(programs).into(),
         lost: Default::default(),
+        holds: Default::default(),
         self_test: Default::default(),
         rolls: Default::default(),
         gate: Default::default(),

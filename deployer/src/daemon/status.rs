@@ -2,7 +2,7 @@
 
 use deployer_common::word;
 
-use super::{Daemon, lock};
+use super::{Daemon, holds::Held, lock};
 use crate::{
     api::{Phase, ServiceStatus, Status, WorkerStatus},
     config::{Mode, Policy},
@@ -10,7 +10,8 @@ use crate::{
 };
 
 impl Daemon {
-    pub(super) fn status(&self) -> Status {
+    pub(super) async fn status(&self) -> Status {
+        let held = self.holds().await;
         Status {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             pid: std::process::id(),
@@ -19,7 +20,7 @@ impl Daemon {
             callers: self.attachment.callers.display().to_string(),
             trouble: self.trouble(),
             self_test: lock(&self.self_test).clone(),
-            services: self.registry.services().values().map(|service| self.service_status(service)).collect(),
+            services: self.registry.services().values().map(|service| self.service_status(service, &held)).collect(),
         }
     }
 
@@ -29,7 +30,7 @@ impl Daemon {
         lost.into_iter().chain(self.journal.trouble()).chain(self.warnings.iter().cloned()).collect()
     }
 
-    fn service_status(&self, service: &Service) -> ServiceStatus {
+    fn service_status(&self, service: &Service, held: &Held) -> ServiceStatus {
         let count = self.tables.counts().service(service.index);
         let bypassed = self.tables.service_word(service.index).mode() == word::Mode::Bypass;
         let mode = match service.config.mode {
@@ -41,9 +42,9 @@ impl Daemon {
             Policy::Steer => "steer",
             Policy::Refuse => "refuse",
         };
-        let workers = service.workers.iter().map(|worker| self.worker_status(service, worker, false));
+        let workers = service.workers.iter().map(|worker| self.worker_status(service, worker, held));
         let spares = service.spares.iter().filter(|spare| spare.control().phase != Phase::Down);
-        let spares = spares.map(|spare| self.worker_status(service, spare, true));
+        let spares = spares.map(|spare| self.worker_status(service, spare, held));
         ServiceStatus {
             name: service.config.name.clone(),
             mode: mode.to_owned(),
@@ -59,14 +60,15 @@ impl Daemon {
         }
     }
 
-    fn worker_status(&self, service: &Service, worker: &Worker, spare: bool) -> WorkerStatus {
+    fn worker_status(&self, service: &Service, worker: &Worker, held: &Held) -> WorkerStatus {
         let let_in = self.let_in(service, worker).map(|short| format!("connections go on to it: {short}"));
         let counts = self.tables.counts();
         let (count, life, proof) = (counts.worker(worker.index), counts.life(worker.index), counts.proof(worker.index));
+        let holds = held.get(&worker.at).cloned().unwrap_or_default();
         let control = worker.control();
         WorkerStatus {
             at: worker.at,
-            spare,
+            spare: service.is_spare(worker),
             phase: control.phase,
             reason: [&control.reason]
                 .into_iter()
@@ -94,6 +96,8 @@ impl Daemon {
             reset: proof.reset,
             crashes: life.ended,
             cut: life.cut,
+            holds: holds.listed,
+            more_holds: holds.more,
         }
     }
 }

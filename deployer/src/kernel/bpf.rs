@@ -4,7 +4,7 @@
 use std::{
     ffi::CString,
     fs::File,
-    io,
+    io::{self, Read},
     os::{
         fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd},
         unix::ffi::OsStrExt,
@@ -134,17 +134,35 @@ pub(super) fn trace(program: BorrowedFd<'_>) -> io::Result<OwnedFd> {
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }
 
-/// Runs an iterator to its end (5.8).
+/// Runs an iterator to its end, for what its program does (5.8).
 pub(super) fn iterate(program: BorrowedFd<'_>) -> io::Result<()> {
+    run(iterator(program)?.as_fd()).map(drop)
+}
+
+/// Opens an iterator over all objects of a kind (5.8).
+pub(super) fn iterator(program: BorrowedFd<'_>) -> io::Result<OwnedFd> {
     let mut attr = Create { program: number(program), target: 0, hook: Hook::Iterator as u32, flags: 0 };
     let fd = call(command::LINK_CREATE, &mut attr)?;
     // SAFETY: as in get().
-    let link = unsafe { OwnedFd::from_raw_fd(fd) };
-    let mut attr = Iterate { link: number(link.as_fd()), flags: 0 };
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
+/// Runs an iterator to its end, over what the calling thread's network namespace has. Returns what its program has
+/// written.
+pub(super) fn run(iterator: BorrowedFd<'_>) -> io::Result<Vec<u8>> {
+    let mut attr = Iterate { link: number(iterator), flags: 0 };
     let fd = call(command::ITER_CREATE, &mut attr)?;
     // SAFETY: as in get().
     let mut run = File::from(unsafe { OwnedFd::from_raw_fd(fd) });
-    io::copy(&mut run, &mut io::sink()).map(drop)
+    let mut written = Vec::new();
+    loop {
+        match run.read_to_end(&mut written) {
+            // After a million objects of which nothing was written (`bpf_seq_read`, kernel/bpf/bpf_iter.c).
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+            Err(error) => return Err(error),
+            Ok(_) => return Ok(written),
+        }
+    }
 }
 
 /// Swaps the program under a link; no connection meets neither (5.7).

@@ -5,9 +5,21 @@
 
 use std::collections::HashMap;
 
+/// A field that programs read: global, structure, path of the member.
+pub type Field = (&'static str, &'static str, &'static str);
+
 const HEADER: usize = 24;
 const KIND_STRUCT: u32 = 4;
 const KIND_UNION: u32 = 5;
+const KIND_TYPEDEF: u32 = 8;
+const KIND_VOLATILE: u32 = 9;
+const KIND_CONST: u32 = 10;
+const KIND_RESTRICT: u32 = 11;
+const KIND_FUNC: u32 = 12;
+const KIND_TYPE_TAG: u32 = 18;
+/// Bound of nesting, of structures in each other and of names for a type; two or three in the kernel. It stops a blob that
+/// contains itself.
+const DEPTH: u32 = 8;
 
 /// The structures of a BTF blob, indexed by name.
 pub struct Structs<'a> {
@@ -17,7 +29,10 @@ pub struct Structs<'a> {
 }
 
 struct Type<'a> {
+    name: u32,
     kind: u32,
+    /// Size in bytes, or another type: what a typedef, a qualifier or a function stands for.
+    refers: u32,
     /// For structures and unions, their members of 12 bytes: name, type, offset in bits.
     members: &'a [u8],
 }
@@ -36,46 +51,85 @@ impl<'a> Structs<'a> {
         let data = section(types_at, types_len)?;
         let strings = section(strings_at, strings_len)?;
         // Type 0 is void.
-        let mut types = vec![Type { kind: 0, members: &[] }];
+        let mut types = vec![Type { name: 0, kind: 0, refers: 0, members: &[] }];
         let mut by_name = HashMap::new();
         let mut at = 0;
         while at < data.len() {
-            let (name, info) = (u32_at(data, at)?, u32_at(data, at + 4)?);
+            let (name, info, refers) = (u32_at(data, at)?, u32_at(data, at + 4)?, u32_at(data, at + 8)?);
             let kind = info >> 24 & 0x1f;
             let len = extra(kind, info & 0xffff)?;
             let members = data.get(at + 12..at + 12 + len)?;
             if kind == KIND_STRUCT {
                 by_name.entry(text(strings, name)?).or_insert(types.len());
             }
-            types.push(Type { kind, members });
+            types.push(Type { name, kind, refers, members });
             at += 12 + len;
         }
         Some(Self { types, strings, by_name })
     }
 
-    /// Offset in bytes of a member of a structure, also where it stands in an anonymous structure or union inside.
+    /// Offset in bytes of a member of a structure, also where it stands in an anonymous structure or union inside. A member
+    /// of a member is written `member.inner`, for structures that stand in each other.
     #[must_use]
-    pub fn offset(&self, structure: &str, member: &str) -> Option<u32> {
-        let index = *self.by_name.get(structure.as_bytes())?;
-        self.bits(index, member.as_bytes(), 0).map(|bits| bits / 8)
+    pub fn offset(&self, structure: &str, path: &str) -> Option<u32> {
+        let mut index = *self.by_name.get(structure.as_bytes())?;
+        let mut bits = 0;
+        for member in path.split('.') {
+            let (here, kind) = self.member(index, member.as_bytes(), 0)?;
+            bits += here;
+            index = kind;
+        }
+        Some(bits / 8)
     }
 
-    fn bits(&self, index: usize, member: &[u8], depth: u32) -> Option<u32> {
-        let kind = self.types.get(index)?;
-        // Anonymous nesting in the kernel is two or three deep; the bound stops a blob that contains itself.
-        if depth > 8 || !matches!(kind.kind, KIND_STRUCT | KIND_UNION) {
+    /// For programs: the offset of each of `fields` (a global, a structure and a path in it). In the programs 0 means that
+    /// there is no such field, and all ones an offset of 0.
+    #[must_use]
+    pub fn globals<const N: usize>(&self, fields: &[Field; N]) -> [(&'static str, u64); N] {
+        fields.map(|(global, structure, path)| {
+            let offset = self.offset(structure, path).map_or(0, |at| if at == 0 { u64::MAX } else { u64::from(at) });
+            (global, offset)
+        })
+    }
+
+    /// The id of a function.
+    #[must_use]
+    pub fn function(&self, name: &str) -> Option<u32> {
+        let is_it = |found: &Type| found.kind == KIND_FUNC && text(self.strings, found.name) == Some(name.as_bytes());
+        u32::try_from(self.types.iter().position(is_it)?).ok()
+    }
+
+    /// Offset in bits and type of a member.
+    fn member(&self, index: usize, member: &[u8], depth: u32) -> Option<(u32, usize)> {
+        let kind = self.plain(index)?;
+        if depth > DEPTH || !matches!(kind.kind, KIND_STRUCT | KIND_UNION) {
             return None;
         }
         kind.members.chunks_exact(12).find_map(|entry| {
             let name = text(self.strings, u32_at(entry, 0)?)?;
+            let index = u32_at(entry, 4)? as usize;
             // With kind_flag set, the top byte is a bit field's size; offsets stay below 2^24 bits either way.
             let here = u32_at(entry, 8)? & 0x00ff_ffff;
             if name == member {
-                return Some(here);
+                return Some((here, index));
             }
-            let inner = name.is_empty().then(|| self.bits(u32_at(entry, 4)? as usize, member, depth + 1));
-            Some(here + inner??)
+            let (inner, kind) = name.is_empty().then(|| self.member(index, member, depth + 1))??;
+            Some((here + inner, kind))
         })
+    }
+
+    /// A type without the names and qualifiers that it may go by.
+    fn plain(&self, index: usize) -> Option<&Type<'a>> {
+        let mut found = self.types.get(index)?;
+        for _ in 0..DEPTH {
+            match found.kind {
+                KIND_TYPEDEF | KIND_VOLATILE | KIND_CONST | KIND_RESTRICT | KIND_TYPE_TAG => {
+                    found = self.types.get(found.refers as usize)?;
+                }
+                _ => break,
+            }
+        }
+        Some(found)
     }
 }
 
@@ -112,12 +166,28 @@ mod tests {
         assert!(structs.offset("sock_common", "skc_dport").is_some_and(|offset| offset > 0));
         assert_eq!(structs.offset("task_struct", "no_such_member"), None);
         assert_eq!(structs.offset("no_such_structure", "next"), None);
+        assert!(structs.function("no_such_function").is_none());
+        assert!(structs.function("tcp_abort").is_some());
+    }
+
+    #[test]
+    fn members_of_members() {
+        let Ok(btf) = std::fs::read("/sys/kernel/btf/vmlinux") else { return };
+        let structs = Structs::parse(&btf).expect("a valid blob");
+        let at = |structure, path| structs.offset(structure, path).expect("a member");
+        // By a typedef (`wait_queue_head_t`), two deep, and beside what stands in it.
+        assert_eq!(at("eventpoll", "wq.head.prev"), at("eventpoll", "wq") + at("wait_queue_head", "head") + 8);
+        assert_eq!(at("epitem", "ffd.fd"), at("epitem", "ffd") + 8);
+        // Of a structure without a name.
+        assert!(at("inet_connection_sock", "icsk_ack.lrcvtime") > at("inet_connection_sock", "icsk_ack"));
+        // A pointer leads elsewhere.
+        assert_eq!(structs.offset("task_struct", "signal.live"), None);
     }
 
     proptest! {
         #[test]
         fn garbage_is_refused(blob: Vec<u8>) {
-            let _ = Structs::parse(&blob).map(|structs| structs.offset("a", "b"));
+            let _ = Structs::parse(&blob).map(|structs| (structs.offset("a", "b.c"), structs.function("a")));
         }
     }
 }

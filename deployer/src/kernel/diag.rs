@@ -1,11 +1,14 @@
 //! sock_diag: which sockets there are, as `ss` sees them (`linux/inet_diag.h`, `linux/sock_diag.h`).
 
+mod activity;
+
 use std::{
     io,
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
     os::fd::OwnedFd,
 };
 
+pub use self::activity::{Activity, activity};
 use rustix::net::{AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType, netlink, recv, sendto, socket_with};
 
 const SOCK_DIAG_BY_FAMILY: u16 = 20;
@@ -85,10 +88,11 @@ impl Socket {
 /// # Errors
 /// When netlink fails, or the answer is garbled.
 pub fn sockets(states: u32, port: Option<u16>) -> io::Result<Vec<Socket>> {
-    let netlink = socket_with(AddressFamily::NETLINK, SocketType::RAW, SocketFlags::CLOEXEC, Some(netlink::SOCK_DIAG))?;
+    let netlink = open()?;
     let mut found = Vec::new();
     for family in [AF_INET, AF_INET6] {
-        dump(&netlink, family, states, port, &mut found)?;
+        let request = request(family, states, port, 0, &[]);
+        dump(&netlink, &request, &mut |message| found.push(socket(message)))?;
     }
     Ok(found)
 }
@@ -135,18 +139,24 @@ pub fn listens_on_all(port: u16) -> io::Result<bool> {
 
 /// Whether `end` of a connection is the worker's: its port, at its own address, at any loopback address (a worker on a
 /// wildcard address has them all), or at an address of this host (a connection to one has it at both ends).
-fn is_end(end: SocketAddr, other: SocketAddr, worker: SocketAddr) -> bool {
+#[must_use]
+pub fn is_end(end: SocketAddr, other: SocketAddr, worker: SocketAddr) -> bool {
     end.port() == worker.port() && (end.ip() == worker.ip() || end.ip().is_loopback() || end.ip() == other.ip())
 }
 
-fn dump(netlink: &OwnedFd, family: u8, states: u32, port: Option<u16>, found: &mut Vec<Socket>) -> io::Result<()> {
-    let request = request(family, states, port);
-    sendto(netlink, &request, SendFlags::empty(), &netlink::SocketAddrNetlink::new(0, 0))?;
+fn open() -> io::Result<OwnedFd> {
+    let kind = Some(netlink::SOCK_DIAG);
+    Ok(socket_with(AddressFamily::NETLINK, SocketType::RAW, SocketFlags::CLOEXEC, kind)?)
+}
+
+/// Hands each socket's message over, which is at least [`MESSAGE`] long.
+fn dump(netlink: &OwnedFd, request: &[u8], each: &mut dyn FnMut(&[u8])) -> io::Result<()> {
+    sendto(netlink, request, SendFlags::empty(), &netlink::SocketAddrNetlink::new(0, 0))?;
     let mut buffer = vec![0_u8; 64 * 1024];
     loop {
         let (_, len) = recv(netlink, &mut *buffer, RecvFlags::TRUNC)?;
         let datagram = buffer.get(..len).ok_or_else(|| garbled("a datagram of more than 64 KiB"))?;
-        if parse(datagram, found)? {
+        if parse(datagram, each)? {
             return Ok(());
         }
     }
@@ -156,17 +166,18 @@ fn garbled(what: &str) -> io::Error {
     io::Error::new(io::ErrorKind::InvalidData, format!("sock_diag answered with {what}"))
 }
 
-/// `nlmsghdr`, `inet_diag_req_v2`, and the filter as an attribute.
-fn request(family: u8, states: u32, port: Option<u16>) -> Vec<u8> {
+/// `nlmsghdr`, `inet_diag_req_v2`, and the filter as an attribute, with `more` attributes after it. `extensions`: what each
+/// answer is to hold beside the socket.
+fn request(family: u8, states: u32, port: Option<u16>, extensions: u8, more: &[u8]) -> Vec<u8> {
     let filter = port.map(filter).unwrap_or_default();
     let attribute = if filter.is_empty() { 0 } else { 4 + filter.len() };
-    let len = HEADER + 56 + attribute;
+    let len = HEADER + 56 + attribute + more.len();
     let mut request = Vec::with_capacity(len);
     request.extend((len as u32).to_ne_bytes());
     request.extend(SOCK_DIAG_BY_FAMILY.to_ne_bytes());
     request.extend(NLM_F_REQUEST_DUMP.to_ne_bytes());
     request.extend([0; 8]);
-    request.extend([family, IPPROTO_TCP, 0, 0]);
+    request.extend([family, IPPROTO_TCP, extensions, 0]);
     request.extend(states.to_ne_bytes());
     request.extend([0; 48]);
     if attribute > 0 {
@@ -174,6 +185,7 @@ fn request(family: u8, states: u32, port: Option<u16>) -> Vec<u8> {
         request.extend(REQ_BYTECODE.to_ne_bytes());
         request.extend(filter);
     }
+    request.extend(more);
     request
 }
 
@@ -192,7 +204,7 @@ fn filter(port: u16) -> Vec<u8> {
 }
 
 /// Reads one datagram of messages; `true`: the dump is complete.
-fn parse(mut datagram: &[u8], found: &mut Vec<Socket>) -> io::Result<bool> {
+fn parse(mut datagram: &[u8], each: &mut dyn FnMut(&[u8])) -> io::Result<bool> {
     while datagram.len() >= HEADER {
         let len = u32_at(datagram, 0) as usize;
         let kind = u16::from_ne_bytes([datagram[4], datagram[5]]);
@@ -203,7 +215,7 @@ fn parse(mut datagram: &[u8], found: &mut Vec<Socket>) -> io::Result<bool> {
                 let errno = u32_at(message, 0).cast_signed();
                 return Err(io::Error::from_raw_os_error(errno.wrapping_neg()));
             }
-            SOCK_DIAG_BY_FAMILY if message.len() >= MESSAGE => found.push(socket(message)),
+            SOCK_DIAG_BY_FAMILY if message.len() >= MESSAGE => each(message),
             _ => return Err(garbled("a message of another kind")),
         }
         datagram = datagram.get(len.next_multiple_of(4)..).unwrap_or_default();
@@ -336,7 +348,7 @@ mod tests {
     proptest! {
         #[test]
         fn garbage_is_an_error_or_nothing(datagram: Vec<u8>) {
-            let _ = parse(&datagram, &mut Vec::new());
+            let _ = parse(&datagram, &mut |message| drop(socket(message)));
         }
     }
 }

@@ -14,7 +14,7 @@ use tracing::warn;
 
 use super::{
     bpf,
-    btf::Structs,
+    btf::{Field, Structs},
     cgroup,
     events::Events,
     host,
@@ -28,10 +28,10 @@ use super::{
 static OBJECT: &[u8] = aya::include_bytes_aligned!(env!("DEPLOYER_EBPF_OBJECT"));
 
 /// Where the running kernel describes its types.
-const VMLINUX: &str = "/sys/kernel/btf/vmlinux";
+pub(super) const VMLINUX: &str = "/sys/kernel/btf/vmlinux";
 
 /// Fields that programs read: global, structure, member.
-const OFFSETS: [(&str, &str, &str); 32] = [
+const OFFSETS: [Field; 32] = [
     ("OFF_TASK_CHILDREN", "task_struct", "children"),
     ("OFF_TASK_FILES", "task_struct", "files"),
     ("OFF_TASK_FLAGS", "task_struct", "flags"),
@@ -303,16 +303,16 @@ pub fn can_load() -> Result<Vec<(&'static str, anyhow::Error)>> {
     load_programs(&mut load(std::iter::empty())?)
 }
 
+/// How the running kernel describes its types.
+pub(super) fn vmlinux() -> Result<Vec<u8>> {
+    fs::read(VMLINUX).with_context(|| format!("reading {VMLINUX}: the kernel must be built with CONFIG_DEBUG_INFO_BTF"))
+}
+
 /// Creates the tables, but for those that are `kept`: names and pins.
 fn load(kept: impl Iterator<Item = (&'static str, PathBuf)>) -> Result<Ebpf> {
-    let btf = fs::read(VMLINUX)
-        .with_context(|| format!("reading {VMLINUX}: the kernel must be built with CONFIG_DEBUG_INFO_BTF"))?;
+    let btf = vmlinux()?;
     let structs = Structs::parse(&btf).ok_or_else(|| anyhow!("{VMLINUX} is not understood"))?;
-    // In the programs 0 means unknown, and all ones an offset of 0.
-    let offsets = OFFSETS.map(|(global, structure, member)| {
-        let offset = structs.offset(structure, member).map_or(0, |at| if at == 0 { u64::MAX } else { u64::from(at) });
-        (global, offset)
-    });
+    let offsets = structs.globals(&OFFSETS);
     let has_set_retval = u32::from(host::version() >= (6, 1));
     // The helper's result has a type that only a kernel with Multipath TCP knows.
     let has_mptcp = u32::from(host::version() >= (5, 19) && structs.offset("mptcp_sock", "token").is_some());

@@ -1,10 +1,12 @@
 //! The tables, as user space writes and reads them.
 
+mod address;
+
 use std::{
     collections::{BTreeMap, HashSet},
     mem::offset_of,
-    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
-    os::fd::{AsFd, OwnedFd},
+    net::SocketAddr,
+    os::fd::{AsFd, BorrowedFd, OwnedFd},
     sync::{
         Arc, Mutex, PoisonError,
         atomic::{AtomicU64, Ordering::SeqCst},
@@ -17,11 +19,14 @@ use aya::{
     maps::{Array, HashMap, Map, MapData},
 };
 use deployer_common::{
-    endpoint::{Endpoint, MAPPED},
+    endpoint::Endpoint,
     layout::{CallerRule, Frontend, Limits, MAX_SERVICES, MAX_WORKERS, NO_WORKER, Slot, Switchboard, WorkerAddr},
     word::{LimitsWord, ServiceWord, State, WorkerWord},
 };
 
+pub use self::address::address;
+use self::address::spellings;
+pub(super) use self::address::words;
 use super::{bpf, counts::Counts, host, links::Steering, mapping::Mapping};
 
 const WORD: usize = size_of::<u64>();
@@ -36,6 +41,8 @@ pub struct Tables {
     steering: Arc<Steering>,
     /// The iterator over sockets; `None`: this kernel does without.
     arm: Option<OwnedFd>,
+    /// The programs' notes on sockets.
+    notes: Option<OwnedFd>,
 }
 
 /// What an earlier daemon has entered into the tables.
@@ -79,6 +86,10 @@ impl Tables {
             slots: Array::try_from(take(ebpf, "SLOTS")?)?,
             worker_addrs: Array::try_from(take(ebpf, "WORKER_ADDRS")?)?,
         };
+        let notes = match ebpf.map("NOTES") {
+            Some(Map::SkStorage(data)) => Some(data.fd().as_fd().try_clone_to_owned()?),
+            _ => None,
+        };
         Ok(Self {
             board: map(ebpf, "SWITCHBOARD", size_of::<Switchboard>())?,
             limits: map(ebpf, "LIMITS", size_of::<Limits>())?,
@@ -87,7 +98,14 @@ impl Tables {
             netns,
             steering,
             arm,
+            notes,
         })
+    }
+
+    /// The programs' notes on sockets, as [`activity`](super::diag::activity) reads them.
+    #[must_use]
+    pub fn notes(&self) -> Option<BorrowedFd<'_>> {
+        self.notes.as_ref().map(AsFd::as_fd)
     }
 
     /// Notes that callers went unsteered for a while.
@@ -372,41 +390,4 @@ pub(super) fn map(ebpf: &Ebpf, name: &str, bytes: usize) -> Result<Mapping> {
         return Err(anyhow!("the eBPF object has no array {name}: it was not built with this deployer"));
     };
     Mapping::new(data.fd().as_fd(), bytes).with_context(|| format!("mapping table {name} into memory"))
-}
-
-/// An address from how the tables hold it.
-#[must_use]
-pub fn address(words: [u32; 4]) -> IpAddr {
-    let mut bytes = [0; 16];
-    for (word, bytes) in words.iter().zip(bytes.chunks_exact_mut(4)) {
-        bytes.copy_from_slice(&word.to_ne_bytes());
-    }
-    Ipv6Addr::from(bytes).to_canonical()
-}
-
-/// An address as the tables hold it.
-fn words(ip: IpAddr) -> [u32; 4] {
-    match ip {
-        IpAddr::V4(ip) => [0, 0, MAPPED, u32::from_ne_bytes(ip.octets())],
-        IpAddr::V6(ip) => {
-            let bytes = ip.octets();
-            std::array::from_fn(|nth| u32::from_ne_bytes(std::array::from_fn(|byte| bytes[4 * nth + byte])))
-        }
-    }
-}
-
-/// The spellings of an address that reach the same listener: 127.0.0.1, `localhost` (which is ::1 too) and, as Linux
-/// has it, connecting to 0.0.0.0 or `::`.
-fn spellings(at: SocketAddr) -> Vec<SocketAddr> {
-    let all: &[IpAddr] = match at.ip() {
-        IpAddr::V4(Ipv4Addr::LOCALHOST) => &[
-            IpAddr::V4(Ipv4Addr::LOCALHOST),
-            IpAddr::V6(Ipv6Addr::LOCALHOST),
-            IpAddr::V4(Ipv4Addr::UNSPECIFIED),
-            IpAddr::V6(Ipv6Addr::UNSPECIFIED),
-        ],
-        IpAddr::V6(Ipv6Addr::LOCALHOST) => &[IpAddr::V6(Ipv6Addr::LOCALHOST), IpAddr::V6(Ipv6Addr::UNSPECIFIED)],
-        _ => return vec![at],
-    };
-    all.iter().map(|ip| SocketAddr::new(*ip, at.port())).collect()
 }

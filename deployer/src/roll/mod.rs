@@ -1,9 +1,11 @@
 //! The roll: which workers, in which order, what becomes of a failure.
 //!
 //! `machine` decides and touches nothing; `worker` takes one worker through its restart, in a `world`; `run` connects the
-//! two, and `record` is what it tells.
+//! two, batch by batch, and `record` is what it tells; `left` holds the workers that were left.
 
+mod batch;
 mod command;
+mod left;
 pub mod machine;
 pub mod record;
 pub mod run;

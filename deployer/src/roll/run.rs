@@ -2,19 +2,18 @@
 //! before each step, so that another daemon can go on.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     net::SocketAddr,
     sync::Arc,
     time::{Duration, Instant},
 };
 
-use tokio::task::JoinSet;
-
 use super::{
     command::execute,
-    machine::{End, Machine, Outcome, Step},
+    left::Left,
+    machine::{End, Machine, Step},
     record::{Record, unix_ms},
-    worker::{Restart, Task},
+    worker::Task,
     world::{Moment, World},
 };
 use crate::{
@@ -27,6 +26,8 @@ use crate::{
 
 /// How long a process manager that does not answer is waited for after a restart of the daemon.
 const MANAGER_WITHIN: Duration = Duration::from_secs(60);
+/// Begins the text of a roll's end.
+pub(super) const ON_REQUEST: &str = "stopped on request";
 /// Between two questions to it.
 const ASK: Duration = Duration::from_secs(1);
 
@@ -81,14 +82,20 @@ impl Roll {
     /// Runs it to its end, or until it is left to the next daemon.
     pub async fn run(mut self) {
         let begun = Instant::now();
+        let (left, _renewed) = Left::new(&self.world, &self.service, &self.record, self.lease);
         self.announce().await;
+        for (nth, why) in self.machine.behind() {
+            left.take_again(nth, why).await;
+        }
         let end = loop {
             if self.record.stop_asked() {
-                self.machine.stop("stopped on request", !self.hand.is_empty());
+                self.machine.stop(ON_REQUEST, !self.hand.is_empty());
             }
             if self.is_to_park().await {
+                left.only(&BTreeSet::new(), "left, while the daemon is restarted").await;
                 return self.record.park();
             }
+            left.only(&self.machine.left().collect(), "left; the roll does not come back to it").await;
             match self.machine.step() {
                 Step::Switch => {
                     let command = self.service.config.roll.switch.clone();
@@ -103,16 +110,17 @@ impl Roll {
                 Step::Batch { nth, of, workers, back } => {
                     self.record.add(What::Batch { nth: nth + 1, of, workers: self.addresses(&workers), back });
                     let to = if back { self.before.clone() } else { self.to.clone() };
-                    self.together(&workers, Task::Restart { to }).await;
+                    self.together(&left, &workers, Task::Restart { to }).await;
                 }
+                Step::Again { workers, back } => self.again(&left, &workers, back).await,
                 Step::Surge { spares } => {
                     self.record.add(What::Surge { spares: self.addresses(&spares) });
                     let to = self.to.clone();
-                    self.together(&spares, Task::Restart { to }).await;
+                    self.together(&left, &spares, Task::Restart { to }).await;
                 }
                 Step::Retire { spares } => {
                     self.record.add(What::Retire { spares: self.addresses(&spares) });
-                    self.together(&spares, Task::Retire).await;
+                    self.together(&left, &spares, Task::Retire).await;
                 }
                 Step::Finish(end) => break end,
             }
@@ -130,6 +138,7 @@ impl Roll {
             self.record.add(What::Begun { service, to: self.to.clone(), by, batches, spares });
             reach(Point::Begun, None).await;
         } else {
+            self.world.mark(Moment::Resumed(&self.service));
             let text = match self.hand.values().filter(|(hand, _)| hand.outcome.is_none()).count() {
                 0 => "goes on after a restart of the daemon".to_owned(),
                 some => format!("goes on after a restart of the daemon, with workers in hand: {some}"),
@@ -171,66 +180,8 @@ impl Roll {
         }
     }
 
-    fn addresses(&self, workers: &[usize]) -> Vec<SocketAddr> {
+    pub(super) fn addresses(&self, workers: &[usize]) -> Vec<SocketAddr> {
         workers.iter().filter_map(|nth| self.service.member(*nth)).map(|worker| worker.at).collect()
-    }
-
-    /// Does it to all of these, and tells the machine.
-    async fn together(&mut self, workers: &[usize], task: Task) {
-        reach(Point::Batch, None).await;
-        let outcomes = self.batch(workers, &task).await;
-        reach(Point::BatchDone, None).await;
-        self.machine.batch_done(outcomes);
-        // Where this fails, so does the next worker's intent, and the roll ends there.
-        let _ = self.save().await;
-        reach(Point::BatchJournaled, None).await;
-    }
-
-    /// In the tables.
-    fn places(&self, workers: &[usize]) -> Arc<[u32]> {
-        workers.iter().filter_map(|nth| self.service.member(*nth)).map(|worker| worker.index).collect()
-    }
-
-    async fn batch(&mut self, workers: &[usize], task: &Task) -> Vec<(usize, Outcome)> {
-        let mut restarts = JoinSet::new();
-        let mut outcomes = Vec::with_capacity(workers.len());
-        let mut known = std::mem::take(&mut self.hand);
-        let batch = self.places(workers);
-        for nth in workers.iter().copied() {
-            let Some(worker) = self.service.member(nth) else { continue };
-            let hand = match known.remove(&nth) {
-                Some((Hand { outcome: Some(outcome), .. }, _)) => {
-                    outcomes.push((nth, outcome));
-                    continue;
-                }
-                Some((hand, Some(claim))) => Some((hand, claim)),
-                _ => None,
-            };
-            let restart = Restart {
-                world: Arc::clone(&self.world),
-                journal: Arc::clone(&self.journal),
-                service: Arc::clone(&self.service),
-                worker: Arc::clone(worker),
-                nth,
-                batch: Arc::clone(&batch),
-                record: Arc::clone(&self.record),
-                lease: self.lease,
-                task: task.clone(),
-            };
-            restarts.spawn(async move { (nth, restart.run(hand).await) });
-        }
-        while let Some(result) = restarts.join_next().await {
-            match result {
-                Ok(outcome) => outcomes.push(outcome),
-                // A bug of ours: which worker it was is told by its absence.
-                Err(error) => tracing::error!(%error, "a restart has panicked"),
-            }
-        }
-        let missing: Vec<_> = workers.iter().filter(|nth| !outcomes.iter().any(|(done, _)| done == *nth)).collect();
-        let lost = missing.into_iter().map(|nth| (*nth, Outcome::Kept("its restart was lost by a bug".to_owned())));
-        let lost: Vec<_> = lost.collect();
-        outcomes.extend(lost);
-        outcomes
     }
 
     /// Runs a command, which is run once more where the daemon ends before it is written down that it was.
@@ -260,7 +211,7 @@ impl Roll {
     }
 
     /// Writes down where it stands, with nobody in hand.
-    async fn save(&self) -> Result<(), String> {
+    pub(super) async fn save(&self) -> Result<(), String> {
         let committed = self.journal.commit(|state| {
             if let Some(roll) = state.roll(&self.record.id) {
                 roll.machine = self.machine.clone();

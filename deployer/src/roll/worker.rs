@@ -1,21 +1,27 @@
 //! One worker's restart: drain, stop, start, warm, enable. Each step is in the journal before it is done.
 
+mod back;
+mod empty;
 mod floor;
+mod leave;
 mod notes;
 
 use std::{
     collections::BTreeSet,
-    sync::Arc,
+    sync::{Arc, Mutex, PoisonError},
     time::{Duration, Instant},
 };
 
 use deployer_common::word::State;
+use tokio::sync::watch;
 
+use self::empty::Missed;
 use super::{
+    left::Left,
     machine::Outcome,
     record::Record,
     start,
-    world::{How, Moment, World},
+    world::{Moment, World},
 };
 use crate::{
     api::Phase,
@@ -24,11 +30,8 @@ use crate::{
         Hand, Journal, WorkerState,
         recover::{Onward, onward},
     },
-    service::{Claim, Owner, Service, Worker},
+    service::{Claim, Service, Worker},
 };
-
-/// How long a worker whose stop failed is watched before it is called unharmed.
-const AFTERMATH: Duration = Duration::from_secs(1);
 
 /// How long a link that was lost is waited for.
 const REPAIRED_WITHIN: Duration = Duration::from_secs(5);
@@ -46,6 +49,23 @@ pub(super) struct Restart {
     pub(super) record: Arc<Record>,
     pub(super) lease: Duration,
     pub(super) task: Task,
+    /// Where it goes if it is left.
+    pub(super) left: Arc<Left>,
+    /// It was left before, and the roll has come back to it.
+    pub(super) wait: Option<Wait>,
+    /// The right to do all this.
+    pub(super) claim: Mutex<Option<Claim>>,
+}
+
+/// How a worker that was left is waited for.
+#[derive(Clone)]
+pub(super) struct Wait {
+    /// At the longest.
+    pub(super) until: Instant,
+    /// Says when it is over before that.
+    pub(super) over: watch::Receiver<bool>,
+    /// What has held it so far.
+    pub(super) why: String,
 }
 
 /// What is done to a worker.
@@ -71,10 +91,16 @@ impl Restart {
     /// Does it all, or what is left of it where a former daemon had the worker in `hand`.
     pub(super) async fn run(self, hand: Option<(Hand, Claim)>) -> Outcome {
         let outcome = match hand {
-            Some((hand, claim)) => self.resume(hand, &claim).await,
-            None => match self.worker.claim(Owner::Roll(self.record.id.clone())) {
-                Ok(claim) => self.begin(&claim).await,
-                Err(who) => return Outcome::Kept(who),
+            Some((hand, claim)) => {
+                self.owned(claim);
+                self.resume(hand).await
+            }
+            None => match self.turn().await {
+                Ok(claim) => {
+                    self.owned(claim);
+                    self.begin().await
+                }
+                Err(outcome) => return outcome,
             },
         };
         // A failure is written down before it takes effect.
@@ -84,7 +110,15 @@ impl Restart {
         outcome
     }
 
-    async fn begin(&self, _: &Claim) -> Outcome {
+    fn owned(&self, claim: Claim) {
+        *self.claim.lock().unwrap_or_else(PoisonError::into_inner) = Some(claim);
+    }
+
+    fn disowned(&self) -> Option<Claim> {
+        self.claim.lock().unwrap_or_else(PoisonError::into_inner).take()
+    }
+
+    async fn begin(&self) -> Outcome {
         let serving = match self.world.listeners(&self.worker).await {
             Ok(serving) => serving,
             Err(error) => return Outcome::Kept(format!("{}: sock_diag: {error}", self.worker.at)),
@@ -92,14 +126,15 @@ impl Restart {
         let taken = {
             let control = self.worker.control();
             // Another process than the one that was warmed: it is as good as down, and is not put back as up.
-            let is_other = control.phase == Phase::Up && control.listeners.is_disjoint(&serving);
+            let served = matches!(control.phase, Phase::Up | Phase::Draining);
+            let is_other = served && control.listeners.is_disjoint(&serving);
             let before = if is_other { Phase::Down } else { control.phase };
             Taken { before, was: control.reason.clone(), serving }
         };
         self.drain_and_on(&taken).await
     }
 
-    async fn resume(&self, hand: Hand, _: &Claim) -> Outcome {
+    async fn resume(&self, hand: Hand) -> Outcome {
         let now = match self.world.listeners(&self.worker).await {
             Ok(now) => now,
             Err(error) => return self.fail(format!("{}: sock_diag: {error}", self.worker.at)).await,
@@ -127,8 +162,8 @@ impl Restart {
             Ok(steered) => steered,
             Err(why) => return self.put_back(taken, &why).await,
         };
-        if let Err(why) = self.empty(taken.before).await {
-            return self.put_back(taken, &why).await;
+        if let Err(missed) = self.empty(taken.before).await {
+            return self.missed_by(taken, missed).await;
         }
         self.reach(Point::Drained).await;
         if let Err(why) = self.intend(Phase::Stopping, Some(taken)).await {
@@ -136,8 +171,8 @@ impl Restart {
         }
         self.reach(Point::StoppingJournaled).await;
         // `steered`: as it was when the drain began.
-        if let Err(why) = self.still_empty(Some(steered)).await {
-            return self.put_back(taken, &why).await;
+        if let Err(missed) = self.still_empty(Some(steered)).await {
+            return self.missed_by(taken, missed).await;
         }
         self.enter(Phase::Stopping, "");
         match self.service.manager.stop(self.worker.at).await {
@@ -156,8 +191,8 @@ impl Restart {
         let at = self.worker.at;
         let stays_out = |why: String| format!("{at}: {why}; its stop may have been asked for, so it stays out");
         // Nothing can have slipped into a process that is not there.
-        if !is_gone && let Err(why) = self.still_empty(None).await {
-            return self.fail(stays_out(why)).await;
+        if !is_gone && let Err(missed) = self.still_empty(None).await {
+            return self.fail(stays_out(missed.why)).await;
         }
         self.reach(Point::StoppingJournaled).await;
         self.enter(Phase::Stopping, "");
@@ -203,38 +238,6 @@ impl Restart {
         }
     }
 
-    /// Empties the worker, and makes that final.
-    async fn empty(&self, before: Phase) -> Result<(), String> {
-        let how = How {
-            lease: self.lease,
-            deadline: Instant::now() + self.service.config.drain.deadline,
-            on_held: &|held| self.held(held),
-            on_published: &|| self.enter(Phase::Draining, ""),
-            floor: &|| self.floor(),
-        };
-        let result = match before {
-            // Nobody is sent there, or only for want of anybody else. A lease would make it up when it runs out.
-            Phase::Failed | Phase::Down | Phase::Listening | Phase::Warming => {
-                self.world.empty(&self.worker, how).await
-            }
-            _ => self.world.drain(&self.worker, how).await.inspect(|()| self.enter(Phase::Drained, "")),
-        };
-        result.or_else(|error| self.missed(error, before))
-    }
-
-    /// It was empty, and nothing has come to it since if connections were steered all the while. If not, it is emptied
-    /// again of what has slipped in.
-    async fn still_empty(&self, mut steered: Option<u64>) -> Result<(), String> {
-        loop {
-            let now = self.steering().await?;
-            if steered == Some(now) {
-                return Ok(());
-            }
-            self.empty(Phase::Down).await?;
-            steered = Some(now);
-        }
-    }
-
     /// How often steering has been interrupted, once it is there: what is lost is put right within a second, as a rule.
     async fn steering(&self) -> Result<u64, String> {
         let until = Instant::now() + REPAIRED_WITHIN;
@@ -245,45 +248,6 @@ impl Restart {
                 Err(_) => tokio::time::sleep(Duration::from_millis(50)).await,
             }
         }
-    }
-
-    /// Back to what it was: serving, if it is still the same process; failed, as it was; or left to the watch.
-    async fn put_back(&self, taken: &Taken, why: &str) -> Outcome {
-        let (at, worker) = (self.worker.at, &self.worker);
-        self.reach(Point::KeepingBefore).await;
-        let now = self.world.listeners(worker).await.unwrap_or_else(|_| taken.serving.clone());
-        match taken.before {
-            Phase::Failed => return self.fail(format!("{}; and now: {why}", taken.was)).await,
-            _ if now.is_disjoint(&taken.serving) => {
-                self.world.publish(worker, State::Down);
-                self.enter(Phase::Down, "its process has ended while it was drained");
-            }
-            Phase::Up | Phase::Draining => {
-                worker.control().listeners.clone_from(&taken.serving);
-                self.world.publish(worker, State::Up);
-                let from = worker.enter(Phase::Up, why);
-                self.tell(Phase::Up, from, why);
-            }
-            _ => {
-                self.world.publish(worker, State::Cold);
-                self.enter(Phase::Listening, why);
-            }
-        }
-        self.reach(Point::Kept).await;
-        Outcome::Kept(format!("{at}: {why}"))
-    }
-
-    /// The manager did not stop it. If it is still there after a while, it is put back; nothing is lost.
-    async fn not_stopped(&self, taken: &Taken, why: &str) -> Outcome {
-        let begun = Instant::now();
-        while begun.elapsed() < AFTERMATH {
-            let now = self.world.listeners(&self.worker).await.unwrap_or_default();
-            if now.is_disjoint(&taken.serving) {
-                return self.fail(format!("{}: {why}; and its process is gone", self.worker.at)).await;
-            }
-            tokio::time::sleep(Duration::from_millis(50)).await;
-        }
-        self.put_back(taken, why).await
     }
 
     /// Starts and warms it, and publishes it as up if it is still the process that was warmed. From here on the journal

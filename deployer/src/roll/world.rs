@@ -12,12 +12,14 @@ use deployer_common::word::{Mode, State};
 
 use super::start;
 use crate::{
+    keepalive::Keepalive,
     kernel::{Tables, host},
     report::Meters,
     service::{
         Service, Worker,
-        drain::{Drain, DrainError, Held},
+        drain::{Drain, DrainError},
         floor::Floor,
+        holds::Held,
         listeners,
     },
     workers::Pending,
@@ -40,6 +42,10 @@ pub trait World: Send + Sync {
 
     /// Drains a worker for the length of a lease.
     fn hold(&self, worker: &Worker, lease: Duration);
+
+    /// Drains a worker for the length of another lease. One whose process has ended, or begun anew, stays what the kernel has
+    /// made of it. Returns what it counts as.
+    fn stay(&self, worker: &Worker, lease: Duration) -> State;
 
     /// Drains a worker, once enough others serve, until nothing selects it and it is empty; see [`Drain`].
     fn drain<'a>(&'a self, worker: &'a Worker, how: How<'a>) -> Pending<'a, Result<(), DrainError>>;
@@ -68,6 +74,8 @@ pub trait World: Send + Sync {
 pub enum Moment<'a> {
     /// A roll begins; nothing has been done yet.
     Begun(&'a Service, &'a str),
+    /// A roll of a former daemon goes on.
+    Resumed(&'a Service),
     /// A worker's process is gone, and no other has been started.
     Stopped(&'a Worker),
     /// A worker is warm, and nobody has been let in yet.
@@ -88,6 +96,8 @@ pub struct How<'a> {
     pub on_published: &'a (dyn Fn() + Sync),
     /// Whether enough others serve.
     pub floor: &'a Floor<'a>,
+    /// After how long of silence a connection is closed that is not plain HTTP/1.
+    pub quiet_after: Option<Duration>,
 }
 
 /// The real one.
@@ -96,6 +106,8 @@ pub struct Host {
     pub tables: Arc<Tables>,
     /// What is counted for reports.
     pub meters: Arc<Meters>,
+    /// What closes kept-alive connections.
+    pub keepalive: Arc<Keepalive>,
 }
 
 impl World for Host {
@@ -122,6 +134,17 @@ impl World for Host {
         self.tables.publish(worker.index, State::Draining, host::now_ms() + lease.as_millis() as u64);
     }
 
+    fn stay(&self, worker: &Worker, lease: Duration) -> State {
+        let (old, now) = (self.tables.word(worker.index), host::now_ms());
+        let end = now + lease.as_millis() as u64;
+        if !old.is_sealed(now) {
+            return self.tables.drain(worker.index, end).state();
+        }
+        // Whoever comes in spite of it goes on to be counted. If the word has changed meanwhile, the next look is soon.
+        let kept = self.tables.replace(worker.index, old, old.next(State::Draining, end).sealed());
+        kept.unwrap_or_else(|found| found).state()
+    }
+
     fn drain<'a>(&'a self, worker: &'a Worker, how: How<'a>) -> Pending<'a, Result<(), DrainError>> {
         Box::pin(async move {
             let drain = Drain::new(&self.tables, worker, how.lease, how.deadline, how.on_held);
@@ -129,6 +152,7 @@ impl World for Host {
             drain.allowed().await?;
             drain.publish();
             (how.on_published)();
+            let _closing = self.keepalive.closing(worker, how.quiet_after);
             failpoint(worker).await;
             drain.empty().await?;
             drain.relieved().await?;
@@ -138,6 +162,7 @@ impl World for Host {
 
     fn empty<'a>(&'a self, worker: &'a Worker, how: How<'a>) -> Pending<'a, Result<(), DrainError>> {
         Box::pin(async move {
+            let _closing = self.keepalive.closing(worker, how.quiet_after);
             Drain::new(&self.tables, worker, how.lease, how.deadline, how.on_held).stopping_at_once().await
         })
     }
@@ -158,10 +183,17 @@ impl World for Host {
 
     fn mark(&self, moment: Moment<'_>) {
         match moment {
-            Moment::Begun(service, roll) => self.meters.begin(service, roll),
+            Moment::Begun(service, roll) => {
+                self.meters.begin(service, roll);
+                self.keepalive.begin(service);
+            }
+            Moment::Resumed(service) => self.keepalive.begin(service),
             Moment::Stopped(worker) => self.meters.stopped(worker),
             Moment::Up(worker) => self.meters.up(worker),
-            Moment::Ended(service) => self.meters.end(service),
+            Moment::Ended(service) => {
+                self.meters.end(service);
+                self.keepalive.end(&service.config.name);
+            }
         }
     }
 }

@@ -11,7 +11,6 @@
 //! begins again.
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
     io,
     sync::Arc,
     time::{Duration, Instant},
@@ -22,11 +21,12 @@ use deployer_common::word::{State, WorkerWord};
 use super::{
     Worker, blocking,
     floor::{Floor, Short},
+    holds::{Held, held},
 };
 use crate::kernel::{
     Tables,
     diag::{self, Socket},
-    host, procs,
+    host,
 };
 
 /// Between two looks at the counters, which cost two loads.
@@ -39,36 +39,6 @@ const SHORT: Duration = Duration::from_millis(20);
 const ROOM: Duration = Duration::from_millis(500);
 /// Between two words on what holds it.
 const TELL: Duration = Duration::from_secs(1);
-/// Groups of sockets named when asked what holds a drain.
-const NAMED: usize = 4;
-
-/// What holds a drain.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Held {
-    /// Connections: sockets at the worker's end, or callers' that have not got through to it.
-    pub open: u64,
-    /// connect() calls on their way.
-    pub tickets: u64,
-    /// Who: "nginx (pid 4711): 3 established, 127.0.0.1:43210".
-    pub by: Vec<String>,
-    /// Others that would have to be up. If it is draining already, callers go on to it meanwhile.
-    pub short: Option<Short>,
-}
-
-impl std::fmt::Display for Held {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let plural = |count| if count == 1 { "" } else { "s" };
-        write!(f, "{} connection{}", self.open, plural(self.open))?;
-        if self.tickets > 0 {
-            write!(f, " and {} connect() call{}", self.tickets, plural(self.tickets))?;
-        }
-        if !self.by.is_empty() {
-            write!(f, " ({})", self.by.join("; "))?;
-        }
-        self.short.map_or(Ok(()), |short| write!(f, "; {short}, so that callers go on to it"))
-    }
-}
-
 /// Why a worker was not emptied.
 #[derive(Debug, thiserror::Error)]
 pub enum DrainError {
@@ -246,7 +216,7 @@ impl<'a> Drain<'a> {
                 self.tell(sockets, count.tickets).await;
             }
             if Instant::now() >= self.deadline {
-                let held = name(self.sockets().await?, count.tickets, self.worker.at.port()).await;
+                let held = held(self.sockets().await?, count.tickets, self.worker.at).await;
                 return Err(DrainError::Deadline(Held { short: self.above_floor().err(), ..held }));
             }
             tokio::time::sleep(POLL).await;
@@ -264,7 +234,7 @@ impl<'a> Drain<'a> {
             return;
         }
         self.told = Instant::now();
-        let held = name(sockets, tickets, self.worker.at.port()).await;
+        let held = held(sockets, tickets, self.worker.at).await;
         let held = Held { short: self.above_floor().err(), ..held };
         if held != self.last {
             self.last = held;
@@ -311,44 +281,4 @@ impl<'a> Drain<'a> {
 
 fn until(lease: Duration) -> u64 {
     host::now_ms() + lease.as_millis() as u64
-}
-
-/// Connections among sockets of which some are two ends of one.
-fn connections(sockets: &[Socket], port: u16) -> u64 {
-    let pair = |socket: &Socket| {
-        let (local, peer) = (socket.local, socket.peer);
-        // A caller may have the same port, at another address.
-        let swap = if local.port() == peer.port() { peer < local } else { local.port() != port };
-        if swap { (peer, local) } else { (local, peer) }
-    };
-    sockets.iter().map(pair).collect::<BTreeSet<_>>().len() as u64
-}
-
-/// Says who holds it.
-async fn name(sockets: Vec<Socket>, tickets: u64, port: u16) -> Held {
-    if sockets.is_empty() {
-        return Held { tickets, ..Held::default() };
-    }
-    let open = connections(&sockets, port);
-    // All of /proc is walked.
-    let by = blocking(move || Ok(holders(&sockets, port))).await.unwrap_or_default();
-    Held { open, tickets, by, short: None }
-}
-
-/// By process and state, callers' ends where these are on this host.
-fn holders(sockets: &[Socket], port: u16) -> Vec<String> {
-    let is_caller = |socket: &&Socket| socket.peer.port() == port;
-    let mut shown: Vec<_> = sockets.iter().filter(is_caller).collect();
-    if shown.is_empty() {
-        shown = sockets.iter().collect();
-    }
-    let holders = procs::holding(&shown.iter().map(|socket| socket.inode).filter(|inode| *inode != 0).collect());
-    let mut groups: BTreeMap<(String, &str), Vec<&Socket>> = BTreeMap::new();
-    for socket in shown {
-        let who = holders.get(&socket.inode).map_or_else(|| "no process".to_owned(), ToString::to_string);
-        groups.entry((who, socket.state_name())).or_default().push(socket);
-    }
-    let by =
-        groups.iter().take(NAMED).map(|((who, state), of)| format!("{who}: {} {state}, {}", of.len(), of[0].local));
-    by.collect()
 }

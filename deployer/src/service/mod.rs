@@ -3,6 +3,7 @@
 pub mod callers;
 pub mod drain;
 pub mod floor;
+pub mod holds;
 pub mod phase;
 pub mod registry;
 pub mod selftest;

@@ -14,7 +14,6 @@ use deployer_tests::process::run;
 use deployer_tests::sandbox::{Place, Sandbox};
 use deployer_tests::stage::{PORTS, Slow, Stage};
 
-use crate::FAILPOINTS;
 use crate::fault::Fault;
 
 /// The worker at which the roll is stopped.
@@ -59,7 +58,7 @@ impl<'a> Scene<'a> {
     }
 
     fn start(&mut self) -> Result<()> {
-        let bin = DeployerBin::variant(FAILPOINTS)?;
+        let bin = DeployerBin::find()?;
         self.daemon = Some(Daemon::start_with(self.stage.sandbox, bin, &self.text, &self.environment)?);
         Ok(())
     }

@@ -16,12 +16,10 @@ use cell::Scene;
 use fault::Fault;
 use table::Table;
 
-/// The cargo feature with which the daemon stops where it is told to.
-const FAILPOINTS: &str = "failpoints";
-
-/// The names of all transitions, in the order in which a roll comes to them; the binary knows them.
+/// The names of all transitions, in the order in which a roll comes to them; the binary knows them, if it was built with
+/// feature `failpoints`.
 fn points(sandbox: &Sandbox) -> Result<Vec<String>> {
-    let printed = run(DeployerBin::variant(FAILPOINTS)?.command(sandbox).arg("failpoints"))?;
+    let printed = run(DeployerBin::find()?.command(sandbox).arg("failpoints"))?;
     let points: Vec<_> = printed.split_whitespace().map(str::to_owned).collect();
     ensure!(points.len() > 10, "hardly any failpoints: {printed:?}");
     Ok(points)

@@ -125,3 +125,23 @@ fn everybody_drained_and_everybody_cold() -> Result<()> {
     ensure!(worker.late == 0 && worker.failed == 0 && worker.reset == 0 && worker.cut == 0, "{worker:?}");
     Ok(())
 }
+
+/// A worker resets two connections; three more are turned away by a firewall on their way to it.
+#[test]
+fn reset_and_failed_connections_are_counted() -> Result<()> {
+    let sandbox = Sandbox::new("broken")?;
+    let rig = Setup { ports: 8000..=8000, ..Setup::default() }.start(&sandbox)?;
+    let caller = Caller::at(&sandbox, Place::Callers);
+    let held = caller.hold(&[Dial { keep: true, ask: Some("reset"), ..Dial::to("127.0.0.1", 8000).times(2) }])?;
+    ensure!(answers(&held.seen) == [(8000, 2)].into(), "{:?}", held.seen);
+    wait("two resets", || Ok(rig.worker(8000)?.reset == 2))?;
+    ensure!(rig.worker(8000)?.failed == 0);
+    let rules = "add table ip x; add chain ip x y { type filter hook input priority 0; }; \
+                 add rule ip x y tcp dport 8000 reject with tcp reset";
+    ensure!(sandbox.command(Place::Outside, "nft").arg(rules).status()?.success());
+    let seen = caller.once(Dial::to("127.0.0.1", 8000).times(3))?;
+    ensure!(seen.iter().all(|seen| seen.connect == rustix::io::Errno::CONNREFUSED.raw_os_error()), "{seen:?}");
+    let worker = rig.worker(8000)?;
+    ensure!((worker.failed, worker.reset) == (3, 2), "{worker:?}");
+    Ok(())
+}

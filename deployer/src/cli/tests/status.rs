@@ -1,5 +1,5 @@
 use super::{super::status::*, *};
-use crate::api::{ServiceStatus, Status, WorkerStatus};
+use crate::api::{Hold, ServiceStatus, Status, WorkerStatus};
 
 fn worker(port: u16, phase: Phase, reason: &str) -> WorkerStatus {
     WorkerStatus {
@@ -26,6 +26,8 @@ fn worker(port: u16, phase: Phase, reason: &str) -> WorkerStatus {
         reset: 0,
         crashes: 0,
         cut: 0,
+        holds: Vec::new(),
+        more_holds: 0,
     }
 }
 
@@ -83,6 +85,40 @@ fn a_spare_is_called_so() {
     let mut status = status();
     status.services[0].workers.push(WorkerStatus { spare: true, ..worker(8040, Phase::Up, "") });
     assert!(table(&status).contains("\n  spare 127.0.0.1:8040  up "), "{}", table(&status));
+}
+
+#[test]
+fn what_holds_a_drain_stands_beneath_it() {
+    let hold = Hold {
+        peer: ([127, 0, 0, 1], 43210).into(),
+        process: Some("ng\tinx".to_owned()),
+        pid: Some(4711),
+        state: "established".to_owned(),
+        age_s: Some(125.0),
+        idle_s: Some(3.14),
+        why: "WebSocket".to_owned(),
+    };
+    let other = Hold {
+        process: None,
+        pid: None,
+        age_s: None,
+        idle_s: None,
+        why: "not connected yet".to_owned(),
+        ..hold.clone()
+    };
+    let mut status = status();
+    let draining = worker(8000, Phase::Draining, "");
+    status.services[0].workers[0] = WorkerStatus { holds: vec![hold, other], more_holds: 12, ..draining };
+    let expected = "
+      held by 127.0.0.1:43210  ng\\tinx (pid 4711)       open for 2m05s  quiet for 3.1s  WebSocket
+      held by 127.0.0.1:43210  no process on this host  age unknown                     not connected yet
+      and 12 more
+  127.0.0.1:8001  failed";
+    assert!(table(&status).contains(expected), "{}", table(&status));
+    let json = serde_json::to_string(&status).unwrap();
+    assert!(json.contains("\"more_holds\":12") && json.contains("\"age_s\":null"), "{json}");
+    assert_eq!(json.matches("holds").count(), 2, "{json}");
+    assert_eq!(serde_json::from_str::<Status>(&json).unwrap(), status);
 }
 
 #[test]

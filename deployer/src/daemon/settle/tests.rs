@@ -1,5 +1,6 @@
 //! Whole rolls in a machine of our own, in which the daemon ends at any of its effects and writes, and another goes on.
 
+mod leave;
 mod machine;
 
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
@@ -29,10 +30,12 @@ struct How {
     surge: bool,
     /// The floor; 0: as it is without one configured.
     min_up: usize,
+    /// Workers that miss their deadline are left.
+    leave: bool,
 }
 
-const PLAIN: How = How { rollback: false, surge: false, min_up: 0 };
-const BACK: How = How { rollback: true, surge: false, min_up: 0 };
+const PLAIN: How = How { rollback: false, surge: false, min_up: 0, leave: false };
+const BACK: How = How { rollback: true, ..PLAIN };
 
 fn plan(How { rollback, surge, .. }: How) -> Plan {
     let surge = if surge { (WORKERS..WORKERS + SPARES).collect() } else { Vec::new() };
@@ -43,11 +46,12 @@ fn plan(How { rollback, surge, .. }: How) -> Plan {
 fn service(sim: &Arc<Sim>, how: How) -> Arc<Service> {
     let text = format!(
         "[service.web]\nworkers = \"127.0.0.1:8000-{}\"\nspare = \"127.0.0.1:{}-{}\"\n\
-         manager = {{ supervisord = \"/s\", program = \"web_{{port}}\" }}\nmin_up = {}\nroll.surge = {SPARES}\n",
+         manager = {{ supervisord = \"/s\", program = \"web_{{port}}\" }}\nmin_up = {}\nroll.surge = {SPARES}\n{}",
         8000 + WORKERS - 1,
         8000 + WORKERS,
         8000 + WORKERS + SPARES - 1,
-        how.min_up.max(1)
+        how.min_up.max(1),
+        if how.leave { "drain.on_deadline = \"leave\"\n" } else { "" }
     );
     let config = Config::parse(std::path::Path::new("f"), &text).unwrap().services.remove("web").unwrap();
     let members = config.members().enumerate();
@@ -201,7 +205,7 @@ async fn a_full_disk_stops_the_roll_and_leaves_nobody_out() {
     assert!(stopped > ops / 3, "{stopped} of {ops}");
 }
 
-const SURGE: How = How { rollback: false, surge: true, min_up: 0 };
+const SURGE: How = How { surge: true, ..PLAIN };
 
 #[tokio::test]
 async fn a_surge_may_be_cut_at_any_point() {
@@ -227,7 +231,7 @@ async fn a_surge_may_be_cut_at_any_point() {
 #[tokio::test]
 async fn a_failure_in_a_surge_leaves_no_spare() {
     for (broken, rollback) in [(2, false), (2, true), (WORKERS, false), (WORKERS + 1, true)] {
-        let how = How { rollback, surge: true, min_up: 0 };
+        let how = How { rollback, ..SURGE };
         let (_, ops) = run(&[], how, &[broken], OnStart::Resume).await;
         for after in 0..=ops {
             let (end, _) = run(&[after], how, &[broken], OnStart::Resume).await;

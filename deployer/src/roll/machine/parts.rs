@@ -47,6 +47,8 @@ pub enum Outcome {
     Failed(String),
     /// Back in rotation as it was, and why; the roll stops.
     Kept(String),
+    /// Not empty at its deadline, and what held it. Nothing of it was cut; the roll goes on without it, and comes back to it.
+    Left(String),
 }
 
 impl Outcome {
@@ -55,7 +57,7 @@ impl Outcome {
     pub fn trouble(&self) -> Option<&str> {
         match self {
             Self::Changed => None,
-            Self::Failed(why) | Self::Kept(why) => Some(why),
+            Self::Failed(why) | Self::Kept(why) | Self::Left(why) => Some(why),
         }
     }
 }
@@ -77,6 +79,13 @@ pub enum Step {
         /// Of how many.
         of: usize,
         /// Its workers.
+        workers: Vec<usize>,
+        /// Whether they are being rolled back.
+        back: bool,
+    },
+    /// Take again those that were left: all others are through. Each is restarted as soon as it is empty.
+    Again {
+        /// All of them.
         workers: Vec<usize>,
         /// Whether they are being rolled back.
         back: bool,

@@ -1,5 +1,7 @@
 //! Rolls played with arbitrary outcomes.
 
+mod left;
+
 use proptest::prelude::*;
 
 use super::*;
@@ -23,6 +25,7 @@ fn outcome(draw: Option<u8>) -> Outcome {
     match draw {
         Some(0) => Outcome::Failed("broken".to_owned()),
         Some(1) => Outcome::Kept("late".to_owned()),
+        Some(2) => Outcome::Left("busy".to_owned()),
         _ => Outcome::Changed,
     }
 }
@@ -42,7 +45,10 @@ fn play(plan: Plan, draws: &[u8]) -> (Machine, Vec<Step>) {
                 let result = if draws.next() == Some(0) { Err("no".to_owned()) } else { Ok(()) };
                 machine.commanded(result);
             }
-            Step::Batch { workers, .. } | Step::Surge { spares: workers } | Step::Retire { spares: workers } => {
+            Step::Batch { workers, .. }
+            | Step::Again { workers, .. }
+            | Step::Surge { spares: workers }
+            | Step::Retire { spares: workers } => {
                 if draws.next() == Some(1) {
                     machine.stop("stopped on request", true);
                 }
@@ -78,7 +84,7 @@ proptest! {
         let total: usize = plan.batches.iter().map(Vec::len).sum();
         let (machine, steps) = play(plan, &[7]);
         prop_assert_eq!(machine.changed(), total);
-        prop_assert!(machine.surged.is_empty() && machine.left.is_empty());
+        prop_assert!(machine.surged.is_empty() && machine.unretired.is_empty());
         let done = matches!(steps.last(), Some(Step::Finish(End { result: Exit::Done, .. })));
         prop_assert!(done);
     }
@@ -107,7 +113,7 @@ proptest! {
         if let Some(surged) = surged {
             // None of them came up, and none was touched: then there is nothing to retire.
             let untouched = retired.is_none_or(|retired| retired < surged);
-            prop_assert!(!untouched || (batch.is_none() && machine.left.is_empty()));
+            prop_assert!(!untouched || (batch.is_none() && machine.unretired.is_empty()));
             prop_assert!(batch.is_none_or(|batch| surged < batch));
         }
         prop_assert!(machine.surged.is_empty());
@@ -131,7 +137,7 @@ proptest! {
                     up.retain(|spare| !spares.contains(spare));
                     machine.batch_done(spares.iter().map(|spare| (*spare, Outcome::Changed)).collect());
                 }
-                Step::Batch { workers, back, .. } => {
+                Step::Batch { workers, back, .. } | Step::Again { workers, back } => {
                     // On the way back there are none: they run what failed.
                     let all = if back { Default::default() } else { plan.surge.iter().copied().collect() };
                     prop_assert_eq!(&up, &all);

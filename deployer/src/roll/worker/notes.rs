@@ -6,7 +6,7 @@ use crate::{
     failpoint::{Point, reach},
     journal::{Hand, WorkerState},
     roll::machine::Outcome,
-    service::{drain::Held, phase},
+    service::{holds::Held, phase},
 };
 
 impl Restart {

@@ -16,7 +16,7 @@ use crate::{
     api::Phase,
     journal::Store,
     roll::world::{How, Moment, World},
-    service::{Service, Worker, drain::DrainError},
+    service::{Service, Worker, drain::DrainError, holds::Held},
     workers::{ManagerError, Pending, ProcessManager, ProcessPhase, ProcessStatus},
 };
 
@@ -55,6 +55,8 @@ struct One {
     empty: bool,
     /// Warm-ups of it that are to fail.
     broken: usize,
+    /// Drains of it that are to miss their deadline.
+    busy: usize,
 }
 
 /// What starts and stops its processes.
@@ -74,6 +76,7 @@ impl Sim {
             warm: nth < WORKERS,
             empty: false,
             broken: if broken.contains(&nth) { times } else { 0 },
+            busy: 0,
         };
         let (workers, cookies) = ((0..WORKERS + SPARES).map(one).collect(), WORKERS as u64);
         let inner = Inner {
@@ -104,6 +107,16 @@ impl Sim {
             worker.control().listeners = one.cookie.into_iter().collect();
             worker.enter(Phase::Up, "found");
         }
+    }
+
+    /// A worker misses the deadlines of so many drains.
+    pub(super) fn be_busy(&self, nth: usize, drains: usize) {
+        self.0.lock().unwrap().workers[nth].busy = drains;
+    }
+
+    /// Whether a worker's process is the one that there was at the beginning.
+    pub(super) fn is_as_it_was(&self, nth: usize) -> bool {
+        self.0.lock().unwrap().workers[nth].cookie == Some(nth as u64 + 1)
     }
 
     /// The disk is full after so many effects and writes, for good.
@@ -203,6 +216,17 @@ impl Inner {
         one.cookie = None;
     }
 
+    /// What comes of waiting for a worker that is draining.
+    fn empty(&mut self, nth: usize) -> Result<(), DrainError> {
+        if self.workers[nth].busy > 0 {
+            self.workers[nth].busy -= 1;
+            return Err(DrainError::Deadline(Held { open: 1, ..Held::default() }));
+        }
+        self.workers[nth].empty = true;
+        self.publish(nth, Word::Stopping);
+        Ok(())
+    }
+
     fn start(&mut self, nth: usize) {
         self.cookies += 1;
         let cookie = self.cookies;
@@ -230,6 +254,14 @@ impl World for Sim {
         self.publish(worker, Word::Draining);
     }
 
+    fn stay(&self, worker: &Worker, _: Duration) -> Word {
+        let nth = worker.index as usize;
+        if self.state(worker) == Word::Up {
+            self.act(|inner| inner.publish(nth, Word::Draining));
+        }
+        self.state(worker)
+    }
+
     fn drain<'a>(&'a self, worker: &'a Worker, how: How<'a>) -> Pending<'a, Result<(), DrainError>> {
         Box::pin(async move {
             let nth = worker.index as usize;
@@ -237,12 +269,7 @@ impl World for Sim {
             self.wait(|inner| inner.publish(nth, Word::Draining)).await;
             (how.on_published)();
             (how.floor)().map_err(DrainError::Floor)?;
-            self.wait(|inner| {
-                inner.workers[nth].empty = true;
-                inner.publish(nth, Word::Stopping);
-            })
-            .await;
-            Ok(())
+            self.wait(|inner| inner.empty(nth)).await
         })
     }
 

@@ -1,0 +1,43 @@
+//! How workers are emptied: `drain`.
+
+use std::{ops::RangeInclusive, time::Duration};
+
+use super::{
+    Drain, OnDeadline, Policy,
+    raw::{Table, Value},
+};
+
+const DEADLINE: RangeInclusive<Duration> = Duration::from_secs(1)..=Duration::from_hours(24);
+const LEAVE_MAX: RangeInclusive<Duration> = Duration::from_secs(1)..=Duration::from_hours(7 * 24);
+const QUIET_AFTER: RangeInclusive<Duration> = Duration::from_secs(1)..=Duration::from_hours(24);
+
+/// `drain = { policy, deadline, on_deadline, leave_max, quiet_after }`
+pub(super) fn drain(mut table: Table<'_>) -> Option<Drain> {
+    let policies = [("steer", Policy::Steer), ("refuse", Policy::Refuse)];
+    let ends = [("stop-roll", OnDeadline::StopRoll), ("kill", OnDeadline::Kill), ("leave", OnDeadline::Leave)];
+    let policy = table.or("policy", Policy::Steer, |value| value.choice(&policies));
+    let deadline = table.or("deadline", Duration::from_secs(60), |value| value.duration(DEADLINE));
+    let on_deadline = table.or("on_deadline", OnDeadline::StopRoll, |value| value.choice(&ends));
+    let leave_max = table.or("leave_max", Duration::from_hours(1), |value| leave_max(value, on_deadline));
+    let quiet_after = table.maybe("quiet_after", |value| value.duration(QUIET_AFTER));
+    table.done();
+    Some(Drain {
+        policy: policy?,
+        deadline: deadline?,
+        on_deadline: on_deadline?,
+        leave_max: leave_max?,
+        quiet_after: quiet_after?,
+    })
+}
+
+/// Where nobody is left, nobody is waited for; `on_deadline` as far as it is known.
+fn leave_max(value: &Value<'_>, on_deadline: Option<OnDeadline>) -> Option<Duration> {
+    let leave_max = value.duration(LEAVE_MAX)?;
+    match on_deadline {
+        Some(OnDeadline::StopRoll | OnDeadline::Kill) => value.refuse(
+            "says how long workers that were left are waited for, and none is left; write on_deadline = \"leave\" as \
+             well, or leave it out",
+        ),
+        Some(OnDeadline::Leave) | None => Some(leave_max),
+    }
+}

@@ -1,0 +1,107 @@
+//! On what ground a kept-alive connection of a worker that is drained may be closed.
+
+use std::time::Duration;
+
+use crate::{
+    config::POOLED_QUIET,
+    framing::{Framing, Seen},
+    kernel::{Answer, Ground},
+};
+
+/// How long a connection is left alone on which both ends have said hello and nothing else: its caller may be about to
+/// send its first request.
+const UNUSED_QUIET: Duration = Duration::from_secs(1);
+
+/// The ground, by what was seen of the connection; `None`: it holds the drain. `quiet_after` is the service's.
+///
+/// A request or answer of HTTP/1 that is under way is never cut, however long it is silent. Where the framing is unknown,
+/// the worker must have had the last word: it might be a request's answer that is waited for. A WebSocket and its like
+/// have no last word.
+pub(super) fn ground(seen: &Seen, quiet_after: Option<Duration>) -> Option<Ground> {
+    let quiet = |after, answered| Ground::Quiet { for_ms: milliseconds(after), answered };
+    match seen.framing {
+        Framing::Complete { asked, answered } => Some(Ground::Complete { asked, answered }),
+        Framing::Unused { .. } => Some(quiet(UNUSED_QUIET, true)),
+        Framing::Unwatched => Some(quiet(quiet_after.unwrap_or(POOLED_QUIET), true)),
+        Framing::Unknown(_) => Some(quiet(quiet_after?, true)),
+        Framing::Stream(_) => Some(quiet(quiet_after?, false)),
+        Framing::Pending(_) => None,
+    }
+}
+
+fn milliseconds(time: Duration) -> u32 {
+    u32::try_from(time.as_millis()).unwrap_or(u32::MAX)
+}
+
+/// Why a connection holds a drain: what is known of it, and what the last strike said.
+pub(super) fn why(seen: &Seen, answer: Option<Answer>) -> String {
+    let framing = match seen.framing {
+        Framing::Unknown(why) => format!("its framing is not known: {why}"),
+        framing => framing.to_string(),
+    };
+    match (seen.framing, answer) {
+        // That it has not been quiet for long enough goes without saying.
+        (_, None | Some(Answer::NotQuiet | Answer::Missing | Answer::Changing | Answer::MovedOn)) => framing,
+        (Framing::Pending(_), _) => framing,
+        (_, Some(answer)) => format!("{framing}; {answer}"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Instant;
+
+    use super::*;
+    use crate::framing::{Kind, What, Why};
+
+    fn seen(framing: Framing) -> Seen {
+        let now = Instant::now();
+        Seen { framing, last: Some(now), since: now }
+    }
+
+    fn quiet(seconds: u32, answered: bool) -> Option<Ground> {
+        Some(Ground::Quiet { for_ms: seconds * 1000, answered })
+    }
+
+    #[test]
+    fn complete_is_enough() {
+        let framing = Framing::Complete { asked: 7, answered: u32::MAX };
+        assert_eq!(ground(&seen(framing), None), Some(Ground::Complete { asked: 7, answered: u32::MAX }));
+    }
+
+    #[test]
+    fn what_is_under_way_is_never_cut() {
+        for what in [What::Opening, What::Request, What::Continue, What::Asked, What::Answer, What::UntilClose] {
+            assert_eq!(ground(&seen(Framing::Pending(what)), Some(Duration::from_secs(1))), None, "{what}");
+        }
+    }
+
+    #[test]
+    fn others_hold_unless_the_service_says_for_how_long() {
+        let five = Some(Duration::from_secs(5));
+        for framing in [Framing::Stream(Kind::WebSocket), Framing::Stream(Kind::EventStream)] {
+            assert_eq!((ground(&seen(framing), None), ground(&seen(framing), five)), (None, quiet(5, false)));
+        }
+        let unknown = seen(Framing::Unknown(Why::NotRequest));
+        assert_eq!((ground(&unknown, None), ground(&unknown, five)), (None, quiet(5, true)));
+    }
+
+    #[test]
+    fn a_pooled_connection_is_closed_at_last() {
+        let pooled = seen(Framing::Unwatched);
+        assert_eq!(ground(&pooled, None), quiet(30, true));
+        assert_eq!(
+            ground(&pooled, Some(Duration::from_hours(24 * 60))),
+            Some(Ground::Quiet { for_ms: u32::MAX, answered: true })
+        );
+    }
+
+    #[test]
+    fn says_why() {
+        let stream = seen(Framing::Stream(Kind::WebSocket));
+        assert_eq!(why(&stream, None), "a WebSocket");
+        let done = seen(Framing::Complete { asked: 1, answered: 1 });
+        assert_eq!(why(&done, Some(Answer::Threads)), "answered; its caller has several threads");
+        assert_eq!(why(&done, Some(Answer::MovedOn)), "answered");
+    }
+}

@@ -1,0 +1,157 @@
+//! Kept-alive connections of workers that are drained: a service's connections are watched from the beginning of a roll
+//! ([`crate::framing`]), and those to a worker that drains are closed, by the kernel and from the caller's side, where that
+//! loses nothing ([`Reaper`]). Everything else holds the drain.
+
+mod closer;
+mod ground;
+
+use std::{
+    collections::BTreeMap,
+    net::SocketAddr,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
+
+use tracing::{info, warn};
+
+use self::closer::Closer;
+use crate::{
+    framing::{Framing, FramingWatch},
+    kernel::{Pair, Reaper, diag::is_end},
+    service::{Service, Worker},
+};
+
+/// What closes kept-alive connections, or why nothing does.
+pub struct Keepalive {
+    closer: Result<Closer, String>,
+    watched: Mutex<BTreeMap<String, Watched>>,
+}
+
+/// A service that is watched.
+struct Watched {
+    watch: Arc<FramingWatch>,
+    workers: Vec<SocketAddr>,
+    /// Rolls and operators' drains that have asked for it.
+    users: usize,
+}
+
+/// A worker whose kept-alive connections are being closed, for as long as this lives.
+#[must_use]
+pub struct Closing<'a> {
+    closer: Option<&'a Closer>,
+    worker: SocketAddr,
+}
+
+impl Drop for Closing<'_> {
+    fn drop(&mut self) {
+        if let Some(closer) = self.closer {
+            closer.end(self.worker);
+        }
+    }
+}
+
+/// The same, with a watch that ends along with it.
+#[must_use]
+pub struct Begun<'a> {
+    keepalive: &'a Keepalive,
+    service: String,
+    _closing: Closing<'a>,
+}
+
+impl Drop for Begun<'_> {
+    fn drop(&mut self) {
+        self.keepalive.end(&self.service);
+    }
+}
+
+impl Keepalive {
+    /// Loads the reaper. Where this kernel has none, kept-alive connections hold drains, and the log says why.
+    #[must_use]
+    pub fn load() -> Self {
+        let closer = Reaper::load().map_err(|error| format!("{error:#}")).and_then(|reaper| {
+            Closer::start(reaper).map_err(|error| format!("cannot start the thread that closes connections: {error}"))
+        });
+        if let Err(why) = &closer {
+            info!(why, "kept-alive connections are not closed here: drains wait for them");
+        }
+        Self { closer, watched: Mutex::default() }
+    }
+
+    /// Why nothing is closed on this host, if so.
+    #[must_use]
+    pub fn trouble(&self) -> Option<&str> {
+        self.closer.as_ref().err().map(String::as_str)
+    }
+
+    /// Begins to watch a service's connections, if nobody has yet. As often as this is called, [`Self::end`] must be.
+    pub fn begin(&self, service: &Service) {
+        let name = &service.config.name;
+        let mut watched = self.watched();
+        if let Some(known) = watched.get_mut(name) {
+            known.users += 1;
+            return;
+        }
+        let workers: Vec<_> = service.members().map(|worker| worker.at).collect();
+        // What they say is of use without a reaper, too: status shows what holds a drain.
+        let aim = self.closer.as_ref().ok().map(Closer::aim);
+        let on_change = move |pair: Pair, framing: Framing| {
+            if let Some(aim) = &aim {
+                aim.change(pair, framing);
+            }
+        };
+        match FramingWatch::start(&workers, on_change) {
+            Ok(watch) => drop(watched.insert(name.clone(), Watched { watch: Arc::new(watch), workers, users: 1 })),
+            Err(error) => warn!(service = name, %error, "connections cannot be watched: kept-alive ones hold drains"),
+        }
+    }
+
+    /// Ends the watch when the last who asked for it has called this.
+    pub fn end(&self, service: &str) {
+        let mut watched = self.watched();
+        let Some(known) = watched.get_mut(service) else { return };
+        known.users -= 1;
+        if known.users == 0 {
+            let last = watched.remove(service);
+            // Its thread is waited for.
+            drop(watched);
+            drop(last);
+        }
+    }
+
+    /// Closes kept-alive connections to a worker, whose drain has been published, until the result is dropped.
+    pub fn closing(&self, worker: &Worker, quiet_after: Option<Duration>) -> Closing<'_> {
+        let watch = self.watched().get(&worker.service).map(|known| Arc::clone(&known.watch));
+        let closer = self.closer.as_ref().ok().zip(watch).map(|(closer, watch)| {
+            closer.begin(worker.at, watch, quiet_after);
+            closer
+        });
+        Closing { closer, worker: worker.at }
+    }
+
+    /// The same for a worker of a service that nobody may be watching.
+    pub fn begun(&self, worker: &Worker, service: &Service) -> Begun<'_> {
+        self.begin(service);
+        let closing = self.closing(worker, service.config.drain.quiet_after);
+        Begun { keepalive: self, service: worker.service.clone(), _closing: closing }
+    }
+
+    /// Why a connection holds the drain of a worker that is watched, as far as is known.
+    #[must_use]
+    pub fn why(&self, pair: &Pair) -> Option<String> {
+        let is_to = |known: &&Watched| known.workers.iter().any(|at| is_end(pair.worker, pair.caller, *at));
+        let watch = self.watched().values().find(is_to).map(|known| Arc::clone(&known.watch))?;
+        let answer = self.closer.as_ref().ok().and_then(|closer| closer.answer(pair));
+        Some(ground::why(&watch.framing(pair), answer))
+    }
+
+    /// How many connections to a worker have been closed since the daemon was started.
+    #[must_use]
+    pub fn closed(&self, worker: SocketAddr) -> u64 {
+        self.closer.as_ref().map_or(0, |closer| closer.closed(worker))
+    }
+
+    fn watched(&self) -> MutexGuard<'_, BTreeMap<String, Watched>> {
+        // A panic elsewhere leaves it as good as it was.
+        self.watched.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}

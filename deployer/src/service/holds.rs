@@ -1,0 +1,218 @@
+//! What holds a drain: in short, for the events of a roll, and connection by connection, for whoever asks.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    io,
+    net::SocketAddr,
+};
+
+use super::{blocking, floor::Short};
+use crate::{
+    api::Hold,
+    kernel::{
+        Pair, Tables,
+        diag::{self, Activity, Socket, states},
+        procs::{self, Process},
+    },
+};
+
+/// Groups of connections named in short.
+const NAMED: usize = 4;
+/// Connections listed of a worker.
+const LISTED: usize = 30;
+
+/// What holds a drain, in short.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Held {
+    /// Connections: sockets at the worker's end, or callers' that have not got through to it.
+    pub open: u64,
+    /// connect() calls on their way.
+    pub tickets: u64,
+    /// Who: "nginx (pid 4711): 3 established, 127.0.0.1:43210".
+    pub by: Vec<String>,
+    /// Others that would have to be up. If it is draining already, callers go on to it meanwhile.
+    pub short: Option<Short>,
+}
+
+impl std::fmt::Display for Held {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let plural = |count| if count == 1 { "" } else { "s" };
+        write!(f, "{} connection{}", self.open, plural(self.open))?;
+        if self.tickets > 0 {
+            write!(f, " and {} connect() call{}", self.tickets, plural(self.tickets))?;
+        }
+        if !self.by.is_empty() {
+            write!(f, " ({})", self.by.join("; "))?;
+        }
+        self.short.map_or(Ok(()), |short| write!(f, "; {short}, so that callers go on to it"))
+    }
+}
+
+/// The connections that hold a worker's drain.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Holds {
+    /// The oldest first, those whose age is not known before them; not all where there are very many.
+    pub listed: Vec<Hold>,
+    /// So many more.
+    pub more: usize,
+}
+
+/// A connection, by those of its ends that are on this host.
+#[derive(Debug, Clone, Copy)]
+struct Connection<'a> {
+    pair: Pair,
+    caller: Option<&'a Socket>,
+    worker: Option<&'a Socket>,
+}
+
+/// Sockets of which some are two ends of one connection to a worker.
+fn connections(sockets: &[Socket], at: SocketAddr) -> Vec<Connection<'_>> {
+    let mut found: BTreeMap<Pair, Connection<'_>> = BTreeMap::new();
+    for socket in sockets {
+        let (local, peer) = (socket.local, socket.peer);
+        // A caller may have the same port, at another address.
+        let is_callers = match (local.port() == peer.port(), local.ip() == at.ip(), peer.ip() == at.ip()) {
+            (false, ..) => local.port() != at.port(),
+            (true, true, false) => false,
+            (true, false, true) => true,
+            (true, ..) => local > peer,
+        };
+        let pair = if is_callers { Pair { caller: local, worker: peer } } else { Pair { caller: peer, worker: local } };
+        let connection = found.entry(pair).or_insert(Connection { pair, caller: None, worker: None });
+        *(if is_callers { &mut connection.caller } else { &mut connection.worker }) = Some(socket);
+    }
+    found.into_values().collect()
+}
+
+impl<'a> Connection<'a> {
+    /// The end at which to look: the caller's, where it is here.
+    fn end(&self) -> Option<&'a Socket> {
+        self.caller.or(self.worker)
+    }
+
+    /// Who calls; `None`: nobody here.
+    fn process<'p>(&self, holders: &'p Holders) -> Option<&'p Process> {
+        holders.get(&self.caller?.inode)
+    }
+
+    fn state(&self) -> &'static str {
+        self.end().map_or("closing", Socket::state_name)
+    }
+
+    /// Why it holds, as far as its sockets tell.
+    fn why(&self) -> &'static str {
+        let is_in = |end: Option<&Socket>, states| end.is_some_and(|end| end.is_in(states));
+        if is_in(self.caller, states::SYN_SENT) || is_in(self.worker, states::SYN_RECV) {
+            "not connected yet"
+        } else if is_in(self.worker, states::CLOSE_WAIT) {
+            "its caller has closed it, the worker has not"
+        } else if self.worker.is_some_and(|end| end.inode == 0) {
+            "waits to be accepted"
+        } else if is_in(self.caller, states::CLOSE_WAIT) {
+            "the worker has closed it, its caller has not"
+        } else {
+            "established"
+        }
+    }
+}
+
+/// Processes by the sockets that they hold.
+type Holders = std::collections::HashMap<u32, Process>;
+
+/// Who holds the callers' ends, or, of connections from elsewhere, the workers'. All of /proc is walked.
+fn holders<'a>(connections: impl Iterator<Item = &'a Connection<'a>>) -> Holders {
+    let inodes = connections.filter_map(|connection| Some(connection.end()?.inode));
+    let inodes: BTreeSet<_> = inodes.filter(|inode| *inode != 0).collect();
+    if inodes.is_empty() { Holders::new() } else { procs::holding(&inodes) }
+}
+
+/// Says who holds it, in short.
+pub(super) async fn held(sockets: Vec<Socket>, tickets: u64, at: SocketAddr) -> Held {
+    if sockets.is_empty() {
+        return Held { tickets, ..Held::default() };
+    }
+    let open = connections(&sockets, at).len() as u64;
+    let by = blocking(move || Ok(named(&sockets, at))).await.unwrap_or_default();
+    Held { open, tickets, by, short: None }
+}
+
+/// By process and state, callers' ends where these are on this host.
+fn named(sockets: &[Socket], at: SocketAddr) -> Vec<String> {
+    let mut shown = connections(sockets, at);
+    if shown.iter().any(|connection| connection.caller.is_some()) {
+        shown.retain(|connection| connection.caller.is_some());
+    }
+    let holders = holders(shown.iter());
+    let mut groups: BTreeMap<(String, &str), Vec<SocketAddr>> = BTreeMap::new();
+    for end in shown.iter().filter_map(Connection::end) {
+        let who = holders.get(&end.inode).map_or_else(|| "no process".to_owned(), ToString::to_string);
+        groups.entry((who, end.state_name())).or_default().push(end.local);
+    }
+    let by = groups.iter().take(NAMED).map(|((who, state), of)| format!("{who}: {} {state}, {}", of.len(), of[0]));
+    by.collect()
+}
+
+/// What holds the drains of several workers, by their addresses, with one walk over /proc. `explain` says of a connection why
+/// it holds, where more is known of it than its sockets tell. Blocks for as long as the walk takes.
+///
+/// # Errors
+/// When sock_diag fails.
+pub fn look(
+    tables: &Tables,
+    workers: &[SocketAddr],
+    explain: &dyn Fn(&Pair) -> Option<String>,
+) -> io::Result<BTreeMap<SocketAddr, Holds>> {
+    let mut seen = Vec::with_capacity(workers.len());
+    for at in workers {
+        let wildcard = diag::listens_on_all(at.port())?;
+        seen.push((*at, diag::holders(*at, wildcard)?, diag::activity(at.port(), tables.notes())?));
+    }
+    let mut listed: Vec<_> =
+        seen.iter().map(|(at, sockets, past)| (*at, oldest(connections(sockets, *at), past))).collect();
+    let holders = holders(listed.iter().flat_map(|(_, (listed, _))| listed).map(|(connection, _)| connection));
+    let holds = listed.drain(..).map(|(at, (listed, more))| {
+        let hold = |(connection, past): &(Connection<'_>, Activity)| hold(connection, *past, &holders, explain);
+        (at, Holds { listed: listed.iter().map(hold).collect(), more })
+    });
+    Ok(holds.collect())
+}
+
+/// The oldest, and how many are left out.
+fn oldest<'a>(
+    connections: Vec<Connection<'a>>,
+    past: &std::collections::HashMap<u64, Activity>,
+) -> (Vec<(Connection<'a>, Activity)>, usize) {
+    let of = |end: Option<&Socket>| end.and_then(|end| past.get(&end.cookie)).copied().unwrap_or_default();
+    let known = |connection: Connection<'a>| {
+        let (caller, worker) = (of(connection.caller), of(connection.worker));
+        // What one end has sent the other may not have read yet.
+        let idle = [caller.idle, worker.idle].into_iter().flatten().min();
+        (connection, Activity { idle, age: worker.age })
+    };
+    let mut all: Vec<_> = connections.into_iter().map(known).collect();
+    all.sort_by_key(|(connection, past)| (past.age.is_some(), std::cmp::Reverse(past.age), connection.pair));
+    let more = all.len().saturating_sub(LISTED);
+    all.truncate(LISTED);
+    (all, more)
+}
+
+fn hold(
+    connection: &Connection<'_>,
+    past: Activity,
+    holders: &Holders,
+    explain: &dyn Fn(&Pair) -> Option<String>,
+) -> Hold {
+    let process = connection.process(holders);
+    Hold {
+        peer: connection.pair.caller,
+        process: process.map(|process| process.command.clone()),
+        pid: process.map(|process| process.pid),
+        state: connection.state().to_owned(),
+        age_s: past.age.map(|age| age.as_secs_f64()),
+        idle_s: past.idle.map(|idle| idle.as_secs_f64()),
+        why: explain(&connection.pair).unwrap_or_else(|| connection.why().to_owned()),
+    }
+}
+
+#[cfg(test)]
+mod tests;
