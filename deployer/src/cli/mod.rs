@@ -1,6 +1,6 @@
 //! The command line: what can be asked for, and who does it. One file a verb.
 //!
-//! All verbs but `daemon`, `check`, `config` and `unit` are clients of a running daemon ([`crate::api`]).
+//! All verbs but `daemon`, `check`, `config`, `lb` and `unit` are clients of a running daemon ([`crate::api`]).
 
 mod board;
 mod bypass;
@@ -8,6 +8,7 @@ mod client;
 mod config;
 mod detach;
 mod drain;
+mod lb;
 mod lines;
 mod out;
 mod pump;
@@ -154,6 +155,19 @@ enum Verb {
     /// Print the systemd unit to run the daemon by: deployer unit > /etc/systemd/system/deployer.service
     #[command(after_help = EXIT_CODES)]
     Unit,
+    /// Print what a load balancer's configuration needs, and why: nginx, haproxy or varnish
+    #[command(after_help = EXIT_CODES)]
+    Lb {
+        /// The load balancer
+        #[arg(value_enum)]
+        balancer: lb::Balancer,
+        /// With the addresses of this configuration's services [default: an example]
+        #[arg(long, value_name = "FILE")]
+        config: Option<PathBuf>,
+        /// Only this service [default: all]
+        #[arg(long, value_name = "NAME", requires = "config", value_parser = NonEmptyStringValueParser::new())]
+        service: Option<String>,
+    },
     /// Dial what standard input names, for the daemon's self-test
     #[command(hide = true)]
     SelfTestProbe,
@@ -206,6 +220,7 @@ fn run(cli: Cli) -> Exit {
         Verb::Config(ConfigVerb::Check { file }) => config::check(&file),
         Verb::Check { config, json } => crate::check::main(config.as_deref(), json, &|at| status::asked(at, &client)),
         Verb::Unit => unit::run(),
+        Verb::Lb { balancer, config, service } => lb::run(balancer, config.as_deref(), service.as_deref()),
         Verb::SelfTestProbe => crate::service::selftest::probe::main(),
         Verb::Roll(options) => block_on(roll::run(&client, &options)),
         Verb::Status { json } => block_on(status::run(&client, json)),

@@ -58,6 +58,8 @@ fn every_verb_is_understood() {
     for line in [
         "deployer daemon --config f.toml",
         "deployer config check f.toml",
+        "deployer lb nginx",
+        "deployer lb haproxy --config f.toml --service web",
         "deployer launch",
         "deployer check",
         "deployer check --config f.toml --json",

@@ -1,0 +1,6 @@
+{{servers}}
+
+sub vcl_init {
+  new {{director}} = directors.round_robin();
+{{adds}}
+}
