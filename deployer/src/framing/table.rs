@@ -139,3 +139,6 @@ impl Table {
         workers.is_some_and(|workers| workers.iter().any(|worker| diag::is_end(end, other, *worker)))
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -18,9 +18,10 @@ mod filter;
 
 /// The loopback device has this index in every network namespace (`LOOPBACK_IFINDEX`, net/core/dev.c).
 const LOOPBACK: i32 = 1;
-/// What may wait to be read, in the kernel's own count: a packet of few bytes counts for about 800, one of 64 KiB for
-/// itself. At 5,000 requests a second that is a second's worth, or with answers of 64 KiB 100 ms'.
-const QUEUE: usize = 16 * 1024 * 1024;
+/// What may wait to be read; the kernel doubles it and counts about 800 bytes for a packet of few, 64 KiB and some for
+/// one of 64 KiB. That is seconds of 5,000 small requests a second, or 200 ms of those with answers of 64 KiB. Nothing is
+/// set aside: the bytes are those that are in the connections' own queues.
+const QUEUE: usize = 32 * 1024 * 1024;
 /// The longest packets that a device may be told to make (`GSO_MAX_SIZE`, linux/netdevice.h), and then some.
 const LONGEST: usize = 8 * 65_536;
 

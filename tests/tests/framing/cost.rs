@@ -17,8 +17,8 @@ use crate::scene::WORKER;
 const RATE: f64 = 5_000.0;
 const CALLERS: usize = 8;
 const SPAN: Duration = Duration::from_secs(4);
-/// Of a debug build on a busy machine; a release build needs a tenth of it.
-const MOST: Duration = Duration::from_micros(100);
+/// Of a debug build on a busy machine: 30 to 75 us were seen. A release build takes 7, or 15 for answers of 64 KiB.
+const MOST: Duration = Duration::from_micros(300);
 
 /// CPU time that the watch's thread has used.
 fn spent() -> Result<Duration> {

@@ -16,7 +16,7 @@ fn in_the_middle_of_an_answer() -> Result<()> {
         for (path, end) in [("/length", "xxxxx"), ("/chunked", "\r\n0\r\n\r\n")] {
             let mut talk = Talk::begin()?;
             talk.exchange()?;
-            talk.send(&get(&format!("{path}?pause_ms=700")))?;
+            talk.send(&get(&format!("{path}?pause_ms=2000")))?;
             talk.read_to("xxxxx")?;
             let watch = Watch::start()?;
             ensure!(watch.now(&talk) == Framing::Unwatched);

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use anyhow::{Result, ensure};
+use anyhow::{Context, Result, ensure};
 use deployer::framing::{Framing, What, Why};
 
 use crate::scene::{COMPLETE, Talk, Watch, get, with_server};
@@ -50,7 +50,7 @@ fn requests_of_all_kinds() -> Result<()> {
         for part in ["POST /len", "gth HTTP/1.1\r\nContent-Length: 4\r\n", "\r\nab"] {
             talk.send(part)?;
             pause();
-            ensure!(watch.now(&talk) == REQUEST, "{:?} after {part}", watch.now(&talk));
+            watch.until(&talk, REQUEST).with_context(|| format!("after {part:?}"))?;
         }
         talk.send("cd")?;
         watch.told(&talk, COMPLETE)?;
