@@ -336,6 +336,9 @@ pub struct WorkerStatus {
     /// Connections that were open in its process when that ended.
     #[serde(default)]
     pub cut: u64,
+    /// Kept-alive connections that were closed while it was drained, since the daemon was started.
+    #[serde(default)]
+    pub closed: u64,
     /// While it is draining: the connections that hold it, as of the last second; the oldest, where there are very many.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub holds: Vec<Hold>,

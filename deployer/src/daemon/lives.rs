@@ -16,7 +16,7 @@ use tracing::{error, info, warn};
 
 use super::Daemon;
 use crate::{
-    api::What,
+    api::{Phase, What},
     kernel::{Events, address},
 };
 
@@ -83,7 +83,10 @@ impl Daemon {
         } else {
             info!(service = name, worker = %at, "worker {text}; no connection was open in it");
         }
-        if let Some(roll) = self.running(name) {
+        // A roll that has stopped it itself says so in its own words.
+        let is_planned = cut == 0
+            && matches!(worker.control().phase, Phase::Stopping | Phase::Starting | Phase::Listening | Phase::Warming);
+        if let Some(roll) = self.running(name).filter(|_| !is_planned) {
             roll.add(What::Ended { worker: at, text, cut, callers });
         }
     }

@@ -96,6 +96,7 @@ impl Daemon {
             reset: proof.reset,
             crashes: life.ended,
             cut: life.cut,
+            closed: self.keepalive.closed(worker.at),
             holds: holds.listed,
             more_holds: holds.more,
         }

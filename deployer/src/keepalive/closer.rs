@@ -48,6 +48,8 @@ struct State {
 struct Draining {
     watch: Arc<FramingWatch>,
     quiet_after: Option<Duration>,
+    /// A drain may begin before the hold on a worker that was left ends.
+    users: usize,
     /// What the last strike said of its connections.
     answers: HashMap<Pair, Answer>,
 }
@@ -76,16 +78,19 @@ impl Closer {
     }
 
     pub(super) fn begin(&self, worker: SocketAddr, watch: Arc<FramingWatch>, quiet_after: Option<Duration>) {
+        let mut state = self.shared.state();
         watch.set_draining(worker, true);
-        let draining = Draining { watch, quiet_after, answers: HashMap::new() };
-        self.shared.state().draining.insert(worker, draining);
+        let new = || Draining { watch, quiet_after, users: 0, answers: HashMap::new() };
+        state.draining.entry(worker).or_insert_with(new).users += 1;
         self.shared.news.notify_one();
     }
 
     /// From here on nothing more of it is aimed at. A strike that is under way may still close a connection to it that may be.
     pub(super) fn end(&self, worker: SocketAddr) {
-        let Some(over) = self.shared.state().draining.remove(&worker) else { return };
+        let mut state = self.shared.state();
+        let Some(over) = state.end(worker) else { return };
         over.watch.set_draining(worker, false);
+        drop(state);
         over.answers.keys().chain(over.watch.all(worker).iter().map(|(pair, _)| pair)).for_each(|pair| {
             self.shared.reaper.spare(pair);
         });
@@ -112,6 +117,13 @@ impl Drop for Closer {
 }
 
 impl State {
+    /// The last who has begun it ends it.
+    fn end(&mut self, worker: SocketAddr) -> Option<Draining> {
+        let draining = self.draining.get_mut(&worker)?;
+        draining.users -= 1;
+        if draining.users == 0 { self.draining.remove(&worker) } else { None }
+    }
+
     fn note(&mut self, worker: SocketAddr, answers: &[(Pair, Answer)]) {
         let of = answers.iter().filter(|(pair, _)| diag::is_end(pair.worker, pair.caller, worker));
         let of: HashMap<_, _> = of.copied().collect();

@@ -23,7 +23,7 @@ use crate::{
 
 /// What closes kept-alive connections, or why nothing does.
 pub struct Keepalive {
-    closer: Result<Closer, String>,
+    closer: Result<Arc<Closer>, String>,
     watched: Mutex<BTreeMap<String, Watched>>,
 }
 
@@ -37,14 +37,22 @@ struct Watched {
 
 /// A worker whose kept-alive connections are being closed, for as long as this lives.
 #[must_use]
-pub struct Closing<'a> {
-    closer: Option<&'a Closer>,
+pub struct Closing {
+    closer: Option<Arc<Closer>>,
     worker: SocketAddr,
 }
 
-impl Drop for Closing<'_> {
+impl Closing {
+    /// Closes nothing.
+    #[cfg(test)]
+    pub const fn nothing(worker: SocketAddr) -> Self {
+        Self { closer: None, worker }
+    }
+}
+
+impl Drop for Closing {
     fn drop(&mut self) {
-        if let Some(closer) = self.closer {
+        if let Some(closer) = &self.closer {
             closer.end(self.worker);
         }
     }
@@ -55,7 +63,7 @@ impl Drop for Closing<'_> {
 pub struct Begun<'a> {
     keepalive: &'a Keepalive,
     service: String,
-    _closing: Closing<'a>,
+    _closing: Closing,
 }
 
 impl Drop for Begun<'_> {
@@ -69,7 +77,9 @@ impl Keepalive {
     #[must_use]
     pub fn load() -> Self {
         let closer = Reaper::load().map_err(|error| format!("{error:#}")).and_then(|reaper| {
-            Closer::start(reaper).map_err(|error| format!("cannot start the thread that closes connections: {error}"))
+            Closer::start(reaper)
+                .map(Arc::new)
+                .map_err(|error| format!("cannot start the thread that closes connections: {error}"))
         });
         if let Err(why) = &closer {
             info!(why, "kept-alive connections are not closed here: drains wait for them");
@@ -93,7 +103,7 @@ impl Keepalive {
         }
         let workers: Vec<_> = service.members().map(|worker| worker.at).collect();
         // What they say is of use without a reaper, too: status shows what holds a drain.
-        let aim = self.closer.as_ref().ok().map(Closer::aim);
+        let aim = self.closer.as_ref().ok().map(|closer| closer.aim());
         let on_change = move |pair: Pair, framing: Framing| {
             if let Some(aim) = &aim {
                 aim.change(pair, framing);
@@ -119,11 +129,11 @@ impl Keepalive {
     }
 
     /// Closes kept-alive connections to a worker, whose drain has been published, until the result is dropped.
-    pub fn closing(&self, worker: &Worker, quiet_after: Option<Duration>) -> Closing<'_> {
+    pub fn closing(&self, worker: &Worker, quiet_after: Option<Duration>) -> Closing {
         let watch = self.watched().get(&worker.service).map(|known| Arc::clone(&known.watch));
         let closer = self.closer.as_ref().ok().zip(watch).map(|(closer, watch)| {
             closer.begin(worker.at, watch, quiet_after);
-            closer
+            Arc::clone(closer)
         });
         Closing { closer, worker: worker.at }
     }

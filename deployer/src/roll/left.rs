@@ -16,6 +16,7 @@ use tokio::{sync::Mutex, task::JoinSet};
 use super::{record::Record, world::World};
 use crate::{
     api::{Phase, What},
+    keepalive::Closing,
     service::{Claim, Owner, Service, Worker, floor::Short},
 };
 
@@ -24,8 +25,16 @@ const TICK: Duration = Duration::from_millis(100);
 /// Between two looks at the processes, in ticks: an end that the kernel has told is in the word.
 const LOOK: usize = 10;
 
-/// Workers by number, with the right to change them.
-type Held = BTreeMap<usize, (Arc<Worker>, Claim)>;
+/// Workers by number.
+type Held = BTreeMap<usize, Out>;
+
+/// A worker that is draining.
+struct Out {
+    worker: Arc<Worker>,
+    /// The right to change it.
+    claim: Claim,
+    _closing: Closing,
+}
 
 /// Workers that were left and are draining.
 pub(super) struct Left {
@@ -62,7 +71,8 @@ impl Left {
 
     /// A worker, draining, with who had it in hand.
     pub(super) async fn take(&self, nth: usize, worker: &Arc<Worker>, claim: Claim) {
-        self.held.lock().await.insert(nth, (Arc::clone(worker), claim));
+        let closing = self.world.closing(worker, self.service.config.drain.quiet_after);
+        self.held.lock().await.insert(nth, Out { worker: Arc::clone(worker), claim, _closing: closing });
     }
 
     /// Goes on with what a former daemon had left, as far as the floor allows it.
@@ -94,7 +104,7 @@ impl Left {
 
     /// Hands a worker over, still draining.
     pub(super) async fn give(&self, nth: usize) -> Option<Claim> {
-        self.held.lock().await.remove(&nth).map(|(_, claim)| claim)
+        self.held.lock().await.remove(&nth).map(|out| out.claim)
     }
 
     /// Puts back into rotation all but these.
@@ -133,7 +143,7 @@ impl Left {
 
     /// Keeps a worker out. One whose process has ended is the watch's, which warms what comes after it.
     async fn renew(&self, held: &mut Held, nth: usize, look: bool) {
-        let Some((worker, _)) = held.get(&nth) else { return };
+        let Some(Out { worker, .. }) = held.get(&nth) else { return };
         let is_draining = self.world.stay(worker, self.lease) == State::Draining;
         if !is_draining || look && !self.same_process(worker).await {
             self.put_back(held, nth, "left").await;
@@ -147,7 +157,7 @@ impl Left {
     }
 
     async fn put_back(&self, held: &mut Held, nth: usize, why: &str) {
-        let Some((worker, _)) = held.get(&nth) else { return };
+        let Some(Out { worker, .. }) = held.get(&nth) else { return };
         if self.same_process(worker).await {
             self.world.publish(worker, State::Up);
             self.enter(worker, Phase::Up, why);

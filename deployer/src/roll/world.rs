@@ -12,7 +12,7 @@ use deployer_common::word::{Mode, State};
 
 use super::start;
 use crate::{
-    keepalive::Keepalive,
+    keepalive::{Closing, Keepalive},
     kernel::{Tables, host},
     report::Meters,
     service::{
@@ -46,6 +46,9 @@ pub trait World: Send + Sync {
     /// Drains a worker for the length of another lease. One whose process has ended, or begun anew, stays what the kernel has
     /// made of it. Returns what it counts as.
     fn stay(&self, worker: &Worker, lease: Duration) -> State;
+
+    /// Has kept-alive connections to a worker that is draining closed, until the result is dropped.
+    fn closing(&self, worker: &Worker, quiet_after: Option<Duration>) -> Closing;
 
     /// Drains a worker, once enough others serve, until nothing selects it and it is empty; see [`Drain`].
     fn drain<'a>(&'a self, worker: &'a Worker, how: How<'a>) -> Pending<'a, Result<(), DrainError>>;
@@ -145,6 +148,10 @@ impl World for Host {
         kept.unwrap_or_else(|found| found).state()
     }
 
+    fn closing(&self, worker: &Worker, quiet_after: Option<Duration>) -> Closing {
+        self.keepalive.closing(worker, quiet_after)
+    }
+
     fn drain<'a>(&'a self, worker: &'a Worker, how: How<'a>) -> Pending<'a, Result<(), DrainError>> {
         Box::pin(async move {
             let drain = Drain::new(&self.tables, worker, how.lease, how.deadline, how.on_held);
@@ -152,7 +159,7 @@ impl World for Host {
             drain.allowed().await?;
             drain.publish();
             (how.on_published)();
-            let _closing = self.keepalive.closing(worker, how.quiet_after);
+            let _closing = self.closing(worker, how.quiet_after);
             failpoint(worker).await;
             drain.empty().await?;
             drain.relieved().await?;
@@ -162,7 +169,7 @@ impl World for Host {
 
     fn empty<'a>(&'a self, worker: &'a Worker, how: How<'a>) -> Pending<'a, Result<(), DrainError>> {
         Box::pin(async move {
-            let _closing = self.keepalive.closing(worker, how.quiet_after);
+            let _closing = self.closing(worker, how.quiet_after);
             Drain::new(&self.tables, worker, how.lease, how.deadline, how.on_held).stopping_at_once().await
         })
     }

@@ -28,6 +28,7 @@ fn worker(port: u16, phase: Phase, reason: &str) -> WorkerStatus {
         cut: 0,
         holds: Vec::new(),
         more_holds: 0,
+        closed: 0,
     }
 }
 

@@ -15,6 +15,7 @@ use deployer_common::word::State as Word;
 use crate::{
     api::Phase,
     journal::Store,
+    keepalive::Closing,
     roll::world::{How, Moment, World},
     service::{Service, Worker, drain::DrainError, holds::Held},
     workers::{ManagerError, Pending, ProcessManager, ProcessPhase, ProcessStatus},
@@ -260,6 +261,10 @@ impl World for Sim {
             self.act(|inner| inner.publish(nth, Word::Draining));
         }
         self.state(worker)
+    }
+
+    fn closing(&self, worker: &Worker, _: Option<Duration>) -> Closing {
+        Closing::nothing(worker.at)
     }
 
     fn drain<'a>(&'a self, worker: &'a Worker, how: How<'a>) -> Pending<'a, Result<(), DrainError>> {
