@@ -29,7 +29,7 @@ fn some() -> Result<u64> {
     let config = ServiceConfig { warm: "requests = [\"GET /\"]", ..scene.config.clone() };
     let rolls = if crate::full() { 40 } else { 2 };
     let figures = Scene { load, config, rolls, fast: true, workers: 8, ..scene }.run()?;
-    figures.lost_nothing(Duration::from_secs(20))?;
+    figures.lost_nothing(Duration::from_secs(30))?;
     // Whoever is neither open nor ended by nginx itself, after 1,000 requests, was closed; a warm-up takes less than four.
     let others = figures.report.requests as u64 / 1000 + 4 * 8 * (rolls as u64 + 1);
     let closed = figures.sum("established").saturating_sub(figures.sum("open") + others);

@@ -110,7 +110,7 @@ impl Scene {
             balancer,
             workers: 4,
             fast: false,
-            load: Load { rate: 150.0, slow_one_in: 0, keep_alive: true, ..Load::new("load") },
+            load: Load { rate: 100.0, slow_one_in: 0, keep_alive: true, ..Load::new("load") },
             config: ServiceConfig::default(),
             rolls: crate::rolls(),
         }
