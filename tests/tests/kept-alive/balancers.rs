@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use anyhow::Result;
+use anyhow::{Result, ensure};
 use deployer_tests::daemon::ServiceConfig;
 use deployer_tests::load::Load;
 
@@ -26,7 +26,10 @@ fn slow(label: &'static str, balancer: Balancer) -> Scene {
 
 #[test]
 fn nginx_with_fast_requests() -> Result<()> {
-    fast("kept_nginx", Balancer::Nginx).run()?.lost_nothing(FAST)
+    let figures = fast("kept_nginx", Balancer::Nginx).run()?;
+    figures.lost_nothing(FAST)?;
+    ensure!(figures.sum("closed") > 0, "no connection was kept, or none was closed: {figures}");
+    Ok(())
 }
 
 #[test]
