@@ -152,13 +152,16 @@ impl Client {
         stream.write_all(&request.encode_as(connection)).await.context("send")?;
         let mut rest = self.begin(&mut stream, kind).await?;
         loop {
+            let limit = SILENCE_LIMIT + self.every;
             match kind {
-                Kind::WebSocket => echo(&mut stream, &mut rest).await?,
-                Kind::Events => event(&mut stream, &mut rest).await?,
+                Kind::WebSocket => timeout(limit, echo(&mut stream, &mut rest)).await.context("silent")??,
+                Kind::Events => timeout(limit, event(&mut stream, &mut rest)).await.context("silent")??,
             }
             self.note(|stream| stream.messages += 1);
             if kind == Kind::WebSocket {
-                tokio::time::sleep(self.every).await;
+                // Nothing may come meanwhile but the end.
+                let spoken = timeout(self.every, more(&mut stream, &mut rest)).await;
+                ensure!(spoken.is_err(), "{:?}", spoken.map(|end| end.map_err(|error| format!("{error:#}"))));
             }
         }
     }
@@ -210,8 +213,7 @@ async fn event(stream: &mut TcpStream, rest: &mut Vec<u8>) -> Result<()> {
 }
 
 async fn more(stream: &mut TcpStream, bytes: &mut Vec<u8>) -> Result<()> {
-    let read = timeout(SILENCE_LIMIT, stream.read_buf(bytes)).await.context("silent")?;
-    if read.context("receive")? == 0 {
+    if stream.read_buf(bytes).await.context("receive")? == 0 {
         bail!("closed");
     }
     Ok(())

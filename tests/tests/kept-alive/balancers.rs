@@ -2,16 +2,17 @@
 
 use std::time::Duration;
 
-use anyhow::Result;
+use anyhow::{Result, ensure};
 use deployer_tests::daemon::ServiceConfig;
 use deployer_tests::load::Load;
 
 use crate::scene::{Balancer, Scene};
 
-/// Requests of 5 ms. The deadline is 60 s; a drain takes about 0.1 s where the machine is its own.
-const FAST: Duration = Duration::from_secs(10);
+/// Requests of 5 ms. The deadline is 60 s; a drain takes about 0.1 s where the machine is its own. On a busy one the workers
+/// left are overrun for a while.
+const FAST: Duration = Duration::from_secs(30);
 /// Some requests take 8 s, and may have come just before the drain.
-const SLOW: Duration = Duration::from_secs(25);
+const SLOW: Duration = Duration::from_secs(40);
 
 fn fast(label: &'static str, balancer: Balancer) -> Scene {
     Scene::new(label, balancer)
@@ -25,7 +26,10 @@ fn slow(label: &'static str, balancer: Balancer) -> Scene {
 
 #[test]
 fn nginx_with_fast_requests() -> Result<()> {
-    fast("kept_nginx", Balancer::Nginx).run()?.lost_nothing(FAST)
+    let figures = fast("kept_nginx", Balancer::Nginx).run()?;
+    figures.lost_nothing(FAST)?;
+    ensure!(figures.sum("closed") > 0, "no connection was kept, or none was closed: {figures}");
+    Ok(())
 }
 
 #[test]

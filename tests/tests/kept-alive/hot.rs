@@ -14,13 +14,13 @@ fn hot_connections_are_closed_within_moments() -> Result<()> {
     let load = Load { clients: 4, ..scene.load.clone() };
     let figures = Scene { load, fast: true, ..scene }.run()?;
     // The deadline is 60 s.
-    figures.lost_nothing(Duration::from_secs(10))?;
+    figures.lost_nothing(Duration::from_secs(30))?;
     let drains = figures.drains();
     let median = drains[drains.len() / 2];
     let before = figures.report.phase("before").context("no phase")?;
     let rate = before.requests as f64 / before.seconds;
     eprintln!("hot: {rate:.0} requests a second by four clients; drains, s: {drains:.3?}, median {median:.3}");
     ensure!(rate > 200.0, "{rate:.0} requests a second keep nothing hot");
-    ensure!(median < 3.0, "{drains:.2?}");
+    ensure!(median < 6.0, "{drains:.2?}");
     Ok(())
 }

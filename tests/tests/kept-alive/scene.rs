@@ -29,14 +29,14 @@ pub(crate) enum Balancer {
 }
 
 /// A load balancer with what `deployer lb` prints for it, and nothing else about the workers.
-pub(crate) enum Running {
+enum Running {
     Nginx(Nginx),
     Haproxy(Haproxy),
     Varnish(Varnish),
 }
 
 impl Running {
-    pub(crate) fn start(sandbox: &Sandbox, daemon: &Daemon<'_>, balancer: Balancer) -> Result<Self> {
+    fn start(sandbox: &Sandbox, daemon: &Daemon<'_>, balancer: Balancer, kept: u32) -> Result<Self> {
         let name = match balancer {
             Balancer::Nginx => "nginx",
             Balancer::Haproxy => "haproxy",
@@ -48,7 +48,7 @@ impl Running {
         let text = String::from_utf8(output.stdout).context("deployer lb")?;
         ensure!(output.status.success(), "deployer lb {name}: {}", String::from_utf8_lossy(&output.stderr));
         Ok(match balancer {
-            Balancer::Nginx => Self::Nginx(Nginx::start_text(sandbox, &text, "")?),
+            Balancer::Nginx => Self::Nginx(nginx(sandbox, &text, kept)?),
             Balancer::Haproxy => Self::Haproxy(Haproxy::start(sandbox, &text)?),
             Balancer::Varnish => Self::Varnish(Varnish::start(sandbox, &text, &[])?),
         })
@@ -66,6 +66,11 @@ impl Running {
     }
 }
 
+fn nginx(sandbox: &Sandbox, text: &str, kept: u32) -> Result<Nginx> {
+    ensure!(text.contains("keepalive 32;"), "{text}");
+    Nginx::start_text(sandbox, &text.replace("keepalive 32;", &format!("keepalive {kept};")), "")
+}
+
 /// What is played.
 pub(crate) struct Scene {
     /// Names the sandbox.
@@ -79,6 +84,8 @@ pub(crate) struct Scene {
     pub(crate) config: ServiceConfig,
     /// Rolls in a row.
     pub(crate) rolls: usize,
+    /// Idle connections that nginx keeps; 32 is what `deployer lb` prints.
+    pub(crate) kept: u32,
 }
 
 /// One roll.
@@ -110,9 +117,10 @@ impl Scene {
             balancer,
             workers: 4,
             fast: false,
-            load: Load { rate: 150.0, slow_one_in: 0, keep_alive: true, ..Load::new("load") },
+            load: Load { rate: 100.0, slow_one_in: 0, keep_alive: true, ..Load::new("load") },
             config: ServiceConfig::default(),
             rolls: crate::rolls(),
+            kept: 32,
         }
     }
 
@@ -132,7 +140,7 @@ impl Scene {
         supervisor.wait_up()?;
         supervisor.warm()?;
         let mut daemon = Daemon::start(&sandbox, &self.config.text(&sandbox, &app, &supervisor))?;
-        let balancer = Running::start(&sandbox, &daemon, self.balancer)?;
+        let balancer = Running::start(&sandbox, &daemon, self.balancer, self.kept)?;
         all_up(&sandbox)?;
         let load = self.load.clone().start(&sandbox)?;
         sleep(Duration::from_secs(2));
@@ -235,9 +243,10 @@ impl fmt::Display for Figures {
         let (doubled, cut) = (journal.doubled().len(), journal.cut().len());
         write!(
             f,
-            "  {} connections for {} requests; doubled {doubled}, cut {cut}; {errors} lines of errors",
+            "  {} connections for {} requests, {} closed in drains; doubled {doubled}, cut {cut}; {errors} lines of errors",
             self.sum("established"),
-            self.report.requests
+            self.report.requests,
+            self.sum("closed")
         )
     }
 }
