@@ -106,7 +106,7 @@ impl Daemon {
             self.ended(worker);
         }
         let service = self.service(&worker.service).ok();
-        let _closing = service.map(|service| self.keepalive.begun(worker, &service));
+        let closing = service.map(|service| self.keepalive.begun(worker, &service));
         let mut is_let_in = false;
         let tick = (lease / 4).min(Duration::from_millis(100));
         while Instant::now() < until {
@@ -130,6 +130,7 @@ impl Daemon {
             }
             is_let_in = self.tell_of_floor(worker, is_let_in);
         }
+        drop(closing);
         self.let_go(worker, lives).await;
         drop(claim);
     }

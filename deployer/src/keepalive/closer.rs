@@ -1,7 +1,7 @@
 //! The thread that strikes while some worker drains.
 
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::{BTreeMap, HashMap, HashSet},
     io,
     net::SocketAddr,
     sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError},
@@ -9,7 +9,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use tracing::warn;
+use tracing::{debug, warn};
 
 use super::ground::ground;
 use crate::{
@@ -19,9 +19,11 @@ use crate::{
 
 /// Between two strikes, at least; and at least as long as the last one took, as it locks every TCP socket in passing.
 const PAUSE: Duration = Duration::from_millis(1);
-/// Between two strikes at nothing but connections that have to be quiet for seconds, or that stay as they are.
+/// Between two strikes at nothing but connections that have to be quiet for seconds, or that stay as they are; and at least
+/// ten times as long as the last one took.
 const IDLE: Duration = Duration::from_millis(20);
-/// Between two looks at all connections. What changes meanwhile, the watch tells at once.
+/// Between two looks at all connections, and at least four times as long as the last one took. What changes meanwhile, the
+/// watch tells at once.
 const SURVEY: Duration = Duration::from_millis(50);
 
 /// Closes connections to workers that drain.
@@ -50,6 +52,8 @@ struct Draining {
     quiet_after: Option<Duration>,
     /// A drain may begin before the hold on a worker that was left ends.
     users: usize,
+    /// Where others listen at the worker's port, on other addresses; `None`: not looked at yet.
+    others: Option<HashSet<SocketAddr>>,
     /// What the last strike said of its connections.
     answers: HashMap<Pair, Answer>,
 }
@@ -80,7 +84,7 @@ impl Closer {
     pub(super) fn begin(&self, worker: SocketAddr, watch: Arc<FramingWatch>, quiet_after: Option<Duration>) {
         let mut state = self.shared.state();
         watch.set_draining(worker, true);
-        let new = || Draining { watch, quiet_after, users: 0, answers: HashMap::new() };
+        let new = || Draining { watch, quiet_after, users: 0, others: None, answers: HashMap::new() };
         state.draining.entry(worker).or_insert_with(new).users += 1;
         self.shared.news.notify_one();
     }
@@ -124,36 +128,49 @@ impl State {
         if draining.users == 0 { self.draining.remove(&worker) } else { None }
     }
 
-    fn note(&mut self, worker: SocketAddr, answers: &[(Pair, Answer)]) {
-        let of = answers.iter().filter(|(pair, _)| diag::is_end(pair.worker, pair.caller, worker));
-        let of: HashMap<_, _> = of.copied().collect();
-        let closed = of.values().filter(|answer| **answer == Answer::Closed).count() as u64;
-        *self.closed.entry(worker).or_default() += closed;
-        if let Some(draining) = self.draining.get_mut(&worker) {
-            draining.answers = of;
+    fn note(&mut self, answers: &[(Pair, Answer)]) {
+        for (worker, draining) in &mut self.draining {
+            let of = answers.iter().filter(|(pair, _)| draining.owns(*worker, pair)).copied();
+            draining.answers = of.collect();
+            let closed = draining.answers.values().filter(|answer| **answer == Answer::Closed).count() as u64;
+            *self.closed.entry(*worker).or_default() += closed;
         }
     }
 }
 
+impl Draining {
+    /// Whether a connection is one to the worker `at`, and to nobody else who listens at its port.
+    fn owns(&self, at: SocketAddr, pair: &Pair) -> bool {
+        let is_others = || self.others.as_ref().is_none_or(|others| others.contains(&pair.worker));
+        pair.worker == at || diag::is_end(pair.worker, pair.caller, at) && !is_others()
+    }
+}
+
 /// A worker that drains, as the thread goes through it without the lock.
-type Task = (SocketAddr, Arc<FramingWatch>, Option<Duration>);
+struct Task {
+    worker: SocketAddr,
+    watch: Arc<FramingWatch>,
+    quiet_after: Option<Duration>,
+    is_new: bool,
+}
 
 impl Shared {
     fn run(&self) {
-        let mut surveyed = None::<Instant>;
+        let (mut survey_at, mut is_failing) = (Instant::now(), false);
         while let Some(tasks) = self.tasks() {
             let begun = Instant::now();
-            if surveyed.is_none_or(|last| begun.duration_since(last) >= SURVEY) {
-                surveyed = Some(begun);
-                for (worker, watch, quiet_after) in &tasks {
-                    self.survey(*worker, watch, *quiet_after);
-                }
+            if begun >= survey_at || tasks.iter().any(|task| task.is_new) {
+                tasks.iter().for_each(|task| self.survey(task));
+                survey_at = Instant::now() + SURVEY.max(4 * begun.elapsed());
             }
-            // What the watch has told while a drain ended.
-            self.reaper.retain(|pair| tasks.iter().any(|(worker, ..)| diag::is_end(pair.worker, pair.caller, *worker)));
-            let is_close = self.strike(&tasks);
-            let pause = if is_close { PAUSE } else { IDLE };
-            thread::sleep(pause.max(begun.elapsed()));
+            let (struck, result) = (Instant::now(), self.strike());
+            let is_close = *result.as_ref().unwrap_or(&false);
+            if let (Err(error), false) = (&result, is_failing) {
+                warn!(%error, "cannot go over the TCP sockets of this host: kept-alive connections are not closed");
+            }
+            is_failing = result.is_err();
+            let took = struck.elapsed();
+            thread::sleep(if is_close { PAUSE.max(took) } else { IDLE.max(10 * took) });
         }
     }
 
@@ -163,25 +180,33 @@ impl Shared {
         while state.draining.is_empty() && !state.is_over {
             state = self.news.wait(state).unwrap_or_else(PoisonError::into_inner);
         }
-        let task = |(worker, it): (&SocketAddr, &Draining)| (*worker, Arc::clone(&it.watch), it.quiet_after);
+        let task = |(worker, it): (&SocketAddr, &Draining)| Task {
+            worker: *worker,
+            watch: Arc::clone(&it.watch),
+            quiet_after: it.quiet_after,
+            is_new: it.others.is_none(),
+        };
         (!state.is_over).then(|| state.draining.iter().map(task).collect())
     }
 
     /// Aims at all connections to a worker that there is a ground for.
-    fn survey(&self, worker: SocketAddr, watch: &FramingWatch, quiet_after: Option<Duration>) {
-        let mut seen: HashMap<Pair, Seen> = watch.all(worker).into_iter().collect();
-        match diag::holders(worker, false) {
-            Ok(sockets) => {
-                let callers = sockets.iter().filter(|socket| diag::is_end(socket.peer, socket.local, worker));
-                let pairs = callers.map(|socket| Pair { caller: socket.local, worker: socket.peer });
-                for pair in pairs {
-                    seen.entry(pair).or_insert_with(|| watch.framing(&pair));
-                }
+    fn survey(&self, Task { worker, watch, quiet_after, .. }: &Task) {
+        let (pairs, others) = match look(*worker) {
+            Ok(found) => found,
+            Err(error) => {
+                debug!(%worker, %error, "cannot list the connections to a worker that drains");
+                (Vec::new(), HashSet::new())
             }
-            Err(error) => warn!(%worker, %error, "cannot list the connections to a worker that drains"),
+        };
+        match self.state().draining.get_mut(worker) {
+            Some(draining) => draining.others = Some(others),
+            None => return,
         }
+        let unseen = pairs.into_iter().map(|pair| (pair, watch.framing(&pair)));
+        let seen: HashMap<Pair, Seen> = unseen.chain(watch.all(*worker)).collect();
+        let now = Instant::now();
         for (pair, seen) in &seen {
-            match ground(seen, quiet_after) {
+            match ground(seen, now, *quiet_after) {
                 // At worst it holds the drain.
                 Some(ground) => drop(self.reaper.aim(*pair, ground)),
                 None => self.reaper.spare(pair),
@@ -190,25 +215,37 @@ impl Shared {
     }
 
     /// Strikes once, and notes what came of it. Whether one was close to being closed.
-    fn strike(&self, tasks: &[Task]) -> bool {
-        let answers = match self.reaper.strike() {
-            Ok(answers) => answers,
-            Err(error) => {
-                warn!(%error, "cannot go over the TCP sockets of this host to close kept-alive ones");
-                return false;
-            }
-        };
-        let is_close = |answer: &Answer| !answer.is_final() && !matches!(answer, Answer::NotQuiet | Answer::Gone);
-        let close = answers.iter().any(|(_, answer)| is_close(answer));
-        let mut state = self.state();
-        for (worker, ..) in tasks {
-            state.note(*worker, &answers);
+    fn strike(&self) -> io::Result<bool> {
+        {
+            // What was aimed at while its drain ended, or is somebody else's.
+            let state = self.state();
+            self.reaper.retain(|pair| state.draining.iter().any(|(worker, it)| it.owns(*worker, pair)));
         }
-        close
+        let answers = self.reaper.strike()?;
+        self.state().note(&answers);
+        Ok(answers.iter().any(|(_, answer)| is_close(*answer)))
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
         // A panic elsewhere leaves it as good as it was.
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// The connections of callers on this host to a worker, perhaps those of others at its port among them, and where else
+/// somebody listens at that port.
+fn look(worker: SocketAddr) -> io::Result<(Vec<Pair>, HashSet<SocketAddr>)> {
+    let sockets = diag::holders(worker, false)?;
+    let callers = sockets.iter().filter(|socket| diag::is_end(socket.peer, socket.local, worker));
+    let pairs = callers.map(|socket| Pair { caller: socket.local, worker: socket.peer }).collect();
+    let listening = diag::sockets(diag::states::LISTEN, Some(worker.port()))?;
+    let listening = listening.into_iter().map(|socket| socket.local);
+    Ok((pairs, listening.filter(|at| at.port() == worker.port() && *at != worker).collect()))
+}
+
+/// Whether a connection may be closed a moment later, as its owner may go to sleep, or its answer come to its end. The
+/// others stay as they are for long.
+fn is_close(answer: Answer) -> bool {
+    use Answer::{Awake, Changing, Closed, Missing, MovedOn, Unacknowledged, Unread};
+    matches!(answer, Awake | Changing | Closed | Missing | MovedOn | Unacknowledged | Unread)
 }

@@ -1,6 +1,6 @@
 //! On what ground a kept-alive connection of a worker that is drained may be closed.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use crate::{
     config::POOLED_QUIET,
@@ -16,13 +16,19 @@ const UNUSED_QUIET: Duration = Duration::from_secs(1);
 ///
 /// A request or answer of HTTP/1 that is under way is never cut, however long it is silent. Where the framing is unknown,
 /// the worker must have had the last word: it might be a request's answer that is waited for. A WebSocket and its like
-/// have no last word.
-pub(super) fn ground(seen: &Seen, quiet_after: Option<Duration>) -> Option<Ground> {
+/// have no last word. A connection of which the watch has seen nothing is silent since the watch began, at most: what was
+/// silent before may have been a stream that says something every so often.
+pub(super) fn ground(seen: &Seen, now: Instant, quiet_after: Option<Duration>) -> Option<Ground> {
     let quiet = |after, answered| Ground::Quiet { for_ms: milliseconds(after), answered };
     match seen.framing {
         Framing::Complete { asked, answered } => Some(Ground::Complete { asked, answered }),
-        Framing::Unused { .. } => Some(quiet(UNUSED_QUIET, true)),
-        Framing::Unwatched => Some(quiet(quiet_after.unwrap_or(POOLED_QUIET), true)),
+        Framing::Unused { asked, answered } => {
+            (seen.quiet(now) >= UNUSED_QUIET).then_some(Ground::Complete { asked, answered })
+        }
+        Framing::Unwatched => {
+            let after = quiet_after.unwrap_or(POOLED_QUIET);
+            (seen.quiet(now) >= after).then_some(quiet(after, true))
+        }
         Framing::Unknown(_) => Some(quiet(quiet_after?, true)),
         Framing::Stream(_) => Some(quiet(quiet_after?, false)),
         Framing::Pending(_) => None,
@@ -55,8 +61,17 @@ mod tests {
     use crate::framing::{Kind, What, Why};
 
     fn seen(framing: Framing) -> Seen {
-        let now = Instant::now();
-        Seen { framing, last: Some(now), since: now }
+        Seen { framing, last: None, since: Instant::now() }
+    }
+
+    /// The ground at once.
+    fn ground(seen: &Seen, quiet_after: Option<Duration>) -> Option<Ground> {
+        super::ground(seen, seen.since, quiet_after)
+    }
+
+    /// The ground after so many seconds of silence.
+    fn after(seen: &Seen, seconds: u64, quiet_after: Option<Duration>) -> Option<Ground> {
+        super::ground(seen, seen.since + Duration::from_secs(seconds), quiet_after)
     }
 
     fn quiet(seconds: u32, answered: bool) -> Option<Ground> {
@@ -89,11 +104,12 @@ mod tests {
     #[test]
     fn a_pooled_connection_is_closed_at_last() {
         let pooled = seen(Framing::Unwatched);
-        assert_eq!(ground(&pooled, None), quiet(30, true));
-        assert_eq!(
-            ground(&pooled, Some(Duration::from_hours(24 * 60))),
-            Some(Ground::Quiet { for_ms: u32::MAX, answered: true })
-        );
+        assert_eq!((after(&pooled, 29, None), after(&pooled, 30, None)), (None, quiet(30, true)));
+        let five = Some(Duration::from_secs(5));
+        assert_eq!((after(&pooled, 4, five), after(&pooled, 5, five)), (None, quiet(5, true)));
+        let unused = seen(Framing::Unused { asked: 3, answered: 4 });
+        let bare = Some(Ground::Complete { asked: 3, answered: 4 });
+        assert_eq!((ground(&unused, None), after(&unused, 1, None)), (None, bare));
     }
 
     #[test]

@@ -7,8 +7,10 @@ mod ground;
 
 use std::{
     collections::BTreeMap,
+    io,
     net::SocketAddr,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
+    thread,
     time::Duration,
 };
 
@@ -16,7 +18,7 @@ use tracing::{info, warn};
 
 use self::closer::Closer;
 use crate::{
-    framing::{Framing, FramingWatch},
+    framing::FramingWatch,
     kernel::{Pair, Reaper, diag::is_end},
     service::{Service, Worker},
 };
@@ -29,7 +31,8 @@ pub struct Keepalive {
 
 /// A service that is watched.
 struct Watched {
-    watch: Arc<FramingWatch>,
+    /// `None`: it could not be begun.
+    watch: Option<Arc<FramingWatch>>,
     workers: Vec<SocketAddr>,
     /// Rolls and operators' drains that have asked for it.
     users: usize,
@@ -95,24 +98,30 @@ impl Keepalive {
 
     /// Begins to watch a service's connections, if nobody has yet. As often as this is called, [`Self::end`] must be.
     pub fn begin(&self, service: &Service) {
-        let name = &service.config.name;
-        let mut watched = self.watched();
-        if let Some(known) = watched.get_mut(name) {
-            known.users += 1;
-            return;
-        }
         let workers: Vec<_> = service.members().map(|worker| worker.at).collect();
-        // What they say is of use without a reaper, too: status shows what holds a drain.
+        let mut watched = self.watched();
+        let known = watched.entry(service.config.name.clone());
+        let known = known.or_insert_with(|| Watched { watch: None, workers: workers.clone(), users: 0 });
+        known.users += 1;
+        if known.watch.is_none() {
+            match self.start(&workers) {
+                Ok(watch) => known.watch = Some(Arc::new(watch)),
+                Err(error) => {
+                    let service = &service.config.name;
+                    warn!(service, %error, "connections cannot be watched: kept-alive ones hold drains");
+                }
+            }
+        }
+    }
+
+    /// What it says is of use without a reaper, too: status shows what holds a drain.
+    fn start(&self, workers: &[SocketAddr]) -> io::Result<FramingWatch> {
         let aim = self.closer.as_ref().ok().map(|closer| closer.aim());
-        let on_change = move |pair: Pair, framing: Framing| {
+        FramingWatch::start(workers, move |pair, framing| {
             if let Some(aim) = &aim {
                 aim.change(pair, framing);
             }
-        };
-        match FramingWatch::start(&workers, on_change) {
-            Ok(watch) => drop(watched.insert(name.clone(), Watched { watch: Arc::new(watch), workers, users: 1 })),
-            Err(error) => warn!(service = name, %error, "connections cannot be watched: kept-alive ones hold drains"),
-        }
+        })
     }
 
     /// Ends the watch when the last who asked for it has called this.
@@ -122,15 +131,15 @@ impl Keepalive {
         known.users -= 1;
         if known.users == 0 {
             let last = watched.remove(service);
-            // Its thread is waited for.
             drop(watched);
-            drop(last);
+            // It waits for its thread, which nobody here should.
+            thread::spawn(move || drop(last));
         }
     }
 
     /// Closes kept-alive connections to a worker, whose drain has been published, until the result is dropped.
     pub fn closing(&self, worker: &Worker, quiet_after: Option<Duration>) -> Closing {
-        let watch = self.watched().get(&worker.service).map(|known| Arc::clone(&known.watch));
+        let watch = self.watched().get(&worker.service).and_then(|known| known.watch.clone());
         let closer = self.closer.as_ref().ok().zip(watch).map(|(closer, watch)| {
             closer.begin(worker.at, watch, quiet_after);
             Arc::clone(closer)
@@ -149,7 +158,7 @@ impl Keepalive {
     #[must_use]
     pub fn why(&self, pair: &Pair) -> Option<String> {
         let is_to = |known: &&Watched| known.workers.iter().any(|at| is_end(pair.worker, pair.caller, *at));
-        let watch = self.watched().values().find(is_to).map(|known| Arc::clone(&known.watch))?;
+        let watch = self.watched().values().find(is_to).and_then(|known| known.watch.clone())?;
         let answer = self.closer.as_ref().ok().and_then(|closer| closer.answer(pair));
         Some(ground::why(&watch.framing(pair), answer))
     }

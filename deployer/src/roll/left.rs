@@ -33,7 +33,8 @@ struct Out {
     worker: Arc<Worker>,
     /// The right to change it.
     claim: Claim,
-    _closing: Closing,
+    /// Closes its kept-alive connections.
+    closing: Option<Closing>,
 }
 
 /// Workers that were left and are draining.
@@ -72,7 +73,7 @@ impl Left {
     /// A worker, draining, with who had it in hand.
     pub(super) async fn take(&self, nth: usize, worker: &Arc<Worker>, claim: Claim) {
         let closing = self.world.closing(worker, self.service.config.drain.quiet_after);
-        self.held.lock().await.insert(nth, Out { worker: Arc::clone(worker), claim, _closing: closing });
+        self.held.lock().await.insert(nth, Out { worker: Arc::clone(worker), claim, closing: Some(closing) });
     }
 
     /// Goes on with what a former daemon had left, as far as the floor allows it.
@@ -157,7 +158,10 @@ impl Left {
     }
 
     async fn put_back(&self, held: &mut Held, nth: usize, why: &str) {
-        let Some(Out { worker, .. }) = held.get(&nth) else { return };
+        let Some(out) = held.get_mut(&nth) else { return };
+        // Who is up has none of its connections closed.
+        out.closing = None;
+        let worker = &out.worker;
         if self.same_process(worker).await {
             self.world.publish(worker, State::Up);
             self.enter(worker, Phase::Up, why);

@@ -18,6 +18,8 @@ use crate::{
 
 /// Groups of connections named in short.
 const NAMED: usize = 4;
+/// Why a connection holds of which its sockets tell no more.
+const ESTABLISHED: &str = "established";
 /// Connections listed of a worker.
 const LISTED: usize = 30;
 
@@ -111,8 +113,15 @@ impl<'a> Connection<'a> {
         } else if is_in(self.caller, states::CLOSE_WAIT) {
             "the worker has closed it, its caller has not"
         } else {
-            "established"
+            ESTABLISHED
         }
+    }
+
+    /// The same, with what else is known of a connection that is established and whose caller is on this host.
+    fn explained(&self, explain: &dyn Fn(&Pair) -> Option<String>) -> String {
+        let why = self.why();
+        let more = if why == ESTABLISHED && self.caller.is_some() { explain(&self.pair) } else { None };
+        more.unwrap_or_else(|| why.to_owned())
     }
 }
 
@@ -210,7 +219,7 @@ fn hold(
         state: connection.state().to_owned(),
         age_s: past.age.map(|age| age.as_secs_f64()),
         idle_s: past.idle.map(|idle| idle.as_secs_f64()),
-        why: explain(&connection.pair).unwrap_or_else(|| connection.why().to_owned()),
+        why: connection.explained(explain),
     }
 }
 
