@@ -8,7 +8,7 @@ use std::{
 };
 
 use anyhow::{Context, Result, anyhow};
-use aya::{Btf, Ebpf, EbpfLoader, maps::Map, programs::Program};
+use aya::{Btf, Ebpf, EbpfLoader, VerifierLogLevel, maps::Map, programs::Program};
 use deployer_common::layout::TABLES;
 use tracing::warn;
 
@@ -26,6 +26,10 @@ use super::{
 
 /// The programs, built from deployer-ebpf by the build script.
 static OBJECT: &[u8] = aya::include_bytes_aligned!(env!("DEPLOYER_EBPF_OBJECT"));
+
+/// What the verifier says of a program that it refuses: why, and how much it has looked at. Its trace, which is aya's
+/// default, is of many megabytes where it gives up at its limit, and takes minutes to write.
+pub(super) const VERIFIER_LOG: VerifierLogLevel = VerifierLogLevel::STATS;
 
 /// Where the running kernel describes its types.
 pub(super) const VMLINUX: &str = "/sys/kernel/btf/vmlinux";
@@ -317,6 +321,7 @@ fn load(kept: impl Iterator<Item = (&'static str, PathBuf)>) -> Result<Ebpf> {
     // The helper's result has a type that only a kernel with Multipath TCP knows.
     let has_mptcp = u32::from(host::version() >= (5, 19) && structs.offset("mptcp_sock", "token").is_some());
     let mut loader = EbpfLoader::new();
+    loader.verifier_log_level(VERIFIER_LOG);
     for (global, offset) in &offsets {
         loader.override_global(global, offset, true);
     }
