@@ -23,6 +23,11 @@ use crate::{
     maps::LISTENING,
 };
 
+/// Whether relatives are counted. The verifier of Linux 6.1 looks at more than a million instructions then, and refuses;
+/// set before loading.
+#[unsafe(no_mangle)]
+static COUNTS_RELATIVES: u32 = 1;
+
 /// `include/linux/sched/signal.h`: the whole process is to end. Set with the signal that kills it, before anybody runs.
 const SIGNAL_GROUP_EXIT: u32 = 4;
 /// So many descriptors of a process are looked at; a server opens its socket before anything else.
@@ -94,7 +99,9 @@ fn dies(task: u64) {
 fn last(task: u64, pid: u32, file: u64, number: u32) {
     // In this order: who closes is not among the relatives any more before it lets go.
     let Some(holders) = holders(file) else { return };
-    if holders == 1 || holders <= 1 + relatives(task, file, number) {
+    // SAFETY: a static of this file; volatile, since the loader sets it.
+    let counts_relatives = unsafe { (&raw const COUNTS_RELATIVES).read_volatile() } != 0;
+    if holders == 1 || counts_relatives && holders <= 1 + relatives(task, file, number) {
         over(file, pid);
     }
 }

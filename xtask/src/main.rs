@@ -2,6 +2,7 @@
 
 mod demo;
 mod fitness;
+mod kernels;
 mod libtest;
 mod requirements;
 mod setup;

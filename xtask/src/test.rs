@@ -14,7 +14,7 @@ use clap::builder::PossibleValuesParser;
 use crate::libtest::{Seen, Tally, tee};
 use crate::requirements::Scope;
 use crate::workspace::{Workspace, shown};
-use crate::{fitness, setup};
+use crate::{fitness, kernels, setup};
 
 /// The suite of what needs no servers and no kernel: format, lints, unit tests.
 const UNIT: &str = "unit";
@@ -61,8 +61,8 @@ const LEFTOVER_GRACE: Duration = Duration::from_secs(5);
 /// Options of `cargo xtask test`.
 #[derive(clap::Args)]
 pub(crate) struct Args {
-    /// The suite to run; all of them when none is named
-    #[arg(value_parser = PossibleValuesParser::new([UNIT].into_iter().chain(END_TO_END.iter().map(|(suite, _)| *suite))))]
+    /// The suite to run; all of them when none is named, but for `kernels`, which needs a virtual machine and takes long
+    #[arg(value_parser = PossibleValuesParser::new([UNIT, kernels::SUITE].into_iter().chain(END_TO_END.iter().map(|(suite, _)| *suite))))]
     suite: Option<String>,
     /// The long variants, too
     #[arg(long)]
@@ -78,12 +78,16 @@ impl Args {
 /// The verb itself. Every suite runs, whatever became of those before it.
 pub(crate) fn run(workspace: &Workspace, args: &Args) -> Result<ExitCode> {
     let suites: Vec<_> = END_TO_END.iter().copied().filter(|(suite, _)| args.wants(suite)).collect();
+    let within = args.suite.as_deref() == Some(kernels::SUITE);
     let mut report = Report::default();
-    if prepare(workspace, &mut report, !suites.is_empty()) {
+    if prepare(workspace, &mut report, within || !suites.is_empty()) {
         if args.wants(UNIT) {
             unit(workspace, &mut report);
         }
         end_to_end(workspace, &mut report, &suites, args.full);
+        if within {
+            other_kernel(workspace, &mut report);
+        }
     }
     print!("{report}");
     Ok(if report.is_good() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
@@ -129,9 +133,34 @@ fn end_to_end(workspace: &Workspace, report: &mut Report, suites: &[(&str, &str)
     }
 }
 
+/// Suites under Debian's own kernel.
+fn other_kernel(workspace: &Workspace, report: &mut Report) {
+    let mut prepared = None;
+    let ready = report.step("virtual machine", || {
+        prepared = Some(kernels::prepare(workspace)?);
+        Ok(Tally::default())
+    });
+    let Some(prepared) = prepared.filter(|_| ready) else { return };
+    if !report.step("build", || build(workspace, kernels::suites()).map(|()| Tally::default())) {
+        return;
+    }
+    for (suite, filters) in kernels::suites() {
+        let mut failures = Vec::new();
+        report.step(&format!("{} {suite}", prepared.release()), || {
+            let (command, exit) = kernels::command(workspace, &prepared, suite, filters, FEATURES)?;
+            let tally = count(command, io::stdout(), &mut failures)?;
+            if tally.failed == 0 {
+                kernels::judge(&exit)?;
+            }
+            Ok(tally)
+        });
+        report.failures.extend(failures);
+    }
+}
+
 /// Builds the binary under test, last, since all variants of it are made in the same place, and the tests. The debug
 /// build, whose arithmetic is checked, and which takes a quarter of the time.
-fn build(workspace: &Workspace, suites: &[(&str, &str)]) -> Result<()> {
+fn build<T>(workspace: &Workspace, suites: &[(&str, T)]) -> Result<()> {
     let (suite, feature) = VARIANT;
     if suites.iter().any(|(named, _)| *named == suite) {
         succeed(workspace.cargo(["build", "--package", "deployer", "--features", feature]))?;

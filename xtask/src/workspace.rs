@@ -30,6 +30,11 @@ impl Workspace {
         self.target.join("toolchain")
     }
 
+    /// The folder of what the suite `kernels` gets and makes.
+    pub(crate) fn kernels(&self) -> PathBuf {
+        self.target.join("kernels")
+    }
+
     /// A program of the debug build.
     pub(crate) fn debug(&self, program: &str) -> PathBuf {
         self.target.join("debug").join(program)

@@ -8,7 +8,7 @@ use std::{
 };
 
 use anyhow::{Context, Result, anyhow};
-use aya::{Btf, Ebpf, EbpfLoader, maps::Map, programs::Program};
+use aya::{Btf, Ebpf, EbpfLoader, VerifierLogLevel, maps::Map, programs::Program};
 use deployer_common::layout::TABLES;
 use tracing::warn;
 
@@ -26,6 +26,14 @@ use super::{
 
 /// The programs, built from deployer-ebpf by the build script.
 static OBJECT: &[u8] = aya::include_bytes_aligned!(env!("DEPLOYER_EBPF_OBJECT"));
+
+/// What the verifier says of a program that it refuses: why, and how much it has looked at. Its trace, which is aya's
+/// default, is of many megabytes where it gives up at its limit, and takes minutes to write.
+pub(super) const VERIFIER_LOG: VerifierLogLevel = VerifierLogLevel::STATS;
+
+/// From here on a process that is killed has its relatives counted that are killed with it (`deaths.rs`). The verifier of
+/// 6.1 gives that up at its million instructions, that of 6.18 after 180,000; what is between was not tried.
+const COUNTS_RELATIVES: (u32, u32) = (6, 12);
 
 /// Where the running kernel describes its types.
 pub(super) const VMLINUX: &str = "/sys/kernel/btf/vmlinux";
@@ -314,13 +322,16 @@ fn load(kept: impl Iterator<Item = (&'static str, PathBuf)>) -> Result<Ebpf> {
     let structs = Structs::parse(&btf).ok_or_else(|| anyhow!("{VMLINUX} is not understood"))?;
     let offsets = structs.globals(&OFFSETS);
     let has_set_retval = u32::from(host::version() >= (6, 1));
+    let counts_relatives = u32::from(host::version() >= COUNTS_RELATIVES);
     // The helper's result has a type that only a kernel with Multipath TCP knows.
     let has_mptcp = u32::from(host::version() >= (5, 19) && structs.offset("mptcp_sock", "token").is_some());
     let mut loader = EbpfLoader::new();
+    loader.verifier_log_level(VERIFIER_LOG);
     for (global, offset) in &offsets {
         loader.override_global(global, offset, true);
     }
     loader.override_global("HAS_SET_RETVAL", &has_set_retval, true);
+    loader.override_global("COUNTS_RELATIVES", &counts_relatives, true);
     loader.override_global("HAS_MPTCP", &has_mptcp, true);
     for (table, pin) in kept {
         loader.map_pin_path(table, pin);

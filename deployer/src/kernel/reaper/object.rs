@@ -8,7 +8,7 @@ use deployer_common::reap::{MARK_DESTROY, MARK_HOLD, MARK_RELEASE};
 
 use crate::kernel::{
     btf::{Field, Structs},
-    load::{VMLINUX, vmlinux},
+    load::{VERIFIER_LOG, VMLINUX, vmlinux},
 };
 
 /// The program, built from deployer-ebpf by the build script.
@@ -91,6 +91,7 @@ pub(super) fn load() -> Result<Ebpf> {
         bail!("this kernel has neither f_ref nor f_count in struct file");
     }
     let mut loader = EbpfLoader::new();
+    loader.verifier_log_level(VERIFIER_LOG);
     for (global, offset) in needed.iter().chain(&varying) {
         loader.override_global(global, offset, true);
     }
