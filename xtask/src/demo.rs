@@ -25,7 +25,7 @@ pub(crate) struct Args {
 pub(crate) fn run(workspace: &Workspace, args: &Args) -> Result<ExitCode> {
     fitness::check()?;
     setup::ensure(workspace, Scope::All)?;
-    // One package at a time, as the suites are built: together they would get other features, and another build.
+    // One package at a time: the features that the demo asks of shared dependencies stay out of the binary that is shown.
     for package in ["deployer", "deployer-tests"] {
         run_quietly(&mut workspace.cargo(["build", "--release", "--package", package, "--bins"]))?;
     }
