@@ -1,5 +1,7 @@
 //! Every spelling of a worker's address, while it is up and while it is drained.
 
+use std::collections::BTreeMap;
+
 use anyhow::{Result, ensure};
 use deployer_tests::dial::{Caller, Dial, Seen, answers};
 use deployer_tests::rig::Setup;
@@ -18,19 +20,24 @@ fn up_drained_enabled() -> Result<()> {
     let sandbox = Sandbox::new("spell")?;
     let rig = Setup { host: DUAL, ..Setup::default() }.start(&sandbox)?;
     let caller = Caller::at(&sandbox, Place::Callers);
+    let mut siblings = BTreeMap::new();
     for drained in [false, true, false] {
         for (to, peer) in SPELLINGS {
             let seen = caller.once(Dial::to(to, 8000).times(40))?;
             let answers = answers(&seen);
             eprintln!("{to}, drained {drained}: {answers:?}");
-            let expected: Vec<u16> = if drained { vec![8001, 8002, 8003] } else { vec![8000] };
-            // Of 40, fewer than 4 for one of three siblings: less than one in 10,000 runs.
-            ensure!(answers.keys().eq(&expected) && answers.values().all(|n| *n >= 4), "{to}: {answers:?}");
+            let expected = if drained { 8001..=8003 } else { 8000..=8000 };
+            ensure!(answers.keys().all(|port| expected.contains(port)), "{to}: {answers:?}");
+            if drained {
+                siblings.append(&mut answers.clone());
+            }
             let peer = format!("{peer} 8000");
             ensure!(seen.iter().all(|one| one.connect == 0 && one.peer.as_deref() == Some(&peer)), "{seen:?}");
         }
         if drained { rig.enable(8000)? } else { rig.drain(8000)? }
     }
+    // No shares are asserted: a sibling that is slow to close has more connections open, and gets fewer.
+    ensure!(siblings.keys().eq(&[8001, 8002, 8003]), "{siblings:?}");
     let service = rig.service()?;
     let worker = &service.workers[&8000];
     ensure!(worker.direct == 320 && worker.away == 160 && worker.steered == 0, "{worker:?}");
@@ -93,13 +100,13 @@ fn workers_at_an_ipv6_address() -> Result<()> {
     let rig = Setup { host: "::1", at: "[::1]", extra: address, ..Setup::default() }.start(&sandbox)?;
     let caller = Caller::at(&sandbox, Place::Callers);
     rig.drain(8000)?;
-    let seen = caller.dial(&[Dial::to("::1", 8000).times(20), Dial::to("::1", 9000).times(20)])?;
-    eprintln!("[::1]:8000 {:?}, [::1]:9000 {:?}", answers(&seen[..20]), answers(&seen[20..]));
+    let seen = caller.dial(&[Dial::to("::1", 8000).times(60), Dial::to("::1", 9000).times(60)])?;
+    eprintln!("[::1]:8000 {:?}, [::1]:9000 {:?}", answers(&seen[..60]), answers(&seen[60..]));
     ensure!(answers(&seen).keys().eq(&[8001, 8002, 8003]), "{seen:?}");
-    ensure!(seen[..20].iter().all(|one| one.peer.as_deref() == Some("::1 8000")), "{seen:?}");
+    ensure!(seen[..60].iter().all(|one| one.peer.as_deref() == Some("::1 8000")), "{seen:?}");
     let other = caller.once(Dial::to("127.0.0.1", 8000))?;
     let service = rig.service()?;
     ensure!(other.iter().all(Seen::is_refused), "nobody listens there: {other:?}");
-    ensure!((service.sum(|w| w.established), service.sum(|w| w.tickets)) == (40, 0), "{service:?}");
+    ensure!((service.sum(|w| w.established), service.sum(|w| w.tickets)) == (120, 0), "{service:?}");
     Ok(())
 }

@@ -19,7 +19,7 @@ fn nonblocking_udp_and_other_ports() -> Result<()> {
     let _other = Server::start(&sandbox, HOST, 7000)?;
     let caller = Caller::at(&sandbox, Place::Callers);
     rig.drain(8000)?;
-    let nonblocking = caller.once(Dial { nonblocking: true, ..Dial::to(HOST, 8000).times(30) })?;
+    let nonblocking = caller.once(Dial { nonblocking: true, ..Dial::to(HOST, 8000).times(100) })?;
     let udp = caller.once(Dial { udp: true, ..Dial::to(HOST, 8000).times(10) })?;
     let other = caller.once(Dial::to(HOST, 7000).times(10))?;
     let nobody = caller.once(Dial::to(HOST, 7001))?;
@@ -30,7 +30,7 @@ fn nonblocking_udp_and_other_ports() -> Result<()> {
     ensure!(answers(&udp) == [(8000, 10)].into(), "{udp:?}");
     ensure!(answers(&other) == [(7000, 10)].into() && nobody[0].is_refused(), "{other:?} {nobody:?}");
     let service = rig.service()?;
-    ensure!(service.workers[&8000].away == 30 && service.sum(|w| w.tickets) == 0, "{service:?}");
+    ensure!(service.workers[&8000].away == 100 && service.sum(|w| w.tickets) == 0, "{service:?}");
     Ok(())
 }
 

