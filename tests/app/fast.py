@@ -1,4 +1,5 @@
 """A worker that does next to nothing, and so answers at once: a load balancer's connections to it are never quiet for long.
+`?wait=20` has it answer after 20 ms.
 
 Started like worker.py, with the same environment and the same journal. One thread, one event loop, HTTP/1.1 with a
 Content-Length.
@@ -54,12 +55,21 @@ class Fast(asyncio.Protocol):
         if request_id:
             self.note("B", request_id, " %d %s 0" % (os.getpid(), self.version))
         method, path, _ = head.split(b"\r\n")[0].decode().split(" ")
+        path, _, wait = path.partition("?wait=")
         body = self.version if path == "/version" else str(length) if method == "POST" else "<html>%d</html>\n" % PORT
         close = field(head, b"connection").lower() == b"close"
         named = "X-Request-Id: %s\r\n" % request_id if request_id else ""
         last = "Connection: close\r\n" if close else ""
         fields = "%s%s%sContent-Length: %d\r\n\r\n%s" % (self.head, named, last, len(body), body)
-        self.transport.write(fields.encode())
+        if wait:
+            asyncio.get_running_loop().call_later(int(wait) / 1000, self.send, fields.encode(), request_id, close)
+        else:
+            self.send(fields.encode(), request_id, close)
+
+    def send(self, text, request_id, close):
+        if self.transport.is_closing():
+            return
+        self.transport.write(text)
         if request_id:
             self.note("E", request_id)
         if close:

@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 
+use crate::api::Api;
 use crate::app::App;
 use crate::process::Process;
 use crate::sandbox::{Place, Sandbox};
@@ -117,6 +118,11 @@ impl<'a> Daemon<'a> {
     /// The daemon's process, for signals, its exit and its log.
     pub fn process(&mut self) -> &mut Process {
         &mut self.process
+    }
+
+    /// Its API.
+    pub fn api(&self) -> Api {
+        Api::of(self.sandbox)
     }
 
     /// The daemon's process id.

@@ -45,6 +45,8 @@ pub struct Load {
     pub clients: usize,
     /// Answers come in two halves, chunked or with a length, with a pause of 50 ms to 5 s between them.
     pub paused: bool,
+    /// How long the fast worker takes, ms.
+    pub wait_ms: u32,
 }
 
 /// A running load. Dropping it ends it without a report.
@@ -77,6 +79,7 @@ impl Load {
             keep_alive: false,
             clients: 0,
             paused: false,
+            wait_ms: 0,
         }
     }
 
@@ -118,9 +121,10 @@ impl Load {
             (false, _) => format!("/pin/{}", 2 + n % 997),
         };
         let slow = self.slow_one_in > 0 && (draw >> 8).is_multiple_of(self.slow_one_in);
-        let path = match slow {
-            true => format!("{path}?slow={}", self.slow_seconds),
-            false => path,
+        let path = match (slow, self.wait_ms) {
+            (true, _) => format!("{path}?slow={}", self.slow_seconds),
+            (false, 0) => path,
+            (false, wait) => format!("{path}?wait={wait}"),
         };
         (method, path, slow)
     }

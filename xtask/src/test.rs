@@ -30,7 +30,7 @@ const END_TO_END: &[(&str, &str)] = &[
     ("roll", "2"),
     ("reaper", "1"),
     ("framing", "2"),
-    ("kept-alive", "1"),
+    ("kept-alive", "3"),
     ("report", "3"),
     ("faults", "3"),
     ("crash", "1"),

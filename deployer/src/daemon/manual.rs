@@ -106,8 +106,8 @@ impl Daemon {
             self.ended(worker);
         }
         let service = self.service(&worker.service).ok();
-        let closing = service.map(|service| self.keepalive.begun(worker, &service));
-        let mut is_let_in = false;
+        let begin = || service.as_ref().map(|service| self.keepalive.begun(worker, service));
+        let (mut closing, mut is_let_in) = (begin(), false);
         let tick = (lease / 4).min(Duration::from_millis(100));
         while Instant::now() < until {
             tokio::select! {
@@ -115,11 +115,7 @@ impl Daemon {
                 () = tokio::time::sleep(tick.min(until.saturating_duration_since(Instant::now()))) => {}
             }
             if !lives {
-                // The quarantine of one that has been started meanwhile does not run out while it is held.
-                let word = self.tables.word(worker.index);
-                if word.state() == State::Cold {
-                    let _ = self.tables.swap(worker.index, word, State::Cold, worker.quarantine(&self.tables));
-                }
+                self.prolong_quarantine(worker);
                 continue;
             }
             lives = same_process(worker).await;
@@ -129,10 +125,23 @@ impl Daemon {
                 drain.publish();
             }
             is_let_in = self.tell_of_floor(worker, is_let_in);
+            // Who is let in would only have to dial anew.
+            match is_let_in {
+                true => closing = None,
+                false => closing = closing.or_else(begin),
+            }
         }
         drop(closing);
         self.let_go(worker, lives).await;
         drop(claim);
+    }
+
+    /// The quarantine of one that has been started meanwhile does not run out while it is held.
+    fn prolong_quarantine(&self, worker: &Worker) {
+        let word = self.tables.word(worker.index);
+        if word.state() == State::Cold {
+            let _ = self.tables.swap(worker.index, word, State::Cold, worker.quarantine(&self.tables));
+        }
     }
 
     /// The end of a drain: it is written down, and the worker is back, if it `lives`.

@@ -19,8 +19,8 @@ use crate::{
 
 /// Between two strikes, at least; and at least as long as the last one took, as it locks every TCP socket in passing.
 const PAUSE: Duration = Duration::from_millis(1);
-/// Between two strikes at nothing but connections that have to be quiet for seconds, or that stay as they are; and at least
-/// ten times as long as the last one took.
+/// Between two strikes at nothing but connections that have to be quiet for seconds, or that stay as they are, and at least
+/// ten times as long as the last one took; unless the watch aims at another.
 const IDLE: Duration = Duration::from_millis(20);
 /// Between two looks at all connections, and at least four times as long as the last one took. What changes meanwhile, the
 /// watch tells at once.
@@ -35,7 +35,7 @@ pub(super) struct Closer {
 struct Shared {
     reaper: Reaper,
     state: Mutex<State>,
-    /// Somebody drains, or it is over.
+    /// Somebody drains, it is over, or the watch has aimed.
     news: Condvar,
 }
 
@@ -44,6 +44,8 @@ struct State {
     draining: BTreeMap<SocketAddr, Draining>,
     /// Connections closed so far, by worker.
     closed: HashMap<SocketAddr, u64>,
+    /// Since the last strike began, somebody has begun to drain, or the watch has aimed at a connection.
+    has_news: bool,
     is_over: bool,
 }
 
@@ -66,6 +68,8 @@ impl Aim {
         let Framing::Complete { asked, answered } = framing else { return self.0.reaper.spare(&pair) };
         // At worst it is aimed at by the next survey.
         let _ = self.0.reaper.aim(pair, Ground::Complete { asked, answered });
+        self.0.state().has_news = true;
+        self.0.news.notify_one();
     }
 }
 
@@ -86,6 +90,7 @@ impl Closer {
         watch.set_draining(worker, true);
         let new = || Draining { watch, quiet_after, users: 0, others: None, answers: HashMap::new() };
         state.draining.entry(worker).or_insert_with(new).users += 1;
+        state.has_news = true;
         self.shared.news.notify_one();
     }
 
@@ -164,14 +169,20 @@ impl Shared {
                 survey_at = Instant::now() + SURVEY.max(4 * begun.elapsed());
             }
             let (struck, result) = (Instant::now(), self.strike());
-            let is_close = *result.as_ref().unwrap_or(&false);
             if let (Err(error), false) = (&result, is_failing) {
                 warn!(%error, "cannot go over the TCP sockets of this host: kept-alive connections are not closed");
             }
             is_failing = result.is_err();
-            let took = struck.elapsed();
-            thread::sleep(if is_close { PAUSE.max(took) } else { IDLE.max(10 * took) });
+            let (least, most) = pause(&result.unwrap_or_default(), struck.elapsed());
+            thread::sleep(least);
+            self.rest(most.saturating_sub(least));
         }
+    }
+
+    /// Waits for so long at most, or until there is something new to strike at.
+    fn rest(&self, most: Duration) {
+        let is_idle = |state: &mut State| !state.has_news && !state.is_over;
+        drop(self.news.wait_timeout_while(self.state(), most, is_idle).unwrap_or_else(PoisonError::into_inner));
     }
 
     /// Who drains; waits until somebody does. `None`: it is over.
@@ -214,16 +225,17 @@ impl Shared {
         }
     }
 
-    /// Strikes once, and notes what came of it. Whether one was close to being closed.
-    fn strike(&self) -> io::Result<bool> {
+    /// Strikes once, and notes what came of it.
+    fn strike(&self) -> io::Result<Vec<Answer>> {
         {
+            let mut state = self.state();
+            state.has_news = false;
             // What was aimed at while its drain ended, or is somebody else's.
-            let state = self.state();
             self.reaper.retain(|pair| state.draining.iter().any(|(worker, it)| it.owns(*worker, pair)));
         }
         let answers = self.reaper.strike()?;
         self.state().note(&answers);
-        Ok(answers.iter().any(|(_, answer)| is_close(*answer)))
+        Ok(answers.into_iter().map(|(_, answer)| answer).collect())
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -243,9 +255,34 @@ fn look(worker: SocketAddr) -> io::Result<(Vec<Pair>, HashSet<SocketAddr>)> {
     Ok((pairs, listening.filter(|at| at.port() == worker.port() && *at != worker).collect()))
 }
 
+/// How long nothing is struck, at least and at most, after a strike that took so long.
+fn pause(answers: &[Answer], took: Duration) -> (Duration, Duration) {
+    let least = PAUSE.max(took);
+    // Each closing wakes the owner, so that the others are spared until it sleeps again: it will in a moment.
+    if answers.contains(&Answer::Closed) && answers.contains(&Answer::Awake) {
+        return (Duration::ZERO, Duration::ZERO);
+    }
+    (least, if answers.iter().any(|answer| is_close(*answer)) { least } else { IDLE.max(10 * took) })
+}
+
 /// Whether a connection may be closed a moment later, as its owner may go to sleep, or its answer come to its end. The
 /// others stay as they are for long.
 fn is_close(answer: Answer) -> bool {
     use Answer::{Awake, Changing, Closed, Missing, MovedOn, Unacknowledged, Unread};
     matches!(answer, Awake | Changing | Closed | Missing | MovedOn | Unacknowledged | Unread)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn strikes_soon_where_it_may_close_something() {
+        let (took, none) = (Duration::from_millis(3), Duration::ZERO);
+        assert_eq!(pause(&[Answer::Closed, Answer::Awake], took), (none, none));
+        assert_eq!(pause(&[Answer::Closed, Answer::Threads], took), (took, took));
+        assert_eq!(pause(&[Answer::Awake], none), (PAUSE, PAUSE));
+        assert_eq!(pause(&[Answer::Threads, Answer::NotQuiet], took), (took, 10 * took));
+        assert_eq!(pause(&[], none), (PAUSE, IDLE));
+    }
 }

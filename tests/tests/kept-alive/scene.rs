@@ -88,15 +88,15 @@ pub(crate) struct Scene {
     pub(crate) kept: u32,
 }
 
-/// One roll.
+/// One roll, or drains by hand.
 #[derive(Debug)]
 pub(crate) struct Rolled {
-    exit: Option<i32>,
-    seconds: f64,
+    pub(crate) exit: Option<i32>,
+    pub(crate) seconds: f64,
     /// Seconds that each worker was draining.
     pub(crate) drains: Vec<f64>,
     /// Its end, in words.
-    output: String,
+    pub(crate) output: String,
 }
 
 /// What came of it.
@@ -124,8 +124,14 @@ impl Scene {
         }
     }
 
-    /// Sets everything up, rolls to v2, back to v1, and so on, and takes everything down.
+    /// Rolls to v2, back to v1, and so on.
     pub(crate) fn run(&self) -> Result<Figures> {
+        let versions = ["v2", "v1"].into_iter().cycle().take(self.rolls);
+        self.play(|daemon| versions.map(|version| roll(daemon, version)).collect())
+    }
+
+    /// Sets everything up, does something under load, and takes everything down.
+    pub(crate) fn play(&self, act: impl FnOnce(&Daemon<'_>) -> Result<Vec<Rolled>>) -> Result<Figures> {
         let sandbox = Sandbox::new(self.label)?;
         let app = App::new(&sandbox, &["v1", "v2"])?;
         let ports = 8000..=8000 + self.workers - 1;
@@ -144,8 +150,7 @@ impl Scene {
         all_up(&sandbox)?;
         let load = self.load.clone().start(&sandbox)?;
         sleep(Duration::from_secs(2));
-        let versions = ["v2", "v1"].into_iter().cycle().take(self.rolls);
-        let rolls = versions.map(|version| roll(&daemon, version)).collect::<Result<_>>()?;
+        let rolls = act(&daemon)?;
         sleep(Duration::from_secs(1));
         let report = load.stop()?;
         // A worker writes an answer's end down just after it has sent it.
@@ -237,7 +242,11 @@ impl fmt::Display for Figures {
         write!(f, "{}", self.report)?;
         for roll in &self.rolls {
             let (exit, seconds, drains) = (roll.exit, roll.seconds, &roll.drains);
-            writeln!(f, "  roll: exit {exit:?} after {seconds:.1} s; drains, s: {drains:.2?}")?;
+            write!(f, "  exit {exit:?} after {seconds:.1} s; ")?;
+            match drains.len() {
+                ..=16 => writeln!(f, "drains, s: {drains:.2?}")?,
+                many => writeln!(f, "{many} drains, {:.2} s each", drains.iter().sum::<f64>() / many as f64)?,
+            }
         }
         let (journal, errors) = (&self.journal, self.errors.len());
         let (doubled, cut) = (journal.doubled().len(), journal.cut().len());
