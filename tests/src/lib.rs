@@ -25,6 +25,7 @@ pub mod app;
 pub mod capture;
 pub mod client;
 pub mod crash;
+pub mod crowd;
 pub mod daemon;
 pub mod dial;
 pub mod haproxy;

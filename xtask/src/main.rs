@@ -1,5 +1,6 @@
-//! The project's own chores, one verb a module: `cargo xtask setup`, `test` and `demo`.
+//! The project's own chores, one verb a module: `cargo xtask setup`, `test`, `bench` and `demo`.
 
+mod bench;
 mod demo;
 mod fitness;
 mod kernels;
@@ -30,6 +31,8 @@ enum Verb {
     Setup(setup::Args),
     /// Run the checks and suites, each of them when none is named
     Test(test::Args),
+    /// Measure what deployer costs, with the release build
+    Bench,
     /// Roll 40 real workers behind a real nginx under load
     Demo(demo::Args),
 }
@@ -39,6 +42,7 @@ fn main() -> ExitCode {
     let outcome = Workspace::find().and_then(|workspace| match args.verb {
         Verb::Setup(args) => setup::run(&workspace, &args),
         Verb::Test(args) => test::run(&workspace, &args),
+        Verb::Bench => bench::run(&workspace),
         Verb::Demo(args) => demo::run(&workspace, &args),
     });
     outcome.unwrap_or_else(|error| {

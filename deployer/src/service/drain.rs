@@ -2,7 +2,9 @@
 //!
 //! 1. DRAINING is published, as a lease that this task renews.
 //! 2. An RCU grace period: every connect hook that may still have read the old word has ended.
-//! 3. No open tickets: every connect() that had passed the hook has shown its socket. Then sock_diag, at both ends, twice.
+//! 3. No open tickets: every connect() that had passed the hook has shown its socket. Then sock_diag, at both ends: once
+//!    where the counters say the same before and after, else twice. It takes each bucket of the kernel's table under its
+//!    lock, and goes on where it was as long as it finds nothing; a caller's end stays in its bucket from connect() on.
 //! 4. STOPPING is entered by compare-and-swap, while the lease holds. Nothing selects it. Then 2 and 3 once more.
 //!
 //! Before 1 and 4 enough others must be up ([`super::floor`]): it waits for them.
@@ -39,6 +41,7 @@ const SHORT: Duration = Duration::from_millis(20);
 const ROOM: Duration = Duration::from_millis(500);
 /// Between two words on what holds it.
 const TELL: Duration = Duration::from_secs(1);
+
 /// Why a worker was not emptied.
 #[derive(Debug, thiserror::Error)]
 pub enum DrainError {
@@ -51,6 +54,13 @@ pub enum DrainError {
     /// The kernel could not be asked.
     #[error("the kernel could not be asked whether it is empty: {0}")]
     Kernel(#[from] io::Error),
+}
+
+/// What the programs have counted of a worker.
+#[derive(Default, PartialEq, Eq)]
+struct Counted {
+    tickets: u64,
+    open: u64,
 }
 
 /// A worker being emptied.
@@ -196,10 +206,9 @@ impl<'a> Drain<'a> {
             if leased && !self.keep() {
                 return Ok(false);
             }
-            let count = self.tables.counts().worker(self.worker.index);
-            let open = count.open + self.tables.seed(self.worker.index);
+            let Counted { tickets, open } = self.counted();
             let mut sockets = Vec::new();
-            if count.tickets == 0 && (open == 0 || Instant::now() >= next) {
+            if tickets == 0 && (open == 0 || Instant::now() >= next) {
                 next = Instant::now() + LOOK;
                 sockets = self.sockets().await?;
                 // Behind a full accept queue callers of before are still on their way.
@@ -208,19 +217,25 @@ impl<'a> Drain<'a> {
                     self.sealed = self.word.state() != State::Draining || self.swap(self.word.sealed());
                 }
                 empty = if sockets.is_empty() { empty + 1 } else { 0 };
-                if empty == 2 {
+                let all_agree = empty == 1 && open == 0 && self.counted() == Counted::default();
+                if all_agree || empty == 2 {
                     return Ok(true);
                 }
             }
-            if count.tickets > 0 || !sockets.is_empty() {
-                self.tell(sockets, count.tickets).await;
+            if tickets > 0 || !sockets.is_empty() {
+                self.tell(sockets, tickets).await;
             }
             if Instant::now() >= self.deadline {
-                let held = held(self.sockets().await?, count.tickets, self.worker.at).await;
+                let held = held(self.sockets().await?, tickets, self.worker.at).await;
                 return Err(DrainError::Deadline(Held { short: self.above_floor().err(), ..held }));
             }
             tokio::time::sleep(POLL).await;
         }
+    }
+
+    fn counted(&self) -> Counted {
+        let count = self.tables.counts().worker(self.worker.index);
+        Counted { tickets: count.tickets, open: count.open + self.tables.seed(self.worker.index) }
     }
 
     async fn sockets(&self) -> io::Result<Vec<Socket>> {

@@ -21,6 +21,7 @@ fn hot_connections_are_closed_within_moments() -> Result<()> {
     let rate = before.requests as f64 / before.seconds;
     eprintln!("hot: {rate:.0} requests a second by four clients; drains, s: {drains:.3?}, median {median:.3}");
     ensure!(rate > 200.0, "{rate:.0} requests a second keep nothing hot");
-    ensure!(median < 6.0, "{drains:.2?}");
+    // 0.2 s on a machine that is busy with other things, too.
+    ensure!(median < 2.0, "{drains:.2?}");
     Ok(())
 }

@@ -4,6 +4,7 @@
 
 mod balancers;
 mod closings;
+mod empty;
 mod hot;
 mod others;
 mod pauses;

@@ -1,37 +1,19 @@
-//! Among many sockets of others: what a strike costs, and how soon a worker is known to be empty.
+//! Among many sockets of others: what a look at a worker costs, and a strike.
 
-use std::fs;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::time::Duration;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Result, ensure};
 use deployer::kernel::diag::{self, holders};
 use deployer::kernel::reaper::{Answer, Ground};
-use deployer_tests::dial::PYTHON;
-use deployer_tests::process::Process;
-use deployer_tests::sandbox::{Place, Sandbox};
+use deployer_tests::crowd;
+use deployer_tests::sandbox::Sandbox;
 use rustix::time::{ClockId, clock_gettime};
 
 use crate::ends::{Caller, PORT, Scythe, Worker};
 
 const HOST: &str = "127.0.0.1";
 const WORKER: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(Ipv4Addr::LOCALHOST), PORT);
-
-/// Open connections and TIME_WAIT sockets of others.
-fn size() -> (u32, u32) {
-    if std::env::var_os("DEPLOYER_FULL").is_some() { (50_000, 200_000) } else { (2_000, 10_000) }
-}
-
-fn gather(sandbox: &Sandbox, (open, waiting): (u32, u32)) -> Result<Process> {
-    let script = sandbox.dir().join("crowd.py");
-    fs::write(&script, include_str!("../../app/crowd.py")).context("write crowd.py")?;
-    let mut command = sandbox.command(Place::Outside, PYTHON);
-    command.args(["-s", "-S"]).arg(&script).args([open.to_string(), waiting.to_string()]);
-    let mut crowd = Process::start("crowd", command, &sandbox.dir().join("crowd.log"))?;
-    let log = sandbox.dir().join("crowd.log");
-    crowd.wait_ready(Duration::from_secs(120), || fs::read_to_string(&log).is_ok_and(|log| log.contains("ready")))?;
-    Ok(crowd)
-}
 
 /// The processor time of this thread.
 fn spent() -> Duration {
@@ -80,8 +62,8 @@ fn looks_among_many_sockets() -> Result<()> {
     }
     eprintln!("aiming: {:?}", (spent() - start) / 1000);
     measure(&sandbox, &scythe, "alone")?;
-    let crowd = gather(&sandbox, size())?;
-    measure(&sandbox, &scythe, &format!("among {:?}", size()))?;
+    let crowd = crowd::gather(&sandbox)?;
+    measure(&sandbox, &scythe, &format!("among {:?}", crowd::size()))?;
     scythe.aim(&caller, Ground::Complete { asked, answered })?;
     scythe.strike_until(&caller, Answer::Closed)?;
     drop(crowd);
