@@ -23,6 +23,18 @@ pub(super) struct Connection {
     begun: Option<u32>,
     /// Which ends have closed: the caller, the worker.
     closed: [bool; 2],
+    guess: Guess,
+}
+
+/// An older connection, followed as if the first that was seen of it were a request's beginning, as it looked like one.
+/// Nothing proves that, so that it serves only to tell a pooled connection from one on which something is under way.
+#[derive(Debug)]
+enum Guess {
+    /// Nothing was seen yet.
+    Open,
+    Made(Box<Followed>),
+    /// It looked like none, or has turned out wrong.
+    Wrong,
 }
 
 #[derive(Debug)]
@@ -57,7 +69,7 @@ struct Followed {
 impl Connection {
     /// One that is there already.
     pub(super) fn older(why: Why) -> Self {
-        Self { state: State::Lost(why, None), begun: None, closed: [false; 2] }
+        Self { state: State::Lost(why, None), begun: None, closed: [false; 2], guess: Guess::Open }
     }
 
     /// Takes a segment.
@@ -96,8 +108,8 @@ impl Connection {
 
     /// Bytes that are kept.
     pub(super) fn kept(&self) -> usize {
-        match &self.state {
-            State::Followed(followed) => followed.exchanges.kept() + followed.asked.held() + followed.answered.held(),
+        match (&self.state, &self.guess) {
+            (State::Followed(followed), _) | (_, Guess::Made(followed)) => followed.kept(),
             _ => 0,
         }
     }
@@ -108,11 +120,9 @@ impl Connection {
             State::Switched(kind) => Framing::Stream(*kind),
             _ if self.closed != [false; 2] => Framing::Pending(What::Closing),
             State::Opening(_) => Framing::Pending(What::Opening),
+            State::Lost(Why::Older, _) if self.guess.is_complete() => Framing::Unknown(Why::UsedOnce),
             State::Lost(why, _) | State::Unknown(why) => Framing::Unknown(*why),
-            State::Followed(followed) if followed.asked.has_gap() || followed.answered.has_gap() => {
-                Framing::Pending(What::Gap)
-            }
-            State::Followed(followed) => followed.exchanges.framing(followed.asked.next(), followed.answered.next()),
+            State::Followed(followed) => followed.framing(),
         }
     }
 
@@ -126,7 +136,7 @@ impl Connection {
             // TCP Fast Open: whether the worker takes it is seen later.
             _ => State::Lost(Why::Older, None),
         };
-        *self = Self { state, begun: Some(segment.seq), closed: [false; 2] };
+        *self = Self { state, begun: Some(segment.seq), closed: [false; 2], guess: Guess::Wrong };
     }
 
     /// The worker's hello, perhaps once more.
@@ -156,6 +166,7 @@ impl Connection {
             State::Lost(why, word) => {
                 let why = *why;
                 let word = word.take();
+                self.guess.take(from, segment, self.closed);
                 self.find(why, word, from, segment);
             }
             State::Followed(followed) => match followed.take(from, segment, self.closed) {
@@ -175,6 +186,7 @@ impl Connection {
             (From::Caller, Some(word)) if word.end == segment.ack && word.asked == segment.seq => {
                 if head::is_request(segment.payload) && !segment.is_cut {
                     self.state = State::Followed(Box::new(Followed::at(segment.seq, segment.ack)));
+                    self.guess = Guess::Wrong;
                     self.data(from, segment);
                 }
             }
@@ -194,6 +206,7 @@ impl Connection {
     }
 
     fn lose(&mut self, why: Why, word: Option<LastWord>) {
+        self.guess = Guess::Wrong;
         self.state = match &self.state {
             State::Followed(followed) if followed.exchanges.was_pipelined() => State::Unknown(Why::Pipelined),
             State::Followed(_) | State::Opening(_) => State::Lost(why, word),
@@ -214,10 +227,44 @@ fn last_word(before: Option<LastWord>, segment: &Segment<'_>) -> Option<LastWord
     }
 }
 
+impl Guess {
+    fn take(&mut self, from: From, segment: &Segment<'_>, closed: [bool; 2]) {
+        if matches!(self, Self::Open) {
+            let is_request = from == From::Caller && head::is_request(segment.payload) && !segment.is_cut;
+            *self = match is_request {
+                true => Self::Made(Box::new(Followed::at(segment.seq, segment.ack))),
+                false => Self::Wrong,
+            };
+        }
+        if let Self::Made(followed) = self
+            && !matches!(followed.take(from, segment, closed), Ok(None))
+        {
+            *self = Self::Wrong;
+        }
+    }
+
+    /// Whether everything that was asked since has been answered.
+    fn is_complete(&self) -> bool {
+        matches!(self, Self::Made(followed) if matches!(followed.framing(), Framing::Complete { .. }))
+    }
+}
+
 impl Followed {
     fn at(asked: u32, answered: u32) -> Self {
         let (asked, answered) = (Stream::at(asked), Stream::at(answered));
         Self { asked, answered, exchanges: Exchanges::default() }
+    }
+
+    fn framing(&self) -> Framing {
+        match self.asked.has_gap() || self.answered.has_gap() {
+            true => Framing::Pending(What::Gap),
+            false => self.exchanges.framing(self.asked.next(), self.answered.next()),
+        }
+    }
+
+    /// Bytes that are kept.
+    fn kept(&self) -> usize {
+        self.exchanges.kept() + self.asked.held() + self.answered.held()
     }
 
     fn take(&mut self, from: From, segment: &Segment<'_>, closed: [bool; 2]) -> Result<Option<Kind>, Why> {

@@ -39,6 +39,8 @@ pub enum Framing {
 pub enum Why {
     /// It is older than the watch, and has not begun a request since.
     Older,
+    /// The same, but for one request, if it was one; that has been answered.
+    UsedOnce,
     /// Packets of it were missed, and it has not begun a request since.
     Missed,
     /// What the caller sends is no HTTP/1 request (TLS and HTTP/2 look so).
@@ -133,6 +135,7 @@ impl fmt::Display for Why {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Self::Older => "it is older than the watch, and has begun no request since",
+            Self::UsedOnce => "it is older than the watch, and was used once since",
             Self::Missed => "packets were missed, and it has begun no request since",
             Self::NotRequest => "what its caller sends is no HTTP/1 request",
             Self::NotAnswer => "what its worker sends is no HTTP/1 answer",

@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use crate::{
     config::POOLED_QUIET,
-    framing::{Framing, Seen},
+    framing::{Framing, Seen, Why},
     kernel::{Answer, Ground},
 };
 
@@ -17,7 +17,8 @@ const UNUSED_QUIET: Duration = Duration::from_secs(1);
 /// A request or answer of HTTP/1 that is under way is never cut, however long it is silent. Where the framing is unknown,
 /// the worker must have had the last word: it might be a request's answer that is waited for. A WebSocket and its like
 /// have no last word. A connection of which the watch has seen nothing is silent since the watch began, at most: what was
-/// silent before may have been a stream that says something every so often.
+/// silent before may have been a stream that says something every so often. One that is as old and was used once since is
+/// no different: what looked like a request need not have been one.
 pub(super) fn ground(seen: &Seen, now: Instant, quiet_after: Option<Duration>) -> Option<Ground> {
     let quiet = |after, answered| Ground::Quiet { for_ms: milliseconds(after), answered };
     match seen.framing {
@@ -25,7 +26,7 @@ pub(super) fn ground(seen: &Seen, now: Instant, quiet_after: Option<Duration>) -
         Framing::Unused { asked, answered } => {
             (seen.quiet(now) >= UNUSED_QUIET).then_some(Ground::Complete { asked, answered })
         }
-        Framing::Unwatched => {
+        Framing::Unwatched | Framing::Unknown(Why::UsedOnce) => {
             let after = quiet_after.unwrap_or(POOLED_QUIET);
             (seen.quiet(now) >= after).then_some(quiet(after, true))
         }
@@ -58,7 +59,7 @@ mod tests {
     use std::time::Instant;
 
     use super::*;
-    use crate::framing::{Kind, What, Why};
+    use crate::framing::{Kind, What};
 
     fn seen(framing: Framing) -> Seen {
         Seen { framing, last: None, since: Instant::now() }
@@ -107,6 +108,8 @@ mod tests {
         assert_eq!((after(&pooled, 29, None), after(&pooled, 30, None)), (None, quiet(30, true)));
         let five = Some(Duration::from_secs(5));
         assert_eq!((after(&pooled, 4, five), after(&pooled, 5, five)), (None, quiet(5, true)));
+        let once = seen(Framing::Unknown(Why::UsedOnce));
+        assert_eq!((after(&once, 29, None), after(&once, 30, None)), (None, quiet(30, true)));
         let unused = seen(Framing::Unused { asked: 3, answered: 4 });
         let bare = Some(Ground::Complete { asked: 3, answered: 4 });
         assert_eq!((ground(&unused, None), after(&unused, 1, None)), (None, bare));

@@ -56,8 +56,8 @@ fn roll(sandbox: &Sandbox, daemon: &Daemon<'_>, nth: usize) -> Result<Duration> 
     command.stdout(Stdio::piped()).stderr(Stdio::piped());
     let mut roll = Roll::by(command.spawn()?)?;
     roll.until(|event| event["event"] == "held")?;
+    caller.kill()?;
     let closed = SystemTime::now().duration_since(UNIX_EPOCH)?;
-    drop(caller);
     let drained = roll.until_phase(8000, "drained")?;
     let known = Duration::from_millis(drained["time_ms"].as_u64().context("no time")?);
     roll.end()?.must("done", &["2 workers"])?;

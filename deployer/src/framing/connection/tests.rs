@@ -174,6 +174,29 @@ fn an_older_one_is_known_at_its_next_request() {
     play(&mut connection, &mut at, &steps);
 }
 
+/// What looks like a request and its answer is enough to tell it from a stream; nothing else is.
+#[test]
+fn an_older_one_that_is_used_once() {
+    let once = Framing::Unknown(Why::UsedOnce);
+    let event_stream = "HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n";
+    let cases: &[&[(char, &str, Framing)]] = &[
+        &[('>', GET, OLDER), ('<', "HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\no", OLDER), ('<', "k", once)],
+        &[('>', GET, OLDER), ('<', OK, once), ('>', GET, ASKED), ('<', OK, COMPLETE)],
+        &[('>', GET, OLDER), ('<', OK, once), ('<', "more", OLDER), ('>', GET, ASKED)],
+        &[('>', GET, OLDER), ('<', event_stream, OLDER), ('<', "1\r\nx\r\n", OLDER)],
+        &[('>', "no request", OLDER), ('<', OK, OLDER)],
+        &[('<', "rest", OLDER)],
+        &[('>', GET, OLDER), ('<', "HTTP/1.1 100 Continue\r\n\r\n", OLDER)],
+    ];
+    for steps in cases {
+        play(&mut Connection::older(Why::Older), &mut [1000, 1000], steps);
+    }
+    let mut connection = Connection::older(Why::Older);
+    play(&mut connection, &mut [1000, 1000], &[('>', GET, OLDER), ('<', OK, once)]);
+    connection.miss();
+    assert_eq!(connection.framing(), OLDER);
+}
+
 #[test]
 fn what_is_no_boundary() {
     let interim = "HTTP/1.1 100 Continue\r\n\r\n";
