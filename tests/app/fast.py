@@ -12,6 +12,7 @@ import sys
 import time
 
 PORT = int(next(a for a in sys.argv if a.startswith("--port=")).split("=")[1])
+HOST = next((a.split("=")[1] for a in sys.argv if a.startswith("--host=")), "127.0.0.1")
 APP_DIR = os.environ["APP_DIR"]
 
 
@@ -79,7 +80,7 @@ class Fast(asyncio.Protocol):
 async def serve():
     listener = socket.socket()
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    listener.bind(("127.0.0.1", PORT))
+    listener.bind((HOST, PORT))
     loop = asyncio.get_running_loop()
     server = await loop.create_server(Fast, sock=listener, backlog=128)
     await server.serve_forever()

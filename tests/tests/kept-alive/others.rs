@@ -1,6 +1,8 @@
 //! Whose connections are none of the drain's business.
 
 use std::process::Stdio;
+use std::thread::sleep;
+use std::time::{Duration, Instant};
 
 use anyhow::{Result, ensure};
 use deployer_tests::api::Roll;
@@ -14,16 +16,22 @@ use deployer_tests::supervisor::{Options, Supervisor};
 
 use crate::scene::all_up;
 
+const HOST: &str = "127.0.0.1";
 /// A server that deployer knows nothing of.
 const FOREIGN: u16 = 9100;
 
 /// Starts a fast worker that no manager and no daemon knows.
-fn server(sandbox: &Sandbox, app: &App, port: u16) -> Result<Process> {
+fn server(sandbox: &Sandbox, app: &App, host: &str, port: u16) -> Result<Process> {
     let mut command = sandbox.command(Place::Outside, PYTHON);
-    command.args(["-s", "-E"]).arg(app.fast()).arg(format!("--port={port}")).env("APP_DIR", app.dir());
-    let mut server = Process::start("a server", command, &sandbox.dir().join(format!("server-{port}.out")))?;
-    server.wait_ready(std::time::Duration::from_secs(20), || {
-        let connected = sandbox.in_netns(|| std::net::TcpStream::connect(("127.0.0.1", port)).is_ok());
+    command
+        .args(["-s", "-E"])
+        .arg(app.fast())
+        .arg(format!("--port={port}"))
+        .arg(format!("--host={host}"))
+        .env("APP_DIR", app.dir());
+    let mut server = Process::start("a server", command, &sandbox.dir().join(format!("server-{host}-{port}.out")))?;
+    server.wait_ready(Duration::from_secs(20), || {
+        let connected = sandbox.in_netns(|| std::net::TcpStream::connect((host, port)).is_ok());
         connected.unwrap_or(false)
     })?;
     Ok(server)
@@ -44,8 +52,8 @@ fn only_the_drained_workers_connections_are_closed() -> Result<()> {
     let config = ServiceConfig { batch: "1".to_owned(), extra, ..ServiceConfig::default() };
     let daemon = Daemon::start(&sandbox, &config.text_of(&sandbox, &app, "127.0.0.1:8000-8003", &manager))?;
     all_up(&sandbox)?;
-    let _foreign = server(&sandbox, &app, FOREIGN)?;
-    let _theirs = server(&elsewhere, &their_app, 8000)?;
+    let _foreign = server(&sandbox, &app, HOST, FOREIGN)?;
+    let _theirs = server(&elsewhere, &their_app, HOST, 8000)?;
     let at = |port: u16| format!("127.0.0.1:{port}");
     let (web, others) = ([8000, 8001, 8002, 8003].map(at), [8004, 8005, FOREIGN].map(at));
     let addresses: Vec<_> = web.iter().chain(&others).map(String::as_str).collect();
@@ -68,5 +76,36 @@ fn only_the_drained_workers_connections_are_closed() -> Result<()> {
     ensure!(web.iter().all(|worker| seen[worker] == 0), "{seen:?}");
     ensure!(others.iter().all(|other| seen[other] == EACH), "{seen:?}");
     ensure!(there.use_all()?["127.0.0.1:8000"] == EACH);
+    Ok(())
+}
+
+/// Somebody else's server listens at the worker's port, at another address of the loopback device. It might be the worker's,
+/// too, so that its connections hold the drain; but they are not closed.
+#[test]
+fn the_same_port_at_another_address() -> Result<()> {
+    let sandbox = Sandbox::new("kept_same")?;
+    let app = App::new(&sandbox, &["v1"])?;
+    let options = Options { fast: true, start_seconds: 0, ..Options::ports(8000..=8001) };
+    let supervisor = Supervisor::start(&sandbox, &app, options)?;
+    supervisor.wait_up()?;
+    let daemon = Daemon::start(&sandbox, &ServiceConfig::default().text(&sandbox, &app, &supervisor))?;
+    all_up(&sandbox)?;
+    let _sibling = server(&sandbox, &app, "127.0.0.2", 8000)?;
+    let (worker, sibling) = ("127.0.0.1:8000", "127.0.0.2:8000");
+    let mut holder = Holder::start(&sandbox, &[worker, sibling])?;
+    let drained = daemon.cli(&["drain", "web", "8000"])?;
+    ensure!(drained.status.success(), "{}", String::from_utf8_lossy(&drained.stderr));
+    // It was not used since the drain began: nothing is known of it yet.
+    ensure!(holder.use_all()? == [(worker.to_owned(), EACH), (sibling.to_owned(), EACH)].into());
+    holder.use_all()?;
+    let begun = Instant::now();
+    while holder.look()?[worker] > 0 {
+        ensure!(begun.elapsed() < Duration::from_secs(20), "{:?}\n{}", holder.look()?, daemon.log());
+        sleep(Duration::from_millis(20));
+    }
+    sleep(Duration::from_secs(1));
+    let seen = holder.use_all()?;
+    eprintln!("after {:.1?}: {seen:?}", begun.elapsed());
+    ensure!(seen == [(worker.to_owned(), 0), (sibling.to_owned(), EACH)].into(), "{seen:?}");
     Ok(())
 }
