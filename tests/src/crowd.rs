@@ -26,3 +26,15 @@ pub fn gather(sandbox: &Sandbox) -> Result<Process> {
     crowd.wait_ready(Duration::from_secs(120), || fs::read_to_string(&log).is_ok_and(|log| log.contains("ready")))?;
     Ok(crowd)
 }
+
+/// TCP sockets in use in the sandbox's namespace, and such in TIME_WAIT, which end after 60 s.
+pub fn count(sandbox: &Sandbox) -> Result<(u32, u32)> {
+    let text = sandbox.in_netns(|| fs::read_to_string("/proc/thread-self/net/sockstat"))?.context("sockstat")?;
+    let line = text.lines().find(|line| line.starts_with("TCP:")).context("no line on TCP in sockstat")?;
+    let words: Vec<&str> = line.split(' ').collect();
+    let after = |name: &str| {
+        let value = words.windows(2).find(|pair| pair[0] == name).with_context(|| format!("no {name} in {line}"))?;
+        value[1].parse().with_context(|| line.to_owned())
+    };
+    Ok((after("inuse")?, after("tw")?))
+}

@@ -132,6 +132,10 @@ fn reaper(loaded: anyhow::Result<()>) -> Finding {
         Err(error) => Finding::warn(
             what,
             format!("cannot be closed here, so a drain waits until their callers close them: {error:#}"),
+        )
+        .fix(
+            "do",
+            "run Linux 6.5 or later; or have callers end connections themselves, as deployer lb says for Varnish",
         ),
     }
 }

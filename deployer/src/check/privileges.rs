@@ -5,6 +5,7 @@ use std::fs;
 use super::Finding;
 
 const NET_ADMIN: u32 = 12;
+const NET_RAW: u32 = 13;
 const SYS_ADMIN: u32 = 21;
 const PERFMON: u32 = 38;
 const BPF: u32 = 39;
@@ -40,10 +41,17 @@ fn judge(status: &str) -> Vec<Finding> {
                 .fix("do", format!("run as root, or with AmbientCapabilities={name} in the daemon's unit"))
         })
         .collect();
-    if missing.is_empty() {
-        return vec![Finding::ok("privileges", "CAP_BPF, CAP_NET_ADMIN and CAP_PERFMON")];
+    match (missing.is_empty(), has(NET_RAW)) {
+        (true, true) => vec![Finding::ok("privileges", "CAP_BPF, CAP_NET_ADMIN, CAP_PERFMON and CAP_NET_RAW")],
+        (_, true) => missing,
+        (_, false) => missing.into_iter().chain([unwatched()]).collect(),
     }
-    missing
+}
+
+/// Connections to workers cannot be watched (a packet socket, packet(7)).
+fn unwatched() -> Finding {
+    Finding::warn("CAP_NET_RAW", "missing; without it kept-alive connections are not closed, and hold drains")
+        .fix("do", "run as root, or with AmbientCapabilities=CAP_NET_RAW in the daemon's unit")
 }
 
 fn effective(status: &str) -> Option<u64> {
@@ -58,6 +66,14 @@ mod tests {
     fn missing(held: u64) -> Vec<String> {
         let found = judge(&format!("Name:\tx\nCapEff:\t{held:016x}\n"));
         found.into_iter().filter(|finding| finding.level == Level::Fail).map(|finding| finding.what).collect()
+    }
+
+    #[test]
+    fn what_the_watch_needs_is_a_warning() {
+        let all_others = u64::MAX ^ 1 << NET_RAW;
+        let found = judge(&format!("CapEff:\t{all_others:016x}\n"));
+        let [only] = &found[..] else { panic!("{found:?}") };
+        assert!(only.level == Level::Warn && only.what == "CAP_NET_RAW", "{only:?}");
     }
 
     #[test]

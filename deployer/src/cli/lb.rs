@@ -127,8 +127,8 @@ fn haproxy(backend: &Backend) -> String {
 /// One file: parts of the same name are run one after the other, so the last choice of a director would win.
 fn varnish(backends: &[Backend]) -> String {
     let mut text = include_str!("lb/varnish-head.vcl").to_owned();
-    for backend in backends {
-        let name = director(backend);
+    for (nth, backend) in backends.iter().enumerate() {
+        let name = director(nth, backend);
         let host = |address: SocketAddr| format!("  .host = \"{}\";\n  .port = \"{}\";", address.ip(), address.port());
         let servers = backend.each(|number, address| format!("backend {name}_{number} {{\n{}\n}}", host(address)));
         let adds = backend.each(|number, _| format!("  {name}.add_backend({name}_{number});"));
@@ -137,21 +137,21 @@ fn varnish(backends: &[Backend]) -> String {
         text.push_str(&fill(include_str!("lb/varnish.vcl"), backend, &places));
     }
     let choice = match backends {
-        [only] => format!("  set req.backend_hint = {}.backend();\n", director(only)),
-        several => several.iter().map(choice).collect(),
+        [only] => format!("  set req.backend_hint = {}.backend();\n", director(0, only)),
+        several => several.iter().enumerate().map(choice).collect(),
     };
     text.push_str(&include_str!("lb/varnish-tail.vcl").replace("{{choice}}\n", &choice));
     text
 }
 
-/// Names in VCL hold no `-` in all versions.
-fn director(backend: &Backend) -> String {
-    backend.name.replace('-', "_")
+/// Names in VCL hold no `-` in all versions; the number keeps `web-1` and `web_1` apart.
+fn director(nth: usize, backend: &Backend) -> String {
+    format!("s{}_{}", nth + 1, backend.name.replace('-', "_"))
 }
 
 /// Which requests are for a service is the reader's to say.
-fn choice(backend: &Backend) -> String {
-    let (name, director) = (&backend.name, director(backend));
+fn choice((nth, backend): (usize, &Backend)) -> String {
+    let (name, director) = (&backend.name, director(nth, backend));
     format!("  if (req.http.host == \"{name}\") {{\n    set req.backend_hint = {director}.backend();\n  }}\n")
 }
 

@@ -42,7 +42,7 @@ Exit codes, the same for every verb:
   4  busy: somebody else is at it
   5  failed, and what was changed has been rolled back
   6  no daemon answers
-  7  incomplete: detached, and the daemon goes on";
+  7  incomplete: workers were left as they were, or detached, and the daemon goes on";
 
 /// Rolls the workers of an appserver without losing a request.
 #[derive(Debug, Parser)]

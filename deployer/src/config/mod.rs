@@ -163,9 +163,10 @@ pub enum OnDeadline {
     Leave,
 }
 
-/// A pooled HTTP/1 connection that nobody has used since before the daemon began to watch the service is closed once it has
-/// been unused for this long.
-pub const POOLED_QUIET: Duration = Duration::from_secs(30);
+/// A pooled HTTP/1 connection that nobody has used since the daemon began to watch the service, or once at most, is closed
+/// when nothing has passed on it for this long, the time before the watch included. Longer than streams wait between two
+/// pings, shorter than the default deadline of a drain.
+pub const POOLED_QUIET: Duration = Duration::from_secs(45);
 
 /// How a worker is emptied.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]

@@ -27,7 +27,8 @@ impl Daemon {
     /// What must not be overlooked.
     fn trouble(&self) -> Vec<String> {
         let lost: Vec<_> = lock(&self.lost).iter().cloned().collect();
-        lost.into_iter().chain(self.journal.trouble()).chain(self.warnings.iter().cloned()).collect()
+        let own = lost.into_iter().chain(self.journal.trouble()).chain(self.keepalive.trouble());
+        own.chain(self.warnings.iter().cloned()).collect()
     }
 
     fn service_status(&self, service: &Service, held: &Held) -> ServiceStatus {

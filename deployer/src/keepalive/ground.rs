@@ -16,9 +16,9 @@ const UNUSED_QUIET: Duration = Duration::from_secs(1);
 ///
 /// A request or answer of HTTP/1 that is under way is never cut, however long it is silent. Where the framing is unknown,
 /// the worker must have had the last word: it might be a request's answer that is waited for. A WebSocket and its like
-/// have no last word. A connection of which the watch has seen nothing is silent since the watch began, at most: what was
-/// silent before may have been a stream that says something every so often. One that is as old and was used once since is
-/// no different: what looked like a request need not have been one.
+/// have no last word. A connection of which the watch has seen nothing is pooled, or a stream that says something every so
+/// often: the socket knows how long it has been quiet. One that was used once since is no different: what looked like a
+/// request need not have been one.
 pub(super) fn ground(seen: &Seen, now: Instant, quiet_after: Option<Duration>) -> Option<Ground> {
     let quiet = |after, answered| Ground::Quiet { for_ms: milliseconds(after), answered };
     match seen.framing {
@@ -26,10 +26,7 @@ pub(super) fn ground(seen: &Seen, now: Instant, quiet_after: Option<Duration>) -
         Framing::Unused { asked, answered } => {
             (seen.quiet(now) >= UNUSED_QUIET).then_some(Ground::Complete { asked, answered })
         }
-        Framing::Unwatched | Framing::Unknown(Why::UsedOnce) => {
-            let after = quiet_after.unwrap_or(POOLED_QUIET);
-            (seen.quiet(now) >= after).then_some(quiet(after, true))
-        }
+        Framing::Unwatched | Framing::Unknown(Why::UsedOnce) => Some(quiet(quiet_after.unwrap_or(POOLED_QUIET), true)),
         Framing::Unknown(_) => Some(quiet(quiet_after?, true)),
         Framing::Stream(_) => Some(quiet(quiet_after?, false)),
         Framing::Pending(_) => None,
@@ -105,11 +102,10 @@ mod tests {
     #[test]
     fn a_pooled_connection_is_closed_at_last() {
         let pooled = seen(Framing::Unwatched);
-        assert_eq!((after(&pooled, 29, None), after(&pooled, 30, None)), (None, quiet(30, true)));
         let five = Some(Duration::from_secs(5));
-        assert_eq!((after(&pooled, 4, five), after(&pooled, 5, five)), (None, quiet(5, true)));
+        assert_eq!((ground(&pooled, None), ground(&pooled, five)), (quiet(45, true), quiet(5, true)));
         let once = seen(Framing::Unknown(Why::UsedOnce));
-        assert_eq!((after(&once, 29, None), after(&once, 30, None)), (None, quiet(30, true)));
+        assert_eq!((ground(&once, None), ground(&once, five)), (quiet(45, true), quiet(5, true)));
         let unused = seen(Framing::Unused { asked: 3, answered: 4 });
         let bare = Some(Ground::Complete { asked: 3, answered: 4 });
         assert_eq!((ground(&unused, None), after(&unused, 1, None)), (None, bare));

@@ -23,6 +23,9 @@ use crate::{
     service::{Service, Worker},
 };
 
+/// Why a connection holds a drain where there is no reaper.
+const CLOSES_NOTHING: &str = "nothing is closed on this host";
+
 /// What closes kept-alive connections, or why nothing does.
 pub struct Keepalive {
     closer: Result<Arc<Closer>, String>,
@@ -31,8 +34,8 @@ pub struct Keepalive {
 
 /// A service that is watched.
 struct Watched {
-    /// `None`: it could not be begun.
-    watch: Option<Arc<FramingWatch>>,
+    /// Or why it could not be begun.
+    watch: Result<Arc<FramingWatch>, String>,
     workers: Vec<SocketAddr>,
     /// Rolls and operators' drains that have asked for it.
     users: usize,
@@ -90,26 +93,30 @@ impl Keepalive {
         Self { closer, watched: Mutex::default() }
     }
 
-    /// Why nothing is closed on this host, if so.
+    /// Services that are to be watched, and are not.
     #[must_use]
-    pub fn trouble(&self) -> Option<&str> {
-        self.closer.as_ref().err().map(String::as_str)
+    pub fn trouble(&self) -> Vec<String> {
+        let blind = |(service, known): (&String, &Watched)| {
+            let why = known.watch.as_ref().err()?;
+            Some(format!("{service}: connections cannot be watched, so kept-alive ones hold drains: {why}"))
+        };
+        self.watched().iter().filter_map(blind).collect()
     }
 
     /// Begins to watch a service's connections, if nobody has yet. As often as this is called, [`Self::end`] must be.
     pub fn begin(&self, service: &Service) {
         let workers: Vec<_> = service.members().map(|worker| worker.at).collect();
         let mut watched = self.watched();
-        let known = watched.entry(service.config.name.clone());
-        let known = known.or_insert_with(|| Watched { watch: None, workers: workers.clone(), users: 0 });
+        let name = &service.config.name;
+        let known = watched.entry(name.clone()).or_insert_with(|| {
+            let watch = Err("it has not begun".to_owned());
+            Watched { watch, workers: workers.clone(), users: 0 }
+        });
         known.users += 1;
-        if known.watch.is_none() {
-            match self.start(&workers) {
-                Ok(watch) => known.watch = Some(Arc::new(watch)),
-                Err(error) => {
-                    let service = &service.config.name;
-                    warn!(service, %error, "connections cannot be watched: kept-alive ones hold drains");
-                }
+        if known.watch.is_err() {
+            known.watch = self.start(&workers).map(Arc::new).map_err(|error| error.to_string());
+            if let Err(why) = &known.watch {
+                warn!(service = name, why, "connections cannot be watched: kept-alive ones hold drains");
             }
         }
     }
@@ -139,7 +146,7 @@ impl Keepalive {
 
     /// Closes kept-alive connections to a worker, whose drain has been published, until the result is dropped.
     pub fn closing(&self, worker: &Worker, quiet_after: Option<Duration>) -> Closing {
-        let watch = self.watched().get(&worker.service).and_then(|known| known.watch.clone());
+        let watch = self.watched().get(&worker.service).and_then(|known| known.watch.clone().ok());
         let closer = self.closer.as_ref().ok().zip(watch).map(|(closer, watch)| {
             closer.begin(worker.at, watch, quiet_after);
             Arc::clone(closer)
@@ -158,9 +165,9 @@ impl Keepalive {
     #[must_use]
     pub fn why(&self, pair: &Pair) -> Option<String> {
         let is_to = |known: &&Watched| known.workers.iter().any(|at| is_end(pair.worker, pair.caller, *at));
-        let watch = self.watched().values().find(is_to).and_then(|known| known.watch.clone())?;
-        let answer = self.closer.as_ref().ok().and_then(|closer| closer.answer(pair));
-        Some(ground::why(&watch.framing(pair), answer))
+        let watch = self.watched().values().find(is_to).and_then(|known| known.watch.clone().ok())?;
+        let why = |closer: &Arc<Closer>| ground::why(&watch.framing(pair), closer.answer(pair));
+        Some(self.closer.as_ref().map_or_else(|_| format!("{}; {CLOSES_NOTHING}", watch.framing(pair).framing), why))
     }
 
     /// How many connections to a worker have been closed since the daemon was started.

@@ -63,6 +63,14 @@ fn haproxy_with_refused_connections() -> Result<()> {
 }
 
 #[test]
+fn haproxy_with_one_thread() -> Result<()> {
+    let figures = fast("kept_hone", Balancer::HaproxyOneThread).run()?;
+    figures.lost_nothing(FAST)?;
+    ensure!(figures.sum("closed") > 0, "no connection was kept, or none was closed: {figures}");
+    Ok(())
+}
+
+#[test]
 fn varnish_with_fast_requests() -> Result<()> {
     fast("kept_varnish", Balancer::Varnish).run()?.lost_nothing(FAST)
 }

@@ -25,6 +25,8 @@ pub(crate) enum Balancer {
     Nginx,
     /// With two threads.
     Haproxy,
+    /// With one, which may keep its connections.
+    HaproxyOneThread,
     Varnish,
 }
 
@@ -39,7 +41,7 @@ impl Running {
     fn start(sandbox: &Sandbox, daemon: &Daemon<'_>, balancer: Balancer, kept: u32) -> Result<Self> {
         let name = match balancer {
             Balancer::Nginx => "nginx",
-            Balancer::Haproxy => "haproxy",
+            Balancer::Haproxy | Balancer::HaproxyOneThread => "haproxy",
             Balancer::Varnish => "varnish",
         };
         let config = sandbox.dir().join("deployer.toml");
@@ -50,6 +52,11 @@ impl Running {
         Ok(match balancer {
             Balancer::Nginx => Self::Nginx(nginx(sandbox, &text, kept)?),
             Balancer::Haproxy => Self::Haproxy(Haproxy::start(sandbox, &text)?),
+            Balancer::HaproxyOneThread => {
+                let kept = text.replace("  option http-server-close\n", "");
+                ensure!(kept != text, "{text}");
+                Self::Haproxy(Haproxy::start_threads(sandbox, &kept, 1)?)
+            }
             Balancer::Varnish => Self::Varnish(Varnish::start(sandbox, &text, &[])?),
         })
     }

@@ -1,20 +1,19 @@
-//! The reaper in a storm: every connection of a busy nginx is struck at, every other millisecond, whenever it is quiet and
-//! answered. Far harsher than a drain.
+//! The reaper in a storm: every connection of a busy nginx is struck at as soon as the watch says that all is answered, every
+//! other millisecond, as if both workers drained without end while nginx goes on with them.
 
 use std::net::{Ipv4Addr, SocketAddr};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::{Result, ensure};
-use deployer::kernel::reaper::{Answer, Ground};
-use deployer::kernel::{Pair, diag};
+use deployer::framing::{Framing, FramingWatch};
+use deployer::kernel::reaper::{Answer, Ground, Reaper};
 use deployer_tests::app::App;
 use deployer_tests::journal::Journal;
 use deployer_tests::load::Load;
 use deployer_tests::nginx::Nginx;
 use deployer_tests::sandbox::Sandbox;
 use deployer_tests::supervisor::{Options, Supervisor};
-
-use crate::ends::Scythe;
 
 const UPSTREAM: &str = "upstream web {
   server 127.0.0.1:8000 max_fails=0;
@@ -40,18 +39,19 @@ struct Tally {
     spared: u64,
 }
 
-/// Strikes at all connections to the workers, until it has closed enough.
-fn strike(scythe: &Scythe<'_>, workers: &[SocketAddr]) -> Result<Tally> {
+/// Watches the workers' connections as the daemon does while they drain, and strikes until it has closed enough.
+fn strike(workers: &[SocketAddr]) -> Result<Tally> {
+    let reaper = Arc::new(Reaper::load()?);
+    let aiming = Arc::clone(&reaper);
+    let watch = FramingWatch::start(workers, move |pair, framing| match framing {
+        Framing::Complete { asked, answered } => drop(aiming.aim(pair, Ground::Complete { asked, answered })),
+        _ => aiming.spare(&pair),
+    })?;
+    workers.iter().for_each(|worker| watch.set_draining(*worker, true));
     let (mut tally, (many, limit), begun) = (Tally::default(), wanted(), Instant::now());
     while tally.closed < many && begun.elapsed() < limit {
         let next = Instant::now() + PERIOD;
-        for worker in workers {
-            for socket in diag::holders(*worker, false)?.iter().filter(|socket| socket.peer == *worker) {
-                let pair = Pair { caller: socket.local, worker: socket.peer };
-                scythe.reaper.aim(pair, Ground::Quiet { for_ms: 0, answered: true })?;
-            }
-        }
-        for (_, answer) in scythe.reaper.strike()? {
+        for (_, answer) in reaper.strike()? {
             match answer {
                 Answer::Closed => tally.closed += 1,
                 _ => tally.spared += 1,
@@ -72,9 +72,8 @@ fn posts_through_nginx() -> Result<()> {
     supervisor.warm()?;
     let nginx = Nginx::start_text(&sandbox, UPSTREAM, KEPT_ALIVE)?;
     let load = Load { rate: 400.0, post_share: 1.0, slow_one_in: 0, ..Load::new("storm") }.start(&sandbox)?;
-    let scythe = Scythe::new(&sandbox)?;
     let workers = [8000, 8001].map(|port| SocketAddr::from((Ipv4Addr::LOCALHOST, port)));
-    let tally = sandbox.in_netns(|| strike(&scythe, &workers))??;
+    let tally = sandbox.in_netns(|| strike(&workers))??;
     let report = load.stop()?;
     // A worker writes an answer's end down just after it has sent it.
     std::thread::sleep(Duration::from_millis(100));

@@ -61,21 +61,21 @@ fn varnish_keeps_no_connection_to_a_backend() {
     let text = Balancer::Varnish.text(&[backend("my-web", &["127.0.0.1:8000", "[::1]:8001"], Policy::Steer)]);
     let wanted = "vcl 4.1;
 import directors;
-backend my_web_1 {
+backend s1_my_web_1 {
   .host = \"127.0.0.1\";
   .port = \"8000\";
 }
-backend my_web_2 {
+backend s1_my_web_2 {
   .host = \"::1\";
   .port = \"8001\";
 }
 sub vcl_init {
-  new my_web = directors.round_robin();
-  my_web.add_backend(my_web_1);
-  my_web.add_backend(my_web_2);
+  new s1_my_web = directors.round_robin();
+  s1_my_web.add_backend(s1_my_web_1);
+  s1_my_web.add_backend(s1_my_web_2);
 }
 sub vcl_recv {
-  set req.backend_hint = my_web.backend();
+  set req.backend_hint = s1_my_web.backend();
 }
 sub vcl_backend_fetch {
   set bereq.http.Connection = \"close\";
