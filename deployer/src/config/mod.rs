@@ -164,8 +164,8 @@ pub enum OnDeadline {
 }
 
 /// A pooled HTTP/1 connection that nobody has used since the daemon began to watch the service, or once at most, is closed
-/// when nothing has passed on it for this long, the time before the watch included. Longer than streams wait between two
-/// pings, shorter than the default deadline of a drain.
+/// when nothing has passed on it for this long, the time before the watch included. Longer than many
+/// streams wait between two pings, shorter than the default deadline of a drain.
 pub const POOLED_QUIET: Duration = Duration::from_secs(45);
 
 /// How a worker is emptied.

@@ -106,8 +106,8 @@ impl Daemon {
             self.ended(worker);
         }
         let service = self.service(&worker.service).ok();
-        let begin = || service.as_ref().map(|service| self.keepalive.begun(worker, service));
-        let (mut closing, mut is_let_in) = (begin(), false);
+        let mut begun = service.map(|service| self.keepalive.begun(worker, &service));
+        let mut is_let_in = false;
         let tick = (lease / 4).min(Duration::from_millis(100));
         while Instant::now() < until {
             tokio::select! {
@@ -126,12 +126,9 @@ impl Daemon {
             }
             is_let_in = self.tell_of_floor(worker, is_let_in);
             // Who is let in would only have to dial anew.
-            match is_let_in {
-                true => closing = None,
-                false => closing = closing.or_else(begin),
-            }
+            begun.iter_mut().for_each(|begun| begun.close(!is_let_in));
         }
-        drop(closing);
+        drop(begun);
         self.let_go(worker, lives).await;
         drop(claim);
     }

@@ -67,17 +67,13 @@ impl Daemon {
         let (count, life, proof) = (counts.worker(worker.index), counts.life(worker.index), counts.proof(worker.index));
         let holds = held.get(&worker.at).cloned().unwrap_or_default();
         let control = worker.control();
+        let reasons = [&control.reason].into_iter().chain(&let_in).filter(|why| !why.is_empty());
+        let reasons: Vec<_> = reasons.cloned().collect();
         WorkerStatus {
             at: worker.at,
             spare: service.is_spare(worker),
             phase: control.phase,
-            reason: [&control.reason]
-                .into_iter()
-                .chain(&let_in)
-                .filter(|why| !why.is_empty())
-                .cloned()
-                .collect::<Vec<_>>()
-                .join("; "),
+            reason: reasons.join("; "),
             for_s: control.since.elapsed().as_secs_f64(),
             version: control.version.clone(),
             open: count.open + self.tables.seed(worker.index),

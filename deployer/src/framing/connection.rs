@@ -26,8 +26,8 @@ pub(super) struct Connection {
     guess: Guess,
 }
 
-/// An older connection, followed as if the first that was seen of it were a request's beginning, as it looked like one.
-/// Nothing proves that, so that it serves only to tell a pooled connection from one on which something is under way.
+/// An older connection, followed as if the first that was seen of it were the beginning of a request, or of an answer, as
+/// it looked like one. Nothing proves that, so that it serves only to tell a pooled connection from one on which something is under way.
 #[derive(Debug)]
 enum Guess {
     /// Nothing was seen yet.
@@ -228,13 +228,22 @@ fn last_word(before: Option<LastWord>, segment: &Segment<'_>) -> Option<LastWord
 }
 
 impl Guess {
+    /// Where a request begins, or an answer to one that was under way when the watch began.
+    fn at(from: From, segment: &Segment<'_>) -> Option<Followed> {
+        match from {
+            From::Caller if head::is_request(segment.payload) => Some(Followed::at(segment.seq, segment.ack)),
+            From::Worker if head::may_begin_answer(segment.payload) => {
+                let mut followed = Followed::at(segment.ack, segment.seq);
+                followed.exchanges.asked_unseen();
+                Some(followed)
+            }
+            _ => None,
+        }
+    }
+
     fn take(&mut self, from: From, segment: &Segment<'_>, closed: [bool; 2]) {
         if matches!(self, Self::Open) {
-            let is_request = from == From::Caller && head::is_request(segment.payload) && !segment.is_cut;
-            *self = match is_request {
-                true => Self::Made(Box::new(Followed::at(segment.seq, segment.ack))),
-                false => Self::Wrong,
-            };
+            *self = Self::at(from, segment).map_or(Self::Wrong, |followed| Self::Made(Box::new(followed)));
         }
         if let Self::Made(followed) = self
             && !matches!(followed.take(from, segment, closed), Ok(None))

@@ -81,6 +81,12 @@ impl Exchanges {
         Ok(())
     }
 
+    /// A request was asked that nobody has seen. Where it was HEAD, its answer will seem to be cut short.
+    pub(super) fn asked_unseen(&mut self) {
+        self.was_used = true;
+        self.due.push_back(Due { method: Method::Other, expects: false });
+    }
+
     /// Takes what the worker has sent; says what the connection has become when no HTTP/1 follows.
     ///
     /// # Errors

@@ -19,6 +19,10 @@ use crate::{
 
 /// Between two strikes, at least; and at least as long as the last one took, as it locks every TCP socket in passing.
 const PAUSE: Duration = Duration::from_millis(1);
+/// Between a closing and the next strike, where its owner has more to close: it wakes, and sleeps again in a moment.
+const SOON: Duration = Duration::from_micros(200);
+/// After so many strikes that have closed nothing the pause is twice as long, after twice as many three times, and so on.
+const FRUITLESS: u32 = 256;
 /// Between two strikes at nothing but connections that have to be quiet for seconds, or that stay as they are, and at least
 /// ten times as long as the last one took; unless the watch aims at another.
 const IDLE: Duration = Duration::from_millis(20);
@@ -66,9 +70,15 @@ pub(super) struct Aim(Arc<Shared>);
 impl Aim {
     pub(super) fn change(&self, pair: Pair, framing: Framing) {
         let Framing::Complete { asked, answered } = framing else { return self.0.reaper.spare(&pair) };
+        let mut state = self.0.state();
+        // A strike may be under way: nobody else's is aimed at for a moment.
+        let Some(owner) = state.owner(&pair) else { return };
+        // Threads stay threads.
+        let is_new = !owner.answers.get(&pair).is_some_and(|answer| answer.is_final());
         // At worst it is aimed at by the next survey.
         let _ = self.0.reaper.aim(pair, Ground::Complete { asked, answered });
-        self.0.state().has_news = true;
+        state.has_news |= is_new;
+        drop(state);
         self.0.news.notify_one();
     }
 }
@@ -103,6 +113,10 @@ impl Closer {
         over.answers.keys().chain(over.watch.all(worker).iter().map(|(pair, _)| pair)).for_each(|pair| {
             self.shared.reaper.spare(pair);
         });
+        if Arc::strong_count(&over.watch) == 1 {
+            // The last one waits for the watch's thread, which nobody here should.
+            thread::spawn(move || drop(over));
+        }
     }
 
     pub(super) fn answer(&self, pair: &Pair) -> Option<Answer> {
@@ -126,6 +140,11 @@ impl Drop for Closer {
 }
 
 impl State {
+    /// Who drains of a connection's worker.
+    fn owner(&self, pair: &Pair) -> Option<&Draining> {
+        self.draining.iter().find(|(worker, it)| it.owns(**worker, pair)).map(|(_, it)| it)
+    }
+
     /// The last who has begun it ends it.
     fn end(&mut self, worker: SocketAddr) -> Option<Draining> {
         let draining = self.draining.get_mut(&worker)?;
@@ -161,7 +180,7 @@ struct Task {
 
 impl Shared {
     fn run(&self) {
-        let (mut survey_at, mut is_failing) = (Instant::now(), false);
+        let (mut survey_at, mut is_failing, mut fruitless) = (Instant::now(), false, 0);
         while let Some(tasks) = self.tasks() {
             let begun = Instant::now();
             if begun >= survey_at || tasks.iter().any(|task| task.is_new) {
@@ -173,7 +192,9 @@ impl Shared {
                 warn!(%error, "cannot go over the TCP sockets of this host: kept-alive connections are not closed");
             }
             is_failing = result.is_err();
-            let (least, most) = pause(&result.unwrap_or_default(), struck.elapsed());
+            let answers = result.unwrap_or_default();
+            fruitless = if answers.contains(&Answer::Closed) { 0 } else { u32::saturating_add(fruitless, 1) };
+            let (least, most) = pause(&answers, struck.elapsed(), fruitless);
             thread::sleep(least);
             self.rest(most.saturating_sub(least));
         }
@@ -204,19 +225,15 @@ impl Shared {
     fn survey(&self, Task { worker, watch, quiet_after, .. }: &Task) {
         let (pairs, others) = match look(*worker) {
             Ok(found) => found,
-            Err(error) => {
-                debug!(%worker, %error, "cannot list the connections to a worker that drains");
-                (Vec::new(), HashSet::new())
-            }
+            Err(error) => return debug!(%worker, %error, "cannot list the connections to a worker that drains"),
         };
-        match self.state().draining.get_mut(worker) {
-            Some(draining) => draining.others = Some(others),
-            None => return,
-        }
         let unseen = pairs.into_iter().map(|pair| (pair, watch.framing(&pair)));
         let seen: HashMap<Pair, Seen> = unseen.chain(watch.all(*worker)).collect();
         let now = Instant::now();
-        for (pair, seen) in &seen {
+        let mut state = self.state();
+        let Some(draining) = state.draining.get_mut(worker) else { return };
+        draining.others = Some(others);
+        for (pair, seen) in seen.iter().filter(|(pair, _)| draining.owns(*worker, pair)) {
             match ground(seen, now, *quiet_after) {
                 // At worst it holds the drain.
                 Some(ground) => drop(self.reaper.aim(*pair, ground)),
@@ -231,7 +248,7 @@ impl Shared {
             let mut state = self.state();
             state.has_news = false;
             // What was aimed at while its drain ended, or is somebody else's.
-            self.reaper.retain(|pair| state.draining.iter().any(|(worker, it)| it.owns(*worker, pair)));
+            self.reaper.retain(|pair| state.owner(pair).is_some());
         }
         let answers = self.reaper.strike()?;
         self.state().note(&answers);
@@ -255,14 +272,15 @@ fn look(worker: SocketAddr) -> io::Result<(Vec<Pair>, HashSet<SocketAddr>)> {
     Ok((pairs, listening.filter(|at| at.port() == worker.port() && *at != worker).collect()))
 }
 
-/// How long nothing is struck, at least and at most, after a strike that took so long.
-fn pause(answers: &[Answer], took: Duration) -> (Duration, Duration) {
-    let least = PAUSE.max(took);
-    // Each closing wakes the owner, so that the others are spared until it sleeps again: it will in a moment.
+/// How long nothing is struck, at least and at most, after a strike that took so long, and so many that closed nothing.
+fn pause(answers: &[Answer], took: Duration, fruitless: u32) -> (Duration, Duration) {
+    // Each closing wakes the owner, so that the others are spared until it sleeps again.
     if answers.contains(&Answer::Closed) && answers.contains(&Answer::Awake) {
-        return (Duration::ZERO, Duration::ZERO);
+        return (SOON, SOON);
     }
-    (least, if answers.iter().any(|answer| is_close(*answer)) { least } else { IDLE.max(10 * took) })
+    let most = IDLE.max(10 * took);
+    let least = PAUSE.max(took).saturating_mul(1 + fruitless / FRUITLESS).min(most);
+    (least, if answers.iter().any(|answer| is_close(*answer)) { least } else { most })
 }
 
 /// Whether a connection may be closed a moment later, as its owner may go to sleep, or its answer come to its end. The
@@ -279,10 +297,12 @@ mod tests {
     #[test]
     fn strikes_soon_where_it_may_close_something() {
         let (took, none) = (Duration::from_millis(3), Duration::ZERO);
-        assert_eq!(pause(&[Answer::Closed, Answer::Awake], took), (none, none));
-        assert_eq!(pause(&[Answer::Closed, Answer::Threads], took), (took, took));
-        assert_eq!(pause(&[Answer::Awake], none), (PAUSE, PAUSE));
-        assert_eq!(pause(&[Answer::Threads, Answer::NotQuiet], took), (took, 10 * took));
-        assert_eq!(pause(&[], none), (PAUSE, IDLE));
+        assert_eq!(pause(&[Answer::Closed, Answer::Awake], took, 0), (SOON, SOON));
+        assert_eq!(pause(&[Answer::Closed, Answer::Threads], took, 0), (took, took));
+        assert_eq!(pause(&[Answer::Awake], none, 1), (PAUSE, PAUSE));
+        assert_eq!(pause(&[Answer::Awake], took, 2 * FRUITLESS), (3 * took, 3 * took));
+        assert_eq!(pause(&[Answer::Awake], took, u32::MAX), (10 * took, 10 * took));
+        assert_eq!(pause(&[Answer::Threads, Answer::NotQuiet], took, 1), (took, 10 * took));
+        assert_eq!(pause(&[], none, 1), (PAUSE, IDLE));
     }
 }

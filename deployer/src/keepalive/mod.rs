@@ -64,17 +64,32 @@ impl Drop for Closing {
     }
 }
 
-/// The same, with a watch that ends along with it.
+/// A service that is watched, and a worker of it whose connections are closed at times, for as long as this lives.
 #[must_use]
 pub struct Begun<'a> {
     keepalive: &'a Keepalive,
-    service: String,
-    _closing: Closing,
+    worker: &'a Worker,
+    quiet_after: Option<Duration>,
+    closing: Option<Closing>,
+}
+
+impl Begun<'_> {
+    /// Begins to close, or pauses. The watch goes on: what it knows of streams would be lost.
+    pub fn close(&mut self, is_wanted: bool) {
+        match is_wanted {
+            true if self.closing.is_none() => {
+                self.closing = Some(self.keepalive.closing(self.worker, self.quiet_after));
+            }
+            true => {}
+            false => self.closing = None,
+        }
+    }
 }
 
 impl Drop for Begun<'_> {
     fn drop(&mut self) {
-        self.keepalive.end(&self.service);
+        self.closing = None;
+        self.keepalive.end(&self.worker.service);
     }
 }
 
@@ -154,11 +169,10 @@ impl Keepalive {
         Closing { closer, worker: worker.at }
     }
 
-    /// The same for a worker of a service that nobody may be watching.
-    pub fn begun(&self, worker: &Worker, service: &Service) -> Begun<'_> {
+    /// The same for a worker of a service that nobody may be watching; nothing is closed yet.
+    pub fn begun<'a>(&'a self, worker: &'a Worker, service: &Service) -> Begun<'a> {
         self.begin(service);
-        let closing = self.closing(worker, service.config.drain.quiet_after);
-        Begun { keepalive: self, service: worker.service.clone(), _closing: closing }
+        Begun { keepalive: self, worker, quiet_after: service.config.drain.quiet_after, closing: None }
     }
 
     /// Why a connection holds the drain of a worker that is watched, as far as is known.

@@ -186,6 +186,10 @@ fn an_older_one_that_is_used_once() {
         &[('>', GET, OLDER), ('<', event_stream, OLDER), ('<', "1\r\nx\r\n", OLDER)],
         &[('>', "no request", OLDER), ('<', OK, OLDER)],
         &[('<', "rest", OLDER)],
+        &[('<', OK, once), ('>', GET, ASKED)],
+        // To HEAD, perhaps.
+        &[('<', "HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n", OLDER)],
+        &[('<', event_stream, OLDER), ('<', "1\r\nx\r\n", OLDER)],
         &[('>', GET, OLDER), ('<', "HTTP/1.1 100 Continue\r\n\r\n", OLDER)],
     ];
     for steps in cases {
