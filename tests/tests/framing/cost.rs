@@ -28,7 +28,7 @@ fn most(size: usize, is_draining: bool) -> Duration {
     }
 }
 
-/// CPU time that the watch's thread has used.
+/// CPU time that the thread of the only watch has used.
 fn spent() -> Result<Duration> {
     let deadline = Instant::now() + Duration::from_secs(20);
     while Instant::now() < deadline {

@@ -83,7 +83,7 @@ sub vcl_backend_fetch {
     assert_eq!(settings(&text), wanted);
     let both = ["web", "api"].map(|name| backend(name, &["127.0.0.1:9000"], Policy::Steer));
     let text = settings(&Balancer::Varnish.text(&both));
-    assert!(text.contains("if (req.http.host == \"api\") {\n    set req.backend_hint = api.backend();"), "{text}");
+    assert!(text.contains("if (req.http.host == \"api\") {\n    set req.backend_hint = s2_api.backend();"), "{text}");
     assert_eq!(text.matches("sub vcl_recv").count(), 1, "{text}");
 }
 
