@@ -10,13 +10,34 @@ use super::packages::Parts;
 const GUEST: &str = include_str!("guest.sh");
 /// After so many seconds it is ended.
 const LIMIT: &str = "900";
+/// How many times slower servers get ready where the processor is emulated, as the tests' `DEPLOYER_SLOW` has it. Measured:
+/// supervisord starts in 0.4 s here, and in 4 to 7 s there, while nobody else wants the processors.
+const EMULATED: &str = "20";
+
+/// How the machine's processor is had.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Processor {
+    Virtualized,
+    Emulated,
+}
+
+impl Processor {
+    fn of_this_machine() -> Self {
+        let cpuinfo = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
+        if virtualizes(&cpuinfo) { Self::Virtualized } else { Self::Emulated }
+    }
+}
 
 /// The script that runs a suite there and writes its exit code.
 pub(super) fn script(parts: &Parts, deployer: &Path, suite: &Path, filters: &[&str]) -> String {
     let modules = parts.kernel.join("lib/modules");
     let paths = [("modules", &*modules), ("busybox", &parts.busybox), ("deployer", deployer), ("suite", suite)];
     let named = paths.map(|(name, path)| format!("{name}={}\n", quoted(&path.display().to_string())));
-    format!("{}filters={}\n{GUEST}", named.concat(), quoted(&filters.join(" ")))
+    let slow = match Processor::of_this_machine() {
+        Processor::Virtualized => "1",
+        Processor::Emulated => EMULATED,
+    };
+    format!("{}filters={}\nslow={slow}\n{GUEST}", named.concat(), quoted(&filters.join(" ")))
 }
 
 /// A word of the shell.
@@ -37,12 +58,17 @@ pub(super) fn start(parts: &Parts, image: &Path, script: &Path, out: &Path) -> C
             command.arg("-L").arg(folder.join(data));
         }
     }
-    let accel = if virtualizes(&fs::read_to_string("/proc/cpuinfo").unwrap_or_default()) { "kvm" } else { "tcg" };
-    command.args(["-accel", accel, "-cpu", "max", "-smp", "2", "-m", "4096"]);
+    // What an emulated processor has beyond the plainest takes more time than it saves. Its clock is this machine's; the
+    // kernel distrusts it, and would ask an emulated device for the time.
+    let (accel, cpu, more) = match Processor::of_this_machine() {
+        Processor::Virtualized => ("kvm", "max", ""),
+        Processor::Emulated => ("tcg", "qemu64", " tsc=reliable mitigations=off"),
+    };
+    command.args(["-accel", accel, "-cpu", cpu, "-smp", "2", "-m", "4096"]);
     command.args(["-nodefaults", "-no-user-config", "-display", "none", "-no-reboot", "-serial", "stdio"]);
     command.arg("-kernel").arg(parts.kernel.join("boot").join(format!("vmlinuz-{}", parts.release)));
     command.arg("-initrd").arg(image);
-    let line = format!("console=ttyS0 quiet panic=-1 rdinit=/init deployer.script={}", script.display());
+    let line = format!("console=ttyS0 quiet panic=-1{more} rdinit=/init deployer.script={}", script.display());
     command.arg("-append").arg(line);
     share(&mut command, "root", "/", ",readonly=on");
     share(&mut command, "out", &out.display().to_string(), "");
