@@ -12,6 +12,7 @@ use anyhow::{Context, Result, bail, ensure};
 use serde_json::Value;
 
 use crate::daemon::Daemon;
+use crate::pace::patient;
 use crate::sandbox::Sandbox;
 
 /// The longest that an answer may take; a roll's events come as they happen.
@@ -63,8 +64,8 @@ impl Api {
     /// A connection on which nothing has been said.
     pub fn connect(&self) -> Result<UnixStream> {
         let stream = UnixStream::connect(&self.socket).context("connect to the daemon")?;
-        stream.set_read_timeout(Some(ANSWER_LIMIT))?;
-        stream.set_write_timeout(Some(ANSWER_LIMIT))?;
+        stream.set_read_timeout(Some(patient(ANSWER_LIMIT)))?;
+        stream.set_write_timeout(Some(patient(ANSWER_LIMIT)))?;
         Ok(stream)
     }
 
@@ -115,7 +116,7 @@ impl Api {
     /// Reads a roll's events from the first.
     pub fn follow(&self, id: &str) -> Result<Roll> {
         let mut stream = self.connect()?;
-        stream.set_read_timeout(Some(EVENT_LIMIT))?;
+        stream.set_read_timeout(Some(patient(EVENT_LIMIT)))?;
         stream.write_all(&request("GET", &format!("/v1/rolls/{id}/events"), b""))?;
         let mut lines = BufReader::new(stream);
         let mut line = String::new();

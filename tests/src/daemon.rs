@@ -10,6 +10,7 @@ use anyhow::{Context, Result, bail};
 
 use crate::api::Api;
 use crate::app::App;
+use crate::pace::patient;
 use crate::process::Process;
 use crate::sandbox::{Place, Sandbox};
 use crate::supervisor::Supervisor;
@@ -187,8 +188,8 @@ pub struct ServiceConfig {
     pub on_failure: &'static str,
     /// The version that `roll.unswitch` goes back to, if there is one.
     pub unswitch_to: Option<String>,
-    /// `warm.within`.
-    pub warm_within: &'static str,
+    /// `warm.within`; longer on a slow machine.
+    pub warm_within: Duration,
     /// What else of `warm`.
     pub warm: &'static str,
     /// More lines of `[service.web]`.
@@ -210,7 +211,7 @@ impl Default for ServiceConfig {
             max_failures: 1,
             on_failure: "stop",
             unswitch_to: None,
-            warm_within: "20s",
+            warm_within: Duration::from_secs(20),
             warm: WARM,
             extra: String::new(),
         }
@@ -275,9 +276,9 @@ impl ServiceConfig {
     }
 
     fn warm_lines(&self) -> String {
-        let (within, warm) = (self.warm_within, self.warm);
+        let (within, warm) = (patient(self.warm_within).as_secs(), self.warm);
         format!(
-            "warm = {{ {warm}, within = {within:?} }}\n\
+            "warm = {{ {warm}, within = \"{within}s\" }}\n\
              version = {{ request = \"GET /version\" }}\n"
         )
     }

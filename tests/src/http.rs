@@ -6,6 +6,8 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 
+use crate::pace::patient;
+
 /// A request; `Connection` and `Content-Length` are added.
 #[derive(Clone, Copy, Debug)]
 pub struct Request<'a> {
@@ -44,8 +46,10 @@ impl<'a> Request<'a> {
         text.into_bytes()
     }
 
-    /// Sends the request to `address`, from the calling thread's network namespace.
+    /// Sends the request to `address`, from the calling thread's network namespace. What takes longer than `limit`, or more
+    /// on a slow machine, is an error.
     pub fn send(&self, address: SocketAddr, limit: Duration) -> Result<Response> {
+        let limit = patient(limit);
         let mut stream =
             TcpStream::connect_timeout(&address, limit).with_context(|| format!("connect to {address}"))?;
         stream.set_read_timeout(Some(limit))?;

@@ -34,6 +34,7 @@ pub mod http;
 pub mod journal;
 pub mod load;
 pub mod nginx;
+pub mod pace;
 pub mod process;
 pub mod report;
 pub mod rig;

@@ -15,6 +15,7 @@ use crate::client::Client;
 use crate::http::{Request, Response};
 use crate::journal::monotonic_ns;
 use crate::nginx;
+use crate::pace::{gentle, patient};
 use crate::report::{Mark, Outcome, Report};
 use crate::sandbox::Sandbox;
 
@@ -29,7 +30,7 @@ pub struct Load {
     pub run: String,
     /// Where to.
     pub target: SocketAddr,
-    /// Requests a second.
+    /// Requests a second; fewer on a slow machine.
     pub rate: f64,
     /// The share of POSTs, 0 to 1.
     pub post_share: f64,
@@ -37,7 +38,7 @@ pub struct Load {
     pub slow_one_in: u64,
     /// What a slow one takes.
     pub slow_seconds: u32,
-    /// What a request may take before it counts as failed.
+    /// What a request may take before it counts as failed; longer on a slow machine.
     pub limit: Duration,
     /// Whether the clients keep their connections.
     pub keep_alive: bool,
@@ -193,13 +194,14 @@ async fn generate(load: Arc<Load>, shared: Arc<Shared>) -> Result<()> {
     if load.clients > 0 {
         return closed_loop(&load, &shared).await;
     }
+    let rate = gentle(load.rate);
     let room = Arc::new(Semaphore::new(MOST_IN_FLIGHT as usize));
     let start = Instant::now();
     let mut n = 0_u64;
     while !shared.stopping.load(Ordering::Relaxed) {
-        let due = (start.elapsed().as_secs_f64() * load.rate) as u64;
+        let due = (start.elapsed().as_secs_f64() * rate) as u64;
         if n >= due {
-            let next = start + Duration::from_secs_f64((n + 1) as f64 / load.rate);
+            let next = start + Duration::from_secs_f64((n + 1) as f64 / rate);
             tokio::time::sleep_until(next.into()).await;
             continue;
         }
@@ -214,7 +216,7 @@ async fn generate(load: Arc<Load>, shared: Arc<Shared>) -> Result<()> {
         n += 1;
     }
     // Every request has its time limit, so this ends. One that never reports back would be counted as failed.
-    let rest = load.limit + Duration::from_secs(5);
+    let rest = patient(load.limit + Duration::from_secs(5));
     let all = tokio::time::timeout(rest, room.acquire_many(MOST_IN_FLIGHT)).await;
     drop(all);
     Ok(())
@@ -246,11 +248,11 @@ async fn one(load: &Load, client: &Client, n: u64) -> Outcome {
     let headers = [("X-Request-Id", id.as_str()), ("User-Agent", "load/1")];
     let request = Request { method, path: &path, headers: &headers, body: &body };
     let start_ns = monotonic_ns();
-    let answer = tokio::time::timeout(load.limit, exchange(load, client, &request)).await;
+    let answer = tokio::time::timeout(patient(load.limit), exchange(load, client, &request)).await;
     let end_ns = monotonic_ns();
     let answer = match answer {
         Ok(answer) => answer.and_then(|answer| check(answer, &id, &request)),
-        Err(_) => Err(anyhow::anyhow!("no answer within {:?}", load.limit)),
+        Err(_) => Err(anyhow::anyhow!("no answer within {:?}", patient(load.limit))),
     };
     Outcome::new(id, method, path, slow, (start_ns, end_ns), answer)
 }

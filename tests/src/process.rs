@@ -8,6 +8,8 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail};
 use rustix::process::{Pid, Signal, kill_process};
 
+use crate::pace::patient;
+
 /// A started process with a log file; told to end, and reaped, when dropped.
 #[derive(Debug)]
 pub struct Process {
@@ -59,8 +61,9 @@ impl Process {
         }
     }
 
-    /// SIGTERM, then waits; SIGKILL after `limit`, which is an error.
+    /// SIGTERM, then waits; SIGKILL after `limit`, or longer on a slow machine, which is an error.
     pub fn stop(&mut self, limit: Duration) -> Result<ExitStatus> {
+        let limit = patient(limit);
         self.signal(Signal::TERM)?;
         if let Some(status) = self.wait_for(limit)? {
             return Ok(status);
@@ -75,8 +78,10 @@ impl Process {
         self.child.wait().context("wait for a killed process")
     }
 
-    /// Tries `ready` every few milliseconds. An early exit and a timeout are errors that carry the end of the log.
+    /// Tries `ready` every few milliseconds until `limit`, or longer on a slow machine. An early exit and a timeout are
+    /// errors that carry the end of the log.
     pub fn wait_ready(&mut self, limit: Duration, mut ready: impl FnMut() -> bool) -> Result<()> {
+        let limit = patient(limit);
         let deadline = Instant::now() + limit;
         while !ready() {
             if let Some(status) = self.exited()? {
@@ -125,7 +130,7 @@ pub fn send(pid: u32, signal: Signal) -> Result<()> {
 /// Stops a process (SIGSTOP), and waits until it stands still: until then, a signal sent later may be acted on first.
 pub fn suspend(pid: u32) -> Result<()> {
     send(pid, Signal::STOP)?;
-    let deadline = Instant::now() + Duration::from_secs(10);
+    let deadline = Instant::now() + patient(Duration::from_secs(10));
     while !stands_still(pid)? {
         if Instant::now() >= deadline {
             bail!("process {pid} does not stand still");

@@ -13,6 +13,7 @@ use serde::Deserialize;
 use crate::daemon::DeployerBin;
 use crate::dial::Server;
 use crate::http::{Request, Response};
+use crate::pace::patient;
 use crate::process::{Process, run};
 use crate::sandbox::{Place, Sandbox};
 
@@ -263,12 +264,12 @@ impl Rig<'_> {
     }
 }
 
-/// Tries until it holds, 30 s at most; says how long that took.
+/// Tries until it holds, 30 s at most, longer on a slow machine; says how long that took.
 pub fn wait(what: &str, mut holds: impl FnMut() -> Result<bool>) -> Result<Duration> {
-    let begun = Instant::now();
+    let (begun, limit) = (Instant::now(), patient(Duration::from_secs(30)));
     while !holds()? {
-        if begun.elapsed() > Duration::from_secs(30) {
-            bail!("waited 30 s in vain for {what}");
+        if begun.elapsed() > limit {
+            bail!("waited {limit:?} in vain for {what}");
         }
         std::thread::sleep(Duration::from_millis(10));
     }
@@ -285,7 +286,7 @@ pub fn ss(sandbox: &Sandbox, port: u16) -> Result<u64> {
 /// The status, asked as the command line does, without starting a process: it is asked often.
 fn status(socket: &Path) -> Result<Status> {
     let mut stream = UnixStream::connect(socket).context("connect to the daemon")?;
-    stream.set_read_timeout(Some(Duration::from_secs(10)))?;
+    stream.set_read_timeout(Some(patient(Duration::from_secs(10))))?;
     stream.write_all(&Request::get("/v1/status").encode()).context("send to the daemon")?;
     let mut answer = Vec::new();
     stream.read_to_end(&mut answer).context("the daemon's answer")?;

@@ -21,6 +21,7 @@ use crate::{
     journal::{Journal, monotonic_ns},
     load::{Load, LoadHandle},
     nginx::{Nginx, Upstream},
+    pace::patient,
     process::{Process, send},
     report::Report,
     sandbox::{Place, Sandbox},
@@ -253,8 +254,8 @@ fn crash(sandbox: &Sandbox, supervisor: &Supervisor<'_>, load: &LoadHandle, say:
         worker["phase"] == "up" && since < begun.elapsed().as_secs_f64()
     };
     while !Api::of(sandbox).workers()?.get(&port).is_some_and(is_up) {
-        if begun.elapsed() > Duration::from_secs(30) {
-            bail!("{port} was killed, and is not up again after 30 s");
+        if begun.elapsed() > patient(Duration::from_secs(30)) {
+            bail!("{port} was killed, and is not up again after {:?}", begun.elapsed());
         }
         sleep(Duration::from_millis(20));
     }

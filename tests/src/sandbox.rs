@@ -14,6 +14,7 @@ use rustix::mount::{UnmountFlags, unmount};
 use rustix::process::Signal;
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 
+use crate::pace::{self, patient};
 use crate::process;
 
 const PREFIX: &str = "deployer-";
@@ -72,6 +73,7 @@ static NUMBER: AtomicU32 = AtomicU32::new(0);
 impl Sandbox {
     /// Makes a sandbox; `label` is a short word of letters, digits and `_`. Needs root.
     pub fn new(label: &str) -> Result<Self> {
+        pace::factor()?;
         Self::sweep()?;
         if label.is_empty() || !label.chars().all(|c| c.is_ascii_alphanumeric() || c == '_') {
             bail!("sandbox label {label:?}: use letters, digits and _ only");
@@ -344,7 +346,7 @@ fn kill_cgroup(cgroup: &Path) -> Result<()> {
 }
 
 fn wait_empty(cgroup: &Path) -> Result<()> {
-    let deadline = Instant::now() + Duration::from_secs(10);
+    let deadline = Instant::now() + patient(Duration::from_secs(10));
     loop {
         let events = fs::read_to_string(cgroup.join("cgroup.events"))
             .with_context(|| format!("state of {}", cgroup.display()))?;

@@ -12,6 +12,7 @@ use crate::daemon::{Daemon, ServiceConfig};
 use crate::journal::Journal;
 use crate::load::{Load, LoadHandle};
 use crate::nginx::{Nginx, Upstream};
+use crate::pace::patient;
 use crate::process::send;
 use crate::report::Report;
 use crate::sandbox::{Place, Sandbox};
@@ -186,8 +187,9 @@ impl<'a> Stage<'a> {
         Ok(Slow { id, child })
     }
 
-    /// Looks every 20 ms whether it is so.
+    /// Looks every 20 ms whether it is so, until `limit`, or longer on a slow machine.
     pub fn wait(&self, limit: Duration, mut is: impl FnMut() -> Result<bool>) -> Result<()> {
+        let limit = patient(limit);
         let deadline = Instant::now() + limit;
         while !is()? {
             if Instant::now() >= deadline {

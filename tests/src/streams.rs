@@ -14,6 +14,7 @@ use tokio::time::timeout;
 
 use crate::http::Request;
 use crate::journal::monotonic_ns;
+use crate::pace::patient;
 use crate::sandbox::Sandbox;
 
 /// A client that hears nothing for so long calls its stream lost.
@@ -70,7 +71,7 @@ impl Streams {
             runtime.block_on(run(target, every, theirs, told))
         });
         let streams = Self { all, stopping, thread: Some(thread) };
-        let deadline = std::time::Instant::now() + SILENCE_LIMIT;
+        let deadline = std::time::Instant::now() + patient(SILENCE_LIMIT);
         while !streams.look().iter().all(|stream| stream.messages > 0 && stream.end.is_none()) {
             if std::time::Instant::now() > deadline {
                 bail!("streams that did not begin: {:#?}", streams.look().iter().find(|stream| stream.messages == 0));
@@ -152,7 +153,7 @@ impl Client {
         stream.write_all(&request.encode_as(connection)).await.context("send")?;
         let mut rest = self.begin(&mut stream, kind).await?;
         loop {
-            let limit = SILENCE_LIMIT + self.every;
+            let limit = patient(SILENCE_LIMIT) + self.every;
             match kind {
                 Kind::WebSocket => timeout(limit, echo(&mut stream, &mut rest)).await.context("silent")??,
                 Kind::Events => timeout(limit, event(&mut stream, &mut rest)).await.context("silent")??,

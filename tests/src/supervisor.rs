@@ -10,6 +10,7 @@ use anyhow::{Context, Result, bail};
 
 use crate::app::App;
 use crate::http::{Request, Response};
+use crate::pace::patient;
 use crate::process::Process;
 use crate::sandbox::{Place, Sandbox};
 
@@ -120,7 +121,7 @@ impl<'a> Supervisor<'a> {
 
     /// Like [`Self::wait_up`], for some of them.
     pub fn wait_up_ports(&self, ports: impl IntoIterator<Item = u16>) -> Result<()> {
-        let deadline = Instant::now() + Duration::from_secs(60);
+        let deadline = Instant::now() + patient(Duration::from_secs(60));
         for port in ports {
             while !self.is_up(port)? {
                 if Instant::now() >= deadline {

@@ -16,6 +16,7 @@ use anyhow::{Context, Result, bail};
 
 use crate::app::App;
 use crate::http::Request;
+use crate::pace::patient;
 use crate::process::{self, Process};
 use crate::sandbox::{Place, Sandbox};
 
@@ -70,7 +71,7 @@ impl<'a> Systemd<'a> {
 
     /// Waits until every worker answers `GET /health` itself.
     pub fn wait_up(&self) -> Result<()> {
-        let deadline = Instant::now() + Duration::from_secs(60);
+        let deadline = Instant::now() + patient(Duration::from_secs(60));
         for port in self.ports.clone() {
             while !self.is_up(port)? {
                 if Instant::now() >= deadline {
@@ -118,7 +119,7 @@ impl<'a> Systemd<'a> {
     pub fn stop_bus(&self) -> Result<()> {
         // The answer is lost with the bus.
         self.call("StopUnit", &["ss", "dbus.socket", "replace"]).ok();
-        let deadline = Instant::now() + Duration::from_secs(20);
+        let deadline = Instant::now() + patient(Duration::from_secs(20));
         while std::os::unix::net::UnixStream::connect(Self::bus_path(self.sandbox)).is_ok() {
             if Instant::now() >= deadline {
                 bail!("the bus does not stop");
@@ -132,7 +133,7 @@ impl<'a> Systemd<'a> {
     pub fn restart_bus(&self) -> Result<()> {
         let pid = self.pid_of("dbus.service")?.context("the bus has no process")?;
         process::send(pid, rustix::process::Signal::KILL)?;
-        let deadline = Instant::now() + Duration::from_secs(20);
+        let deadline = Instant::now() + patient(Duration::from_secs(20));
         while self.call("ListJobs", &[]).is_err() {
             if Instant::now() >= deadline {
                 bail!("the bus does not come back");

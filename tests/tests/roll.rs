@@ -13,6 +13,7 @@ use deployer_tests::{
     daemon::{Daemon, ServiceConfig},
     journal::Journal,
     nginx::Upstream,
+    pace::patient,
     rollout::{Figures, How, Rollout},
     sandbox::{Place, Sandbox},
     supervisor::{Options, Supervisor},
@@ -144,9 +145,10 @@ fn a_drain_takes_about_one_request() -> Result<()> {
     let mut seconds = drains(&String::from_utf8_lossy(&roll.stdout));
     seconds.sort_by(f64::total_cmp);
     eprintln!("{report}\ndrains, s: {seconds:.3?}");
-    ensure!(seconds.len() == 4 && report.failed == 0 && nginx.error_lines()?.is_empty(), "{report}");
+    let errors = nginx.error_lines()?;
+    ensure!(seconds.len() == 4 && report.failed == 0 && errors.is_empty(), "{report}\nnginx: {errors:#?}");
     // Generous: machines are shared. 40 ms is usual.
-    ensure!(seconds[1] < 1.0, "{seconds:?}");
+    ensure!(seconds[1] < patient(Duration::from_secs(1)).as_secs_f64(), "{seconds:?}");
     Ok(())
 }
 

@@ -5,7 +5,7 @@ use std::{fs, io, path::Path};
 use rustix::thread::{MembarrierQuery, membarrier_query};
 
 use super::Finding;
-use crate::kernel::{can_load, cgroup, diag, host, reaper::Reaper};
+use crate::kernel::{ARMS, COUNTS_RELATIVES, can_load, cgroup, diag, host, reaper::Reaper};
 
 /// Sockets, links and the netns cookie are all there from here on.
 const NEEDED: (u32, u32) = (5, 15);
@@ -30,6 +30,7 @@ pub(super) fn findings() -> Vec<Finding> {
     found.push(cookie(host::netns_cookie()));
     found.push(sock_diag(diag::sockets(diag::states::LISTEN, None)));
     found.push(programs(can_load()));
+    found.push(crashes(host::version()));
     found.push(reaper(Reaper::load().map(drop)));
     found
 }
@@ -123,6 +124,23 @@ fn programs(loaded: anyhow::Result<Vec<(&'static str, anyhow::Error)>>) -> Findi
     }
 }
 
+/// What a kernel does without although it accepts all programs.
+fn crashes(version: (u32, u32)) -> Finding {
+    let what = "killed workers";
+    let before = |since: (u32, u32), late: &str| {
+        (version < since).then(|| format!("before Linux {}.{} {late}", since.0, since.1))
+    };
+    let late = [
+        before(ARMS, "one that listens since before the daemon attached is noticed within 0.1 s instead of at once"),
+        before(COUNTS_RELATIVES, "a server that forks is down when its socket closes, some time after it was killed"),
+    ];
+    let late: Vec<_> = late.into_iter().flatten().collect();
+    if late.is_empty() {
+        return Finding::ok(what, "are marked down at once, servers that fork and older ones, too");
+    }
+    Finding::warn(what, format!("are marked down at once, with exceptions: {}", late.join("; ")))
+}
+
 fn reaper(loaded: anyhow::Result<()>) -> Finding {
     let what = "kept-alive connections";
     match loaded {
@@ -157,6 +175,17 @@ mod tests {
         ] {
             assert_eq!(release("x", version).level, level, "{version:?}");
         }
+    }
+
+    #[test]
+    fn kernels_that_see_some_workers_end_late_are_told() {
+        assert_eq!(crashes((6, 12)).level, Level::Ok);
+        let old = crashes((6, 1));
+        assert_eq!(old.level, Level::Warn);
+        for said in ["before Linux 6.12 one that listens since before the daemon attached", "a server that forks"] {
+            assert!(old.detail.contains(said), "{old}");
+        }
+        assert!(old.to_string().ends_with("after it was killed"), "shortened: {old}");
     }
 
     #[test]

@@ -33,7 +33,11 @@ pub(super) const VERIFIER_LOG: VerifierLogLevel = VerifierLogLevel::STATS;
 
 /// From here on a process that is killed has its relatives counted that are killed with it (`deaths.rs`). The verifier of
 /// 6.1 gives that up at its million instructions, that of 6.18 after 180,000; what is between was not tried.
-const COUNTS_RELATIVES: (u32, u32) = (6, 12);
+pub(crate) const COUNTS_RELATIVES: (u32, u32) = (6, 12);
+
+/// From here on `arm` may have a socket report its close (`TCP_BPF_SOCK_OPS_CB_FLAGS` for `bpf_setsockopt`). Older kernels
+/// load it as well, and refuse when it runs.
+pub(crate) const ARMS: (u32, u32) = (6, 12);
 
 /// Where the running kernel describes its types.
 pub(super) const VMLINUX: &str = "/sys/kernel/btf/vmlinux";

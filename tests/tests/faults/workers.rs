@@ -1,5 +1,7 @@
 //! New versions that do not come up.
 
+use std::time::Duration;
+
 use anyhow::{Result, ensure};
 
 use deployer_tests::app::Fault;
@@ -28,7 +30,7 @@ fn rolls_into(stage: &Stage<'_>, daemon: &Daemon<'_>, fault: Fault, named: &[&st
 fn new_versions_that_do_not_come_up() -> Result<()> {
     let sandbox = Sandbox::new("faulty")?;
     let stage = Stage::new(&sandbox)?;
-    let config = ServiceConfig { warm_within: "4s", ..ServiceConfig::default() };
+    let config = ServiceConfig { warm_within: Duration::from_secs(4), ..ServiceConfig::default() };
     let daemon = stage.daemon(&config)?;
     rolls_into(&stage, &daemon, Fault::Status500, &["GET /", "500"])?;
     rolls_into(&stage, &daemon, Fault::OldVersion, &["says it runs v1, not v2"])?;
@@ -51,7 +53,8 @@ fn new_versions_that_do_not_come_up() -> Result<()> {
 fn a_new_version_that_ends_after_its_start() -> Result<()> {
     let sandbox = Sandbox::new("crashlate")?;
     let stage = Stage::with_import(&sandbox, 1.2)?;
-    let config = ServiceConfig { warm_within: "8s", batch: "1".to_owned(), ..ServiceConfig::default() };
+    let config =
+        ServiceConfig { warm_within: Duration::from_secs(8), batch: "1".to_owned(), ..ServiceConfig::default() };
     let daemon = stage.daemon(&config)?;
     stage.app.set_fault("v2", 8000, Some(Fault::CrashLate))?;
     let end = stage.roll(&daemon, TO_V2)?.end()?;

@@ -113,7 +113,7 @@ impl<'a> Scene<'a> {
             on_failure: "rollback",
             unswitch_to: Some(current.to_owned()),
             deadline: if plot == Plot::Kept { "1s" } else { "60s" },
-            warm_within: "8s",
+            warm_within: Duration::from_secs(8),
             ..ServiceConfig::default()
         };
         let (socket, callers) = (self.stage.supervisor.socket(), self.stage.sandbox.cgroup(Place::Callers));

@@ -36,6 +36,26 @@ fn killed_and_started_while_the_daemon_stands_still() -> Result<()> {
     wait("the end to be told", || Ok(rig.daemon.log().contains("is being killed"))).map(drop)
 }
 
+/// The same of one whose socket the programs have seen come: every kernel tells of that (older ones from 6.12 on).
+#[test]
+fn one_that_came_later_is_killed() -> Result<()> {
+    let sandbox = Sandbox::new("later")?;
+    let mut rig = Setup { ports: 8000..=8001, ..Setup::default() }.start(&sandbox)?;
+    let caller = Caller::at(&sandbox, Place::Callers);
+    rig.servers.remove(0).stop()?;
+    rig.wait_phase(8000, "down")?;
+    rig.start_worker(8000)?;
+    rig.wait_phase(8000, "up")?;
+    suspend(rig.daemon.pid())?;
+    let before = rig.daemon.log().len();
+    let later = rig.servers.iter().position(|server| server.port == 8000).expect("started above");
+    rig.servers.remove(later).stop()?;
+    let seen = caller.once(Dial::to(HOST, 8000).times(10))?;
+    ensure!(answers(&seen) == [(8001, 10)].into(), "killed: {seen:?}");
+    rig.daemon.signal(Signal::CONT)?;
+    wait("the end to be told", || Ok(rig.daemon.log()[before..].contains("is being killed"))).map(drop)
+}
+
 /// Without a daemon nobody warms a worker that has been started: it is let in when its quarantine is over.
 #[test]
 fn a_quarantine_runs_out() -> Result<()> {

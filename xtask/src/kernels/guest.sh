@@ -1,5 +1,5 @@
 # In the virtual machine, once its files are there: what a booted Debian has, then the suite. The lines above name
-# modules, busybox, deployer, suite and filters.
+# modules, busybox, deployer, suite, filters and slow.
 mount -t proc proc /proc
 mount -t sysfs sys /sys
 mount -t tmpfs run /run
@@ -15,10 +15,12 @@ ln -s "$busybox" /run/bin/modprobe
 echo /run/bin/modprobe > /proc/sys/kernel/modprobe
 "$busybox" ip link set lo up
 chmod 1777 /run/tmp
+# As systemd has it. nginx warns of less than it wants.
+ulimit -n 524288
 export TMPDIR=/run/tmp HOME=/root PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin
 echo "== $(uname -r): $(basename "$suite") $filters"
 "$deployer" check
-DEPLOYER_BIN="$deployer" "$suite" --test-threads 1 --nocapture $filters
+DEPLOYER_BIN="$deployer" DEPLOYER_SLOW="$slow" "$suite" --test-threads 1 --nocapture $filters
 code=$?
 echo "exit code $code"
 echo "$code" > /run/out/exit
