@@ -42,8 +42,8 @@ const END_TO_END: &[(&str, &str)] = &[
     ("cli", "3"),
 ];
 
-/// What everything that is tested is built with. All of it goes by one set of packages and features: cargo would build
-/// dependencies once for each set.
+/// What everything that is tested is built with. All of it, and what clippy sees, goes by one set of packages and features:
+/// cargo would build dependencies and eBPF objects once for each set.
 const FEATURES: &[&str] = &["--workspace", "--features", "deployer/failpoints"];
 
 /// The suite that needs the same source built with another layout of the tables, too, and that feature of crate deployer.
@@ -53,7 +53,7 @@ const VARIANT: (&str, &str) = ("outlive", "next-layout");
 const CHECKS: &[(&str, &str)] = &[
     ("fmt", "fmt --all --check"),
     ("fmt deployer-ebpf", "fmt --manifest-path deployer-ebpf/Cargo.toml --check"),
-    ("clippy", "clippy --workspace --all-targets -- -D warnings"),
+    ("clippy", "clippy --all-targets --workspace --features deployer/failpoints -- -D warnings"),
 ];
 
 /// How long output may stay open after the tests have ended.
@@ -152,6 +152,9 @@ fn other_kernel(workspace: &Workspace, report: &mut Report) {
             let tally = count(command, io::stdout(), &mut failures)?;
             if tally.failed == 0 {
                 kernels::judge(&exit)?;
+            }
+            if tally.passed + tally.failed < filters.len() as u64 {
+                bail!("{} tests ran, of {}", tally.passed + tally.failed, filters.join(", "));
             }
             Ok(tally)
         });
