@@ -12,7 +12,7 @@ import sys
 import time
 
 PORT = int(next(a for a in sys.argv if a.startswith("--port=")).split("=")[1])
-HOST = next((a.split("=")[1] for a in sys.argv if a.startswith("--host=")), "127.0.0.1")
+HOST = next((a.split("=")[1] for a in sys.argv if a.startswith("--host=")), os.environ.get("WORKER_HOST", "127.0.0.1"))
 APP_DIR = os.environ["APP_DIR"]
 
 

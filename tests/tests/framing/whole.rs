@@ -12,6 +12,7 @@ const OPENING: Framing = Framing::Pending(What::Opening);
 const REQUEST: Framing = Framing::Pending(What::Request);
 const ASKED: Framing = Framing::Pending(What::Asked);
 const ANSWER: Framing = Framing::Pending(What::Answer);
+const GAP: Framing = Framing::Pending(What::Gap);
 const CONTINUE: Framing = Framing::Pending(What::Continue);
 const PIPELINED: Framing = Framing::Pending(What::Pipelined);
 
@@ -32,7 +33,10 @@ fn answers_with_pauses() -> Result<()> {
         ] {
             talk.send(&get(path))?;
             talk.read_to(end)?;
-            let told = watch.told(&talk, COMPLETE)?;
+            let mut told = watch.told(&talk, COMPLETE)?;
+            // Of many packets, some may come out of order.
+            told.retain(|framing| *framing != GAP);
+            told.dedup();
             ensure!(told == [ASKED, ANSWER, COMPLETE], "{path}: {told:?}");
         }
         Ok(())
