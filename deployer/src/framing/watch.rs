@@ -25,6 +25,8 @@ use crate::kernel::{Pair, packets::Packets};
 const NAME: &str = "framing";
 /// Between two looks at the queue, while nobody is in a hurry: each look costs more than a packet.
 const REST: Duration = Duration::from_millis(2);
+/// The same while some worker drains, whose connections may be complete for a few 100 us at a time.
+const HURRY: Duration = Duration::from_micros(200);
 /// How long it takes to notice that it has to end.
 const ATTENTION: Duration = Duration::from_millis(50);
 /// Its priority, as setpriority(2) has it: it needs little, and what it does late is no longer true.
@@ -66,7 +68,7 @@ impl FramingWatch {
         Ok(Self { shared, thread: Some(thread) })
     }
 
-    /// Marks a worker as draining, or no longer: while any is, each packet is read at once, and `on_change` is told of
+    /// Marks a worker as draining, or no longer: while any is, packets are read almost at once, and `on_change` is told of
     /// its connections. How they stand now is what [`Self::all`] says afterwards.
     pub fn set_draining(&self, worker: SocketAddr, is_draining: bool) {
         let mut draining = lock(&self.shared.draining);
@@ -122,9 +124,7 @@ impl Shared {
         if !packets.wait(ATTENTION)? {
             return Ok(());
         }
-        if self.hurry.load(Ordering::Acquire) == 0 {
-            thread::sleep(REST);
-        }
+        thread::sleep(if self.hurry.load(Ordering::Acquire) == 0 { REST } else { HURRY });
         let now = Instant::now();
         for _ in 0..BATCH {
             let Some((bytes, len)) = packets.read()? else { break };

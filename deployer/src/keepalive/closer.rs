@@ -26,7 +26,7 @@ const FRUITLESS: u32 = 256;
 /// Between two strikes at nothing but connections that have to be quiet for seconds, or that stay as they are, and at least
 /// ten times as long as the last one took; unless the watch aims at another.
 const IDLE: Duration = Duration::from_millis(20);
-/// Between two looks at all connections, and at least four times as long as the last one took. What changes meanwhile, the
+/// Between two looks at all connections, and at least ten times as long as the last one took. What changes meanwhile, the
 /// watch tells at once.
 const SURVEY: Duration = Duration::from_millis(50);
 
@@ -185,7 +185,7 @@ impl Shared {
             let begun = Instant::now();
             if begun >= survey_at || tasks.iter().any(|task| task.is_new) {
                 tasks.iter().for_each(|task| self.survey(task));
-                survey_at = Instant::now() + SURVEY.max(4 * begun.elapsed());
+                survey_at = Instant::now() + SURVEY.max(10 * begun.elapsed());
             }
             let (struck, result) = (Instant::now(), self.strike());
             if let (Err(error), false) = (&result, is_failing) {

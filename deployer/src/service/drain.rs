@@ -33,7 +33,8 @@ use crate::kernel::{
 
 /// Between two looks at the counters, which cost two loads.
 const POLL: Duration = Duration::from_millis(2);
-/// Between two looks at the sockets while the counter says that something is open.
+/// Between two looks at the sockets while the counter says that something is open, and at least ten times as long as the
+/// last one took: the end of the last connection should not have to wait for a look that began before it.
 const LOOK: Duration = Duration::from_millis(50);
 /// Between two looks for others who serve.
 const SHORT: Duration = Duration::from_millis(20);
@@ -209,8 +210,9 @@ impl<'a> Drain<'a> {
             let Counted { tickets, open } = self.counted();
             let mut sockets = Vec::new();
             if tickets == 0 && (open == 0 || Instant::now() >= next) {
-                next = Instant::now() + LOOK;
+                let begun = Instant::now();
                 sockets = self.sockets().await?;
+                next = begun + LOOK.max(10 * begun.elapsed());
                 // Behind a full accept queue callers of before are still on their way.
                 let all_through = !sockets.iter().any(|socket| socket.is_in(diag::states::SYN_SENT));
                 if all_through && leased && !self.sealed {
