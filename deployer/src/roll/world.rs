@@ -162,7 +162,7 @@ impl World for Host {
             let _closing = self.closing(worker, how.quiet_after);
             failpoint(worker).await;
             drain.empty().await?;
-            drain.relieved().await?;
+            drain.missed_by_nobody().await?;
             drain.stopping().await
         })
     }

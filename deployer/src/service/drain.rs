@@ -19,6 +19,7 @@ use std::{
 };
 
 use deployer_common::word::{State, WorkerWord};
+use tracing::debug;
 
 use super::{
     Worker, blocking,
@@ -137,6 +138,14 @@ impl<'a> Drain<'a> {
         Ok(())
     }
 
+    /// The same for one that is empty already: only if others have to be waited for is it looked at once more.
+    ///
+    /// # Errors
+    /// [`DrainError`]; the drain is still published.
+    pub async fn missed_by_nobody(&mut self) -> Result<(), DrainError> {
+        if self.above_floor().is_ok() { Ok(()) } else { self.relieved().await }
+    }
+
     /// Waits until enough others serve, and the worker is empty.
     ///
     /// # Errors
@@ -221,6 +230,7 @@ impl<'a> Drain<'a> {
                 empty = if sockets.is_empty() { empty + 1 } else { 0 };
                 let all_agree = empty == 1 && open == 0 && self.counted() == Counted::default();
                 if all_agree || empty == 2 {
+                    debug!(service = self.worker.service, worker = %self.worker.at, "nobody is left");
                     return Ok(true);
                 }
             }
