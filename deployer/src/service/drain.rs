@@ -210,7 +210,7 @@ impl<'a> Drain<'a> {
         blocking(host::grace_period).await?;
         let port = self.worker.at.port();
         self.wildcard |= blocking(move || diag::listens_on_all(port)).await?;
-        let (mut empty, mut next) = (0, Instant::now());
+        let (mut empty, mut next, mut took, mut quiet) = (0, Instant::now(), Duration::ZERO, Instant::now());
         self.told = Instant::now();
         loop {
             if leased && !self.keep() {
@@ -218,10 +218,13 @@ impl<'a> Drain<'a> {
             }
             let Counted { tickets, open } = self.counted();
             let mut sockets = Vec::new();
-            if tickets == 0 && (open == 0 || Instant::now() >= next) {
-                let begun = Instant::now();
+            let begun = Instant::now();
+            // The worker's end closes a moment after the caller's: a look that takes long is put off for a part of that.
+            quiet = if open == 0 { quiet } else { begun };
+            if tickets == 0 && (open == 0 && begun - quiet >= took / 8 || begun >= next) {
                 sockets = self.sockets().await?;
-                next = begun + LOOK.max(10 * begun.elapsed());
+                took = begun.elapsed();
+                next = begun + LOOK.max(10 * took);
                 // Behind a full accept queue callers of before are still on their way.
                 let all_through = !sockets.iter().any(|socket| socket.is_in(diag::states::SYN_SENT));
                 if all_through && leased && !self.sealed {

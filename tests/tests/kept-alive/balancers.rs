@@ -9,10 +9,10 @@ use deployer_tests::load::Load;
 use crate::scene::{Balancer, Scene};
 
 /// Requests of 5 ms. The deadline is 60 s; a drain takes about 0.1 s where the machine is its own. On a busy one the workers
-/// left are overrun for a while.
-const FAST: Duration = Duration::from_secs(30);
+/// left are overrun for a while; and a connection that was used just before the roll, and not since, is waited for for 45 s.
+const FAST: Duration = Duration::from_secs(55);
 /// Some requests take 8 s, and may have come just before the drain.
-const SLOW: Duration = Duration::from_secs(40);
+const SLOW: Duration = Duration::from_secs(55);
 
 fn fast(label: &'static str, balancer: Balancer) -> Scene {
     Scene::new(label, balancer)

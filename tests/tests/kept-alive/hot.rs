@@ -13,8 +13,8 @@ fn hot_connections_are_closed_within_moments() -> Result<()> {
     let scene = Scene::new("kept_hot", Balancer::Nginx);
     let load = Load { clients: 4, ..scene.load.clone() };
     let figures = Scene { load, fast: true, ..scene }.run()?;
-    // The deadline is 60 s.
-    figures.lost_nothing(Duration::from_secs(30))?;
+    // The deadline is 60 s. One that was used just before the roll, and not since, is waited for for 45 s.
+    figures.lost_nothing(Duration::from_secs(55))?;
     let drains = figures.drains();
     let median = drains[drains.len() / 2];
     let before = figures.report.phase("before").context("no phase")?;
