@@ -56,7 +56,9 @@ impl Journal {
             let port = port.and_then(|stem| stem.parse().ok());
             let port = port.with_context(|| format!("{} is no journal", path.display()))?;
             let text = fs::read_to_string(&path).context("read a journal")?;
-            journal.add(port, &text).with_context(|| format!("journal of {port}"))?;
+            // A line that crosses a page of the file may be seen in the middle of its being written.
+            let whole = text.rfind('\n').map_or("", |end| &text[..end]);
+            journal.add(port, whole).with_context(|| format!("journal of {port}"))?;
         }
         Ok(journal)
     }
