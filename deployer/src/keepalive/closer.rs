@@ -21,7 +21,7 @@ use crate::{
 const PAUSE: Duration = Duration::from_millis(1);
 /// Between a closing and the next strike, where its owner has more to close: it wakes, and sleeps again in a moment.
 const SOON: Duration = Duration::from_micros(200);
-/// After so many strikes that have closed nothing the pause is twice as long, after twice as many three times, and so on.
+/// After so many strikes that might have closed something and have not, the pause is twice as long, after twice as many three times, and so on.
 const FRUITLESS: u32 = 256;
 /// Between two strikes at nothing but connections that have to be quiet for seconds, or that stay as they are, and at least
 /// ten times as long as the last one took; unless the watch aims at another.
@@ -182,8 +182,8 @@ impl Shared {
     fn run(&self) {
         let (mut survey_at, mut is_failing, mut fruitless) = (Instant::now(), false, 0);
         while let Some(tasks) = self.tasks() {
-            let begun = Instant::now();
-            if begun >= survey_at || tasks.iter().any(|task| task.is_new) {
+            let (begun, is_new) = (Instant::now(), tasks.iter().any(|task| task.is_new));
+            if begun >= survey_at || is_new {
                 tasks.iter().for_each(|task| self.survey(task));
                 survey_at = Instant::now() + SURVEY.max(10 * begun.elapsed());
             }
@@ -193,7 +193,10 @@ impl Shared {
             }
             is_failing = result.is_err();
             let answers = result.unwrap_or_default();
-            fruitless = if answers.contains(&Answer::Closed) { 0 } else { u32::saturating_add(fruitless, 1) };
+            fruitless = match answers.contains(&Answer::Closed) || is_new {
+                true => 0,
+                false => u32::saturating_add(fruitless, answers.iter().any(|answer| is_close(*answer)).into()),
+            };
             let (least, most) = pause(&answers, struck.elapsed(), fruitless);
             thread::sleep(least);
             self.rest(most.saturating_sub(least));
@@ -272,7 +275,7 @@ fn look(worker: SocketAddr) -> io::Result<(Vec<Pair>, HashSet<SocketAddr>)> {
     Ok((pairs, listening.filter(|at| at.port() == worker.port() && *at != worker).collect()))
 }
 
-/// How long nothing is struck, at least and at most, after a strike that took so long, and so many that closed nothing.
+/// How long nothing is struck, at least and at most, after a strike that took so long, and so many in vain.
 fn pause(answers: &[Answer], took: Duration, fruitless: u32) -> (Duration, Duration) {
     // Each closing wakes the owner, so that the others are spared until it sleeps again.
     if answers.contains(&Answer::Closed) && answers.contains(&Answer::Awake) {
