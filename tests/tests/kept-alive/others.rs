@@ -97,13 +97,12 @@ fn the_same_port_at_another_address() -> Result<()> {
     let mut holder = Holder::start(&sandbox, &[worker, sibling])?;
     let drained = daemon.cli(&["drain", "web", "8000"])?;
     ensure!(drained.status.success(), "{}", String::from_utf8_lossy(&drained.stderr));
-    // It was not used since the drain began: nothing is known of it yet.
-    ensure!(holder.use_all()? == [(worker.to_owned(), EACH), (sibling.to_owned(), EACH)].into());
-    holder.use_all()?;
+    // It is closed after the second use that the watch has seen from beginning to end; on a busy machine the first of them
+    // may come before the watch.
     let begun = Instant::now();
-    while holder.look()?[worker] > 0 {
+    while holder.use_all()?[worker] > 0 {
         ensure!(begun.elapsed() < Duration::from_secs(20), "{:?}\n{}", holder.look()?, daemon.log());
-        sleep(Duration::from_millis(20));
+        sleep(Duration::from_millis(300));
     }
     sleep(Duration::from_secs(1));
     let seen = holder.use_all()?;
