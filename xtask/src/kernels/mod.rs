@@ -25,6 +25,7 @@ const WITHIN: &[(&str, &[&str])] = &[
     ("harness", &["runs_a_daemon_and_its_command_line"]),
     ("roll", &["one_server_line_is_enough", "a_drain_takes_about_one_request"]),
     ("steer", &["policies::refuse", "open_is_what_ss_sees", "one_that_came_later_is_killed"]),
+    ("kept-alive", &["stop_roll_cuts_no_stream"]),
 ];
 
 /// A virtual machine that is ready to be started.
