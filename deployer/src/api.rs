@@ -9,6 +9,7 @@
 //! | `POST /v1/rolls/ID/stop` | [`Done`] |
 //! | `POST /v1/services/NAME/drain` [`DrainRequest`] | [`Done`] when the worker is out of rotation |
 //! | `POST /v1/services/NAME/enable` [`EnableRequest`] | [`Done`] |
+//! | `GET /v1/services/NAME/trace?duration_ms=MS&port=P&every=N` | [`Traced`], one JSON object a line, the last of which is its end |
 //! | `POST /v1/bypass` [`BypassRequest`] | [`Done`] |
 //! | `POST /v1/detach` [`DetachRequest`] | [`Done`] |
 //!
@@ -16,6 +17,7 @@
 
 mod event;
 mod report;
+mod trace;
 
 use std::net::SocketAddr;
 
@@ -24,6 +26,7 @@ use serde::{Deserialize, Serialize};
 pub use self::{
     event::{Event, What},
     report::{Latency, Proof, Report, Tally, Window},
+    trace::{Outcome, TraceRequest, Traced},
 };
 
 /// Exit codes of every verb.

@@ -3,6 +3,7 @@
 use std::{
     fmt::{Display, Write as _},
     io,
+    marker::PhantomData,
     path::PathBuf,
     time::Duration,
 };
@@ -47,21 +48,24 @@ pub(super) struct Client {
     pub(super) answer_within: Duration,
 }
 
-/// The events of a roll, from the first.
+/// An answer of lines, as they come.
 #[derive(Debug)]
-pub(super) struct Events {
+pub(super) struct Lines<T> {
     client: Client,
     body: Incoming,
     buffer: Vec<u8>,
     /// How much of the buffer is known to hold no end of line.
     searched: usize,
+    /// What they are: "the events of a roll".
+    what: &'static str,
+    kind: PhantomData<T>,
 }
 
-/// An event, and how it was written: `--json` shows also what this version does not know.
+/// A line, and how it was written: `--json` shows also what this version does not know.
 #[derive(Debug, Clone, PartialEq)]
-pub(super) struct Received {
+pub(super) struct Received<T = Event> {
     pub(super) line: String,
-    pub(super) event: Event,
+    pub(super) event: T,
 }
 
 impl Failure {
@@ -86,10 +90,15 @@ impl Client {
     }
 
     /// Follows a roll from an event on.
-    pub(super) async fn events(&self, roll: &str, from: u64) -> Result<Events, Failure> {
-        let path = format!("/v1/rolls/{}/events?from={from}", encoded(roll));
-        let answer = self.in_time(self.ask(Method::GET, &path, Bytes::new())).await?;
-        Ok(Events { client: self.clone(), body: answer.into_body(), buffer: Vec::new(), searched: 0 })
+    pub(super) async fn events(&self, roll: &str, from: u64) -> Result<Lines<Event>, Failure> {
+        self.lines(&format!("/v1/rolls/{}/events?from={from}", encoded(roll)), "the events of a roll").await
+    }
+
+    /// Begins to read an answer of lines; `what` they are is for errors.
+    pub(super) async fn lines<T>(&self, path: &str, what: &'static str) -> Result<Lines<T>, Failure> {
+        let answer = self.in_time(self.ask(Method::GET, path, Bytes::new())).await?;
+        let (client, body) = (self.clone(), answer.into_body());
+        Ok(Lines { client, body, buffer: Vec::new(), searched: 0, what, kind: PhantomData })
     }
 
     async fn call<T: DeserializeOwned>(&self, method: Method, path: &str, body: Bytes) -> Result<T, Failure> {
@@ -191,9 +200,9 @@ impl Client {
     }
 }
 
-impl Events {
-    /// The next event; `None` where the daemon says no more. Nothing is lost where it is dropped before its end.
-    pub(super) async fn next(&mut self) -> Option<Result<Received, Failure>> {
+impl<T: DeserializeOwned> Lines<T> {
+    /// The next line; `None` where the daemon says no more. Nothing is lost where it is dropped before its end.
+    pub(super) async fn next(&mut self) -> Option<Result<Received<T>, Failure>> {
         loop {
             if let Some(line) = self.line() {
                 if line.trim_ascii().is_empty() {
@@ -203,7 +212,7 @@ impl Events {
             }
             if self.buffer.len() > LONGEST_LINE {
                 let start = std::mem::take(&mut self.buffer);
-                return Some(Err(self.client.garbled("the events of a roll", &start, "a line without an end")));
+                return Some(Err(self.client.garbled(self.what, &start, "a line without an end")));
             }
             match self.body.frame().await? {
                 Ok(frame) => self.buffer.extend_from_slice(frame.data_ref().map_or(&[], |data| data)),
@@ -224,9 +233,8 @@ impl Events {
         Some(std::mem::replace(&mut self.buffer, rest))
     }
 
-    fn event(&self, line: &[u8]) -> Result<Received, Failure> {
-        let event =
-            serde_json::from_slice(line).map_err(|why| self.client.garbled("the events of a roll", line, why))?;
+    fn event(&self, line: &[u8]) -> Result<Received<T>, Failure> {
+        let event = serde_json::from_slice(line).map_err(|why| self.client.garbled(self.what, line, why))?;
         Ok(Received { line: String::from_utf8_lossy(line).trim().to_owned(), event })
     }
 }

@@ -15,6 +15,7 @@ mod server;
 mod settle;
 mod start;
 mod status;
+mod trace;
 
 use std::{
     collections::BTreeSet,
@@ -40,7 +41,7 @@ use crate::{
     config::Config,
     journal::{Journal, events::Shelf},
     keepalive::Keepalive,
-    kernel::{Attachment, Events, Programs, Tables},
+    kernel::{Attachment, Decisions, Events, Programs, Tables},
     report::Meters,
     roll::{Record, world::World},
     service::{self, registry::Registry, watch},
@@ -72,6 +73,8 @@ pub(crate) struct Daemon {
     config: Mutex<Config>,
     /// `None`: detached.
     programs: Mutex<Option<Programs>>,
+    /// What the programs tell of decisions; locked by who listens to it.
+    decisions: Arc<tokio::sync::Mutex<Decisions>>,
     /// What the last look at links and pins found to be lost.
     lost: Mutex<BTreeSet<String>>,
     /// The last self-test.

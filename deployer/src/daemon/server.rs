@@ -19,11 +19,11 @@ use axum::{
     serve::IncomingStream,
 };
 use serde::de::DeserializeOwned;
-use tokio::{net::UnixListener, sync::Notify};
+use tokio::{io::DuplexStream, net::UnixListener, sync::Notify};
 
 use super::{Daemon, error::Refusal};
 use crate::{
-    api::{Done, ErrorBody, Exit, Report},
+    api::{Done, ErrorBody, Exit, Report, TraceRequest},
     config,
 };
 
@@ -104,6 +104,7 @@ pub(super) async fn run(listener: UnixListener, daemon: Arc<Daemon>, end: Arc<No
         .route("/v1/services/{name}/roll", post(roll))
         .route("/v1/services/{name}/drain", post(drain))
         .route("/v1/services/{name}/enable", post(enable))
+        .route("/v1/services/{name}/trace", get(trace))
         .route("/v1/rolls/{id}/events", get(events))
         .route("/v1/rolls/{id}/report", get(report))
         .route("/v1/rolls/{id}/stop", post(stop))
@@ -219,6 +220,23 @@ async fn events(State(daemon): Shared, Name(id): Name<String>, Query(from): Quer
             }
         }
     });
+    Ok(lines(body))
+}
+
+/// Decisions as they are made, a line each.
+async fn trace(
+    State(daemon): Shared,
+    Name(name): Name<String>,
+    who: Who,
+    Query(asked): Query<TraceRequest>,
+) -> Result<Response, Refusal> {
+    let (sender, body) = tokio::io::duplex(MOST);
+    daemon.trace(&name, &asked, &who.0.0, sender)?;
+    Ok(lines(body))
+}
+
+/// An answer of lines of JSON that are still to come.
+fn lines(body: DuplexStream) -> Response {
     let stream = tokio_util::io::ReaderStream::new(body);
-    Ok(([(CONTENT_TYPE, "application/x-ndjson")], Body::from_stream(stream)).into_response())
+    ([(CONTENT_TYPE, "application/x-ndjson")], Body::from_stream(stream)).into_response()
 }

@@ -13,7 +13,7 @@ use super::{
 use crate::{
     config::{self, Config},
     keepalive::Keepalive,
-    kernel::{self, Events, Programs, Tables},
+    kernel::{self, Attached, Events, Programs, Tables},
     report::{Meters, Source},
     roll::world::{Host, World},
     service::{self, blocking, registry::Registry, watch},
@@ -28,7 +28,7 @@ pub(super) async fn start(config: Config) -> Result<(Arc<Daemon>, Bound, Events)
     let attachment = kernel::attachment(config.kernel.callers.as_deref(), config.kernel.workers.as_deref())?;
     // Before anything is attached: a second daemon must not even begin.
     let socket = server::bind(&config.daemon)?;
-    let (programs, tables, events) = Programs::attach(&attachment, &config.kernel.pins)?;
+    let Attached { programs, tables, events, decisions } = Programs::attach(&attachment, &config.kernel.pins)?;
     let tables = Arc::new(tables);
     let root = kernel::cgroup::root().context("looking for the cgroup v2 root")?;
     let registry = Arc::new(Registry::new(Arc::clone(&tables), root)?);
@@ -50,6 +50,7 @@ pub(super) async fn start(config: Config) -> Result<(Arc<Daemon>, Bound, Events)
         attachment,
         config: config.into(),
         programs: Some(programs).into(),
+        decisions: Arc::new(decisions.into()),
         lost: Default::default(),
         holds: Default::default(),
         self_test: Default::default(),
