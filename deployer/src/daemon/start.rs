@@ -15,7 +15,10 @@ use crate::{
     keepalive::Keepalive,
     kernel::{self, Attached, Events, Programs, Tables},
     report::{Meters, Source},
-    roll::world::{Host, World},
+    roll::{
+        record::unix_ms,
+        world::{Host, World},
+    },
     service::{self, blocking, registry::Registry, watch},
 };
 
@@ -52,6 +55,9 @@ pub(super) async fn start(config: Config) -> Result<(Arc<Daemon>, Bound, Events)
         programs: Some(programs).into(),
         decisions: Arc::new(decisions.into()),
         lost: Default::default(),
+        links_lost: Default::default(),
+        unserved: Default::default(),
+        begun_ms: unix_ms(),
         holds: Default::default(),
         self_test: Default::default(),
         rolls: Default::default(),
