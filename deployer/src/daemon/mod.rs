@@ -41,6 +41,7 @@ use crate::{
     journal::{Journal, events::Shelf},
     keepalive::Keepalive,
     kernel::{Attachment, Events, Programs, Tables},
+    log,
     report::Meters,
     roll::{Record, world::World},
     service::{self, registry::Registry, watch},
@@ -97,7 +98,7 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 /// # Errors
 /// When the configuration is wrong, the kernel refuses, or the socket cannot be made.
 pub async fn run(path: &Path) -> Result<()> {
-    log_to_stderr();
+    log::to_stderr();
     // First of all: until they are caught, a reload asked for ends the process.
     let mut signals = Signals::catch()?;
     let config = Config::load(path)?;
@@ -281,21 +282,5 @@ async fn note_for_ever(daemon: Arc<Daemon>) {
     loop {
         tokio::time::sleep(NOTE).await;
         daemon.note();
-    }
-}
-
-/// People read text; journald gets JSON.
-fn log_to_stderr() {
-    let filter = tracing_subscriber::EnvFilter::try_from_env("DEPLOYER_LOG")
-        .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("info"));
-    let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
-    let result = if std::env::var_os("JOURNAL_STREAM").is_some() {
-        builder.json().try_init()
-    } else {
-        builder.with_target(false).with_ansi(std::io::IsTerminal::is_terminal(&std::io::stderr())).try_init()
-    };
-    if let Err(error) = result {
-        // Logging is set up already, by a program that embeds us.
-        tracing::debug!(%error, "logging not set up again");
     }
 }

@@ -71,17 +71,17 @@ impl Former {
         let mut orphans = resumed.orphans.remove(&service.config.name).unwrap_or_default();
         let roll = resumed.rolls.iter_mut().find(|roll| Arc::ptr_eq(&roll.service, service));
         let mut unheld = BTreeMap::new();
-        let hand = match roll {
-            Some(roll) => &mut roll.hand,
-            None => &mut unheld,
+        let (hand, id) = match roll {
+            Some(roll) => (&mut roll.hand, roll.record.id.clone()),
+            None => (&mut unheld, String::new()),
         };
         for (nth, worker) in service.members().enumerate() {
             let now = scene.world.listeners(worker).await?;
             match hand.get_mut(&nth) {
                 Some((Hand { outcome: Some(Outcome::Failed(why)), .. }, _)) => failed(scene, worker, why),
                 Some((held, claim)) if held.outcome.is_none() => {
+                    *claim = worker.claim(Owner::Roll(id.clone())).ok();
                     take_in_hand(scene, worker, held, &now);
-                    *claim = worker.claim(Owner::Roll("of the daemon before".to_owned())).ok();
                 }
                 _ if orphans.contains_key(&nth) => {}
                 _ => {
@@ -164,8 +164,8 @@ impl Former {
         for (nth, held) in &orphans {
             let worker = &service.workers[*nth];
             let now = scene.world.listeners(worker).await?;
-            take_in_hand(scene, worker, held, &now);
             hand.insert(*nth, (held.clone(), worker.claim(Owner::Roll(id.clone())).ok()));
+            take_in_hand(scene, worker, held, &now);
         }
         let mut state = entry(&record, service, None, &machine);
         state.hand = orphans;

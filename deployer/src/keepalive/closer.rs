@@ -9,7 +9,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use tracing::{debug, warn};
+use tracing::{Span, debug, warn};
 
 use super::ground::ground;
 use crate::{
@@ -62,6 +62,8 @@ struct Draining {
     others: Option<HashSet<SocketAddr>>,
     /// What the last strike said of its connections.
     answers: HashMap<Pair, Answer>,
+    /// Of the roll that drains it, for the log.
+    span: Span,
 }
 
 /// What the watch tells as soon as it is seen: a hot connection is complete for 100 µs at a time.
@@ -98,7 +100,8 @@ impl Closer {
     pub(super) fn begin(&self, worker: SocketAddr, watch: Arc<FramingWatch>, quiet_after: Option<Duration>) {
         let mut state = self.shared.state();
         watch.set_draining(worker, true);
-        let new = || Draining { watch, quiet_after, users: 0, others: None, answers: HashMap::new() };
+        let new =
+            || Draining { watch, quiet_after, users: 0, others: None, answers: HashMap::new(), span: Span::current() };
         state.draining.entry(worker).or_insert_with(new).users += 1;
         state.has_news = true;
         self.shared.news.notify_one();
@@ -176,6 +179,7 @@ struct Task {
     watch: Arc<FramingWatch>,
     quiet_after: Option<Duration>,
     is_new: bool,
+    span: Span,
 }
 
 impl Shared {
@@ -189,7 +193,7 @@ impl Shared {
             }
             let (struck, result) = (Instant::now(), self.strike());
             if let (Err(error), false) = (&result, is_failing) {
-                warn!(%error, "cannot go over the TCP sockets of this host: kept-alive connections are not closed");
+                tell(&tasks, error);
             }
             is_failing = result.is_err();
             let answers = result.unwrap_or_default();
@@ -220,12 +224,14 @@ impl Shared {
             watch: Arc::clone(&it.watch),
             quiet_after: it.quiet_after,
             is_new: it.others.is_none(),
+            span: it.span.clone(),
         };
         (!state.is_over).then(|| state.draining.iter().map(task).collect())
     }
 
     /// Aims at all connections to a worker that there is a ground for.
-    fn survey(&self, Task { worker, watch, quiet_after, .. }: &Task) {
+    fn survey(&self, Task { worker, watch, quiet_after, span, .. }: &Task) {
+        let _in = span.enter();
         let (pairs, others) = match look(*worker) {
             Ok(found) => found,
             Err(error) => return debug!(%worker, %error, "cannot list the connections to a worker that drains"),
@@ -261,6 +267,16 @@ impl Shared {
     fn state(&self) -> MutexGuard<'_, State> {
         // A panic elsewhere leaves it as good as it was.
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Says it to each roll that it is about.
+fn tell(tasks: &[Task], error: &io::Error) {
+    for (nth, task) in tasks.iter().enumerate() {
+        if tasks[..nth].iter().all(|other| other.span.id() != task.span.id()) {
+            let _in = task.span.enter();
+            warn!(%error, "cannot go over the TCP sockets of this host: kept-alive connections are not closed");
+        }
     }
 }
 

@@ -14,6 +14,7 @@ use tracing::{info, warn};
 use crate::{
     api::{Event, Exit, What},
     journal::events::Log,
+    log,
 };
 
 /// A roll's record; readers follow it from any point.
@@ -73,7 +74,8 @@ impl Record {
             let event = Event { seq: told.events.len() as u64, time_ms: unix_ms(), roll: self.id.clone(), what };
             // Phases are logged by the worker itself.
             if !matches!(event.what, What::Phase { .. }) {
-                info!(roll = self.id, event = serde_json::to_string(&event.what).unwrap_or_default(), "roll");
+                let _in = log::of_roll(&self.id).entered();
+                info!(event = serde_json::to_string(&event.what).unwrap_or_default(), "roll");
             }
             told.write(&self.id, &event);
             told.events.push(event);
@@ -195,7 +197,8 @@ impl Told {
             Ok(()) => self.torn = false,
             Err(error) if !self.torn => {
                 self.torn = true;
-                warn!(roll = id, %error, "its events cannot be written down; they are with the next that can");
+                let _in = log::of_roll(id).entered();
+                warn!(%error, "its events cannot be written down; they are with the next that can");
             }
             Err(_) => {}
         }

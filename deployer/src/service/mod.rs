@@ -18,13 +18,14 @@ use std::{
 
 use deployer_common::word::{State, WorkerWord};
 use tokio::sync::Notify;
-use tracing::info;
+use tracing::{Span, info};
 
 use crate::{
     api::Phase,
     config,
     journal::WorkerState,
     kernel::{Tables, diag},
+    log,
     workers::{self, Builtin, Exec, ProcessManager, Supervisord, Systemd},
 };
 
@@ -202,6 +203,7 @@ impl Worker {
         control.phase = phase;
         reason.clone_into(&mut control.reason);
         control.since = Instant::now();
+        let _in = control.span().entered();
         info!(service = self.service, worker = %self.at, ?phase, ?was, reason, "worker");
         was
     }
@@ -217,6 +219,15 @@ impl Control {
             version: self.version.clone(),
             listeners: self.listeners.clone(),
             drained: None,
+        }
+    }
+
+    /// Of the roll that has it in hand, for the log.
+    #[must_use]
+    pub fn span(&self) -> Span {
+        match &self.owner {
+            Owner::Roll(id) => log::of_roll(id),
+            _ => Span::none(),
         }
     }
 
@@ -264,7 +275,10 @@ pub fn serves(local: SocketAddr, at: SocketAddr) -> bool {
 pub async fn blocking<T: Send + 'static>(
     work: impl FnOnce() -> std::io::Result<T> + Send + 'static,
 ) -> std::io::Result<T> {
-    tokio::task::spawn_blocking(work).await.unwrap_or_else(|error| Err(std::io::Error::other(error)))
+    let span = Span::current();
+    tokio::task::spawn_blocking(move || span.in_scope(work))
+        .await
+        .unwrap_or_else(|error| Err(std::io::Error::other(error)))
 }
 
 /// Puts a worker back into rotation from whatever state this owner has put it in, and takes note of its listeners.
