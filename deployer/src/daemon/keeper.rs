@@ -50,5 +50,6 @@ impl Daemon {
         }
         lock(&self.lost).clone_from(&lost);
         *told = lost;
+        self.tell_trouble();
     }
 }

@@ -4,6 +4,7 @@ mod actions;
 mod error;
 mod floor;
 mod former;
+mod history;
 mod holds;
 mod keeper;
 mod lives;
@@ -38,7 +39,7 @@ use self::{former::Resumed, start::observing};
 use crate::{
     api::SelfTest,
     config::Config,
-    journal::{Journal, events::Shelf},
+    journal::{History, Journal, events::Shelf, history::By},
     keepalive::Keepalive,
     kernel::{Attachment, Events, Programs, Tables},
     log,
@@ -67,6 +68,8 @@ pub(crate) struct Daemon {
     journal: Arc<Journal>,
     /// Where the rolls' events outlive the daemon.
     shelf: Shelf,
+    /// What happened on this host.
+    history: Arc<History>,
     /// What was found at the start and must not be overlooked.
     warnings: Vec<String>,
     attachment: Attachment,
@@ -84,6 +87,8 @@ pub(crate) struct Daemon {
     /// Held while something is looked at and then changed (a roll begun, a worker claimed, the configuration read again,
     /// steering ended), so that none of these comes between the look and the change of another. Never over an await.
     gate: Mutex<()>,
+    /// Held while trouble is looked for and told.
+    told: Mutex<()>,
     /// The daemon was asked to stop, and begins nothing any more.
     closing: AtomicBool,
 }
@@ -116,6 +121,7 @@ pub async fn run(path: &Path) -> Result<()> {
     daemon.note();
     // What cannot be written has been told.
     let _ = daemon.journal.flush().await;
+    daemon.tell_stopped().await;
     // Who follows a roll is to read its last words; who reads nothing is not waited for.
     end.notify_one();
     let _ = tokio::time::timeout(LAST_WORDS, server).await;
@@ -193,6 +199,8 @@ impl Daemon {
         for (worker, drained) in resumed.drains {
             self.hold_again(&worker, &drained);
         }
+        self.tell_bypassed();
+        self.tell_found(By::Daemon);
         for roll in resumed.rolls {
             tokio::spawn(roll.run());
         }
@@ -213,7 +221,9 @@ impl Daemon {
     async fn reload(self: &Arc<Self>, path: &Path) {
         let _ = sd_notify::notify(&[sd_notify::NotifyState::Reloading]);
         let (daemon, path) = (Arc::clone(self), PathBuf::from(path));
-        match tokio::task::spawn_blocking(move || daemon.reload_now(&path)).await {
+        let read = tokio::task::spawn_blocking(move || daemon.reload_now(&path)).await;
+        self.tell_reloaded(&read);
+        match read {
             Ok(Ok(())) => {
                 // Without the gate: a manager may take its time.
                 service::adopt(&self.registry.services()).await;
@@ -282,5 +292,6 @@ async fn note_for_ever(daemon: Arc<Daemon>) {
     loop {
         tokio::time::sleep(NOTE).await;
         daemon.note();
+        daemon.tell_trouble();
     }
 }

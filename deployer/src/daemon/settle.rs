@@ -157,7 +157,8 @@ impl Former {
         let name = &service.config.name;
         let (id, by) = (format!("{name}-{}", unix_ms()), "the daemon, for what the one before had in hand".to_owned());
         warn!(roll = id, workers = orphans.len(), "workers were in hand of a roll that cannot go on; restarting them");
-        let record = Record::resumed(id.clone(), name.clone(), by, Vec::new(), Some(self.shelf.log(&id, 0)));
+        let record = Record::resumed(id.clone(), name.clone(), by, Vec::new(), Some(self.shelf.log(&id, 0)))
+            .telling(&self.history, None);
         let batches = vec![orphans.keys().copied().collect()];
         let machine = Machine::new(Plan { batches, max_failures: orphans.len(), ..Plan::default() });
         let mut hand = BTreeMap::new();

@@ -2,10 +2,9 @@
 
 use deployer_common::word;
 
-use super::{Daemon, holds::Held, lock};
+use super::{Daemon, history, holds::Held, lock};
 use crate::{
     api::{Phase, ServiceStatus, Status, WorkerStatus},
-    config::{Mode, Policy},
     service::{Service, Worker},
 };
 
@@ -25,9 +24,10 @@ impl Daemon {
     }
 
     /// What must not be overlooked.
-    fn trouble(&self) -> Vec<String> {
+    pub(super) fn trouble(&self) -> Vec<String> {
         let lost: Vec<_> = lock(&self.lost).iter().cloned().collect();
         let own = lost.into_iter().chain(self.journal.trouble()).chain(self.keepalive.trouble());
+        let own = own.chain(self.history.unwritten());
         own.chain(self.warnings.iter().cloned()).collect()
     }
 
@@ -36,13 +36,9 @@ impl Daemon {
         let bypassed = self.tables.service_word(service.index).mode() == word::Mode::Bypass;
         let mode = match service.config.mode {
             _ if bypassed => "bypass",
-            Mode::Observe => "observe",
-            Mode::Enforce => "enforce",
+            configured => history::mode(configured),
         };
-        let policy = match service.config.drain.policy {
-            Policy::Steer => "steer",
-            Policy::Refuse => "refuse",
-        };
+        let policy = history::policy(service.config.drain.policy);
         let workers = service.workers.iter().map(|worker| self.worker_status(service, worker, held));
         let spares = service.spares.iter().filter(|spare| spare.control().phase != Phase::Down);
         let spares = spares.map(|spare| self.worker_status(service, spare, held));
