@@ -5,6 +5,7 @@
 //! | `GET /v1/status` | [`Status`] |
 //! | `POST /v1/services/NAME/roll` [`RollRequest`] | [`RollStarted`]; with `dry_run` the plan alone |
 //! | `GET /v1/rolls/ID/events?from=SEQ` | [`Event`]s from the first, or from SEQ, one JSON object a line, until the roll has ended |
+//! | `GET /v1/events?from=SEQ&follow=true` | [`Entry`]s of the host's history, one JSON object a line: all there are, or from SEQ on; with `follow` also what happens from then on |
 //! | `GET /v1/rolls/ID/report` | [`Report`]; with `last` for ID that of the roll which began last |
 //! | `POST /v1/rolls/ID/stop` | [`Done`] |
 //! | `POST /v1/services/NAME/drain` [`DrainRequest`] | [`Done`] when the worker is out of rotation |
@@ -16,6 +17,7 @@
 //! Every error is an [`ErrorBody`] with the HTTP status of its [`Exit`].
 
 mod event;
+mod history;
 mod report;
 mod trace;
 
@@ -25,6 +27,7 @@ use serde::{Deserialize, Serialize};
 
 pub use self::{
     event::{Event, What},
+    history::{Change, Configured, Entry},
     report::{Latency, Proof, Report, Tally, Window},
     trace::{Outcome, TraceRequest, Traced},
 };

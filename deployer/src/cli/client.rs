@@ -21,7 +21,7 @@ use serde::{Serialize, de::DeserializeOwned};
 use tokio::{net::UnixStream, time::timeout};
 
 use super::out;
-use crate::api::{ErrorBody, Event, Exit};
+use crate::api::{Entry, ErrorBody, Event, Exit};
 
 /// No call takes long in the daemon: a roll answers when it has begun. Longer is a daemon that hangs.
 const ANSWER_WITHIN: Duration = Duration::from_secs(30);
@@ -48,24 +48,44 @@ pub(super) struct Client {
     pub(super) answer_within: Duration,
 }
 
-/// An answer of lines, as they come.
+/// Events as they come.
 #[derive(Debug)]
-pub(super) struct Lines<T> {
+pub(super) struct Events<T = Event> {
     client: Client,
+    /// What was asked for.
+    path: String,
     body: Incoming,
+    /// The daemon went away in the middle.
+    pub(super) is_cut: bool,
     buffer: Vec<u8>,
     /// How much of the buffer is known to hold no end of line.
     searched: usize,
-    /// What they are: "the events of a roll".
-    what: &'static str,
-    kind: PhantomData<T>,
+    event: PhantomData<T>,
 }
 
-/// A line, and how it was written: `--json` shows also what this version does not know.
+/// An event, and how it was written: `--json` shows also what this version does not know.
 #[derive(Debug, Clone, PartialEq)]
 pub(super) struct Received<T = Event> {
     pub(super) line: String,
     pub(super) event: T,
+}
+
+/// What comes in a row.
+pub(super) trait Numbered {
+    /// Its number.
+    fn seq(&self) -> u64;
+}
+
+impl Numbered for Event {
+    fn seq(&self) -> u64 {
+        self.seq
+    }
+}
+
+impl Numbered for Entry {
+    fn seq(&self) -> u64 {
+        self.seq
+    }
 }
 
 impl Failure {
@@ -89,16 +109,11 @@ impl Client {
         self.call(Method::POST, path, body.into()).await
     }
 
-    /// Follows a roll from an event on.
-    pub(super) async fn events(&self, roll: &str, from: u64) -> Result<Lines<Event>, Failure> {
-        self.lines(&format!("/v1/rolls/{}/events?from={from}", encoded(roll)), "the events of a roll").await
-    }
-
-    /// Begins to read an answer of lines; `what` they are is for errors.
-    pub(super) async fn lines<T>(&self, path: &str, what: &'static str) -> Result<Lines<T>, Failure> {
+    /// Events, a line each.
+    pub(super) async fn events<T>(&self, path: &str) -> Result<Events<T>, Failure> {
         let answer = self.in_time(self.ask(Method::GET, path, Bytes::new())).await?;
-        let (client, body) = (self.clone(), answer.into_body());
-        Ok(Lines { client, body, buffer: Vec::new(), searched: 0, what, kind: PhantomData })
+        let (client, path, body, is_cut) = (self.clone(), path.to_owned(), answer.into_body(), false);
+        Ok(Events { client, path, body, is_cut, buffer: Vec::new(), searched: 0, event: PhantomData })
     }
 
     async fn call<T: DeserializeOwned>(&self, method: Method, path: &str, body: Bytes) -> Result<T, Failure> {
@@ -200,8 +215,8 @@ impl Client {
     }
 }
 
-impl<T: DeserializeOwned> Lines<T> {
-    /// The next line; `None` where the daemon says no more. Nothing is lost where it is dropped before its end.
+impl<T: DeserializeOwned> Events<T> {
+    /// The next event; `None` where the daemon says no more. Nothing is lost where it is dropped before its end.
     pub(super) async fn next(&mut self) -> Option<Result<Received<T>, Failure>> {
         loop {
             if let Some(line) = self.line() {
@@ -212,11 +227,14 @@ impl<T: DeserializeOwned> Lines<T> {
             }
             if self.buffer.len() > LONGEST_LINE {
                 let start = std::mem::take(&mut self.buffer);
-                return Some(Err(self.client.garbled(self.what, &start, "a line without an end")));
+                return Some(Err(self.garbled(&start, "a line without an end")));
             }
             match self.body.frame().await? {
                 Ok(frame) => self.buffer.extend_from_slice(frame.data_ref().map_or(&[], |data| data)),
-                Err(_) => return None,
+                Err(_) => {
+                    self.is_cut = true;
+                    return None;
+                }
             }
         }
     }
@@ -234,8 +252,12 @@ impl<T: DeserializeOwned> Lines<T> {
     }
 
     fn event(&self, line: &[u8]) -> Result<Received<T>, Failure> {
-        let event = serde_json::from_slice(line).map_err(|why| self.client.garbled(self.what, line, why))?;
+        let event = serde_json::from_slice(line).map_err(|why| self.garbled(line, why))?;
         Ok(Received { line: String::from_utf8_lossy(line).trim().to_owned(), event })
+    }
+
+    fn garbled(&self, line: &[u8], why: impl Display) -> Failure {
+        self.client.garbled(&format!("GET {}", self.path), line, why)
     }
 }
 

@@ -8,6 +8,8 @@ mod client;
 mod config;
 mod detach;
 mod drain;
+mod events;
+mod happened;
 mod lb;
 mod lines;
 mod out;
@@ -109,6 +111,9 @@ enum Verb {
     /// Show the decisions of a service as they are made: who called, what it dialled, what it got, and why
     #[command(after_help = EXIT_CODES)]
     Trace(trace::Options),
+    /// Show what happened on this host, when and by whom; kept over restarts of the daemon
+    #[command(after_help = EXIT_CODES)]
+    Events(events::Options),
     /// Take a worker out of rotation
     #[command(after_help = EXIT_CODES)]
     Drain {
@@ -230,6 +235,7 @@ fn run(cli: Cli) -> Exit {
         Verb::Status { json } => block_on(status::run(&client, json)),
         Verb::Report { roll, json } => block_on(report::run(&client, roll.as_deref(), json)),
         Verb::Trace(options) => block_on(trace::run(&client, &options)),
+        Verb::Events(options) => block_on(events::run(&client, &options)),
         Verb::Drain { worker, for_ms, force } => block_on(drain::drain(&client, &worker, for_ms, force)),
         Verb::Enable { worker } => block_on(drain::enable(&client, &worker)),
         Verb::Bypass { service, off, force } => block_on(bypass::run(&client, service, !off, force)),

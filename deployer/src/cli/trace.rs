@@ -35,7 +35,7 @@ pub(super) async fn run(client: &Client, options: &Options) -> Result<Exit, Fail
     let Options { service, port, duration, every, json } = options;
     let port = port.map(|port| format!("&port={port}")).unwrap_or_default();
     let path = format!("/v1/services/{}/trace?duration_ms={duration}&every={every}{port}", encoded(service));
-    let mut lines = client.lines::<Traced>(&path, "the decisions of a service").await?;
+    let mut lines = client.events::<Traced>(&path).await?;
     let mut begun = None;
     while let Some(line) = lines.next().await {
         let received = line?;

@@ -31,6 +31,7 @@ pub(super) async fn start(config: Config) -> Result<(Arc<Daemon>, Bound, Events)
     let attachment = kernel::attachment(config.kernel.callers.as_deref(), config.kernel.workers.as_deref())?;
     // Before anything is attached: a second daemon must not even begin.
     let socket = server::bind(&config.daemon)?;
+    former.history.started(env!("CARGO_PKG_VERSION"), std::process::id());
     let Attached { programs, tables, events, decisions } = Programs::attach(&attachment, &config.kernel.pins)?;
     let tables = Arc::new(tables);
     let root = kernel::cgroup::root().context("looking for the cgroup v2 root")?;
@@ -49,6 +50,7 @@ pub(super) async fn start(config: Config) -> Result<(Arc<Daemon>, Bound, Events)
         keepalive,
         journal: former.journal,
         shelf: former.shelf,
+        history: former.history,
         warnings: former.warnings,
         attachment,
         config: config.into(),
@@ -62,6 +64,7 @@ pub(super) async fn start(config: Config) -> Result<(Arc<Daemon>, Bound, Events)
         self_test: Default::default(),
         rolls: Default::default(),
         gate: Default::default(),
+        told: Default::default(),
         closing: false.into(),
     });
     daemon.go_on(resumed);
