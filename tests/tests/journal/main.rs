@@ -3,4 +3,6 @@
 
 mod files;
 mod hands;
+mod history;
+mod log;
 mod rolls;

@@ -41,7 +41,7 @@ impl Files {
     pub(super) fn read(&self, mut each: impl FnMut(u64, Option<Entry>)) {
         let mut reading = self.open();
         while let Some((seq, line)) = reading.line() {
-            each(seq, serde_json::from_slice(&line).ok());
+            each(seq, understood(&line));
         }
     }
 }
@@ -92,10 +92,17 @@ impl Reading {
             if seq >= until {
                 break;
             }
-            chunk.extend(line);
+            // What no client could make anything of.
+            if understood(&line).is_some() {
+                chunk.extend(line);
+            }
         }
         (!chunk.is_empty()).then_some((chunk, self.next))
     }
+}
+
+fn understood(line: &[u8]) -> Option<Entry> {
+    serde_json::from_slice(line).ok()
 }
 
 /// A plain file to be read; nothing else is waited for.
@@ -156,7 +163,7 @@ impl Appender {
         Ok(())
     }
 
-    /// A torn line that is there becomes one that nobody reads.
+    /// Cuts off a torn line: its number is used again.
     fn reopen(&mut self) -> io::Result<File> {
         DirBuilder::new().recursive(true).mode(0o700).create(&self.files.0)?;
         let mut options = OpenOptions::new();
@@ -166,15 +173,14 @@ impl Appender {
         if !found.is_file() {
             return Err(io::Error::other("it is no plain file"));
         }
-        self.len = found.len();
-        let mut last = [b'\n'];
-        if self.len > 0 {
-            file.seek(SeekFrom::End(-1))?;
-            file.read_exact(&mut last)?;
-        }
-        if last != [b'\n'] {
-            file.write_all(b"\n")?;
-            self.len += 1;
+        let (mut end, from) = (Vec::new(), found.len().saturating_sub(LINE_MOST));
+        file.seek(SeekFrom::Start(from))?;
+        (&file).take(LINE_MOST).read_to_end(&mut end)?;
+        let whole = end.iter().rposition(|byte| *byte == b'\n').map_or(0, |last| last as u64 + 1);
+        // Without an end of line in so many bytes there is nothing that could be read.
+        self.len = if whole == 0 { 0 } else { from + whole };
+        if self.len < found.len() {
+            file.set_len(self.len)?;
         }
         Ok(file)
     }

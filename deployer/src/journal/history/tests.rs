@@ -123,7 +123,7 @@ async fn it_is_bounded() {
     let (dir, history) = opened();
     let text = "x".repeat(TEXT - 1);
     for nth in 0..8000 {
-        phase(&history, By::Watch, Phase::Up, &format!("{}{text}", nth % 2));
+        phase(&history, By::Watch, if nth % 2 == 0 { Phase::Up } else { Phase::Down }, &text);
         if nth % 64 == 0 {
             history.flush().await;
         }
@@ -170,7 +170,7 @@ async fn a_full_disk_costs_lines_and_says_so() {
     fs::create_dir(file(dir.path())).unwrap();
     let text = "x".repeat(TEXT - 1);
     for nth in 0..400 {
-        phase(&history, By::Watch, Phase::Up, &format!("{}{text}", nth % 2));
+        phase(&history, By::Watch, if nth % 2 == 0 { Phase::Up } else { Phase::Down }, &text);
     }
     history.flush().await;
     assert!(history.unwritten().unwrap().contains("events.ndjson cannot be written"));
