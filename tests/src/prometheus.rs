@@ -9,8 +9,10 @@ use std::process::{Command, Output, Stdio};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context, Result, bail, ensure};
+use rustix::process::Signal;
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
+use serde_json::Value;
 
 use crate::http::{Request, Response};
 use crate::pace::patient;
@@ -121,7 +123,9 @@ impl<'a> Prometheus<'a> {
         fs::create_dir_all(&dir).context("make Prometheus's directory")?;
         let config = dir.join("prometheus.yml");
         fs::write(&config, config_text()).context("write prometheus.yml")?;
-        fs::write(dir.join("rules.yml"), rules).context("write rules.yml")?;
+        let file = dir.join("rules.yml");
+        // What has not been scraped yet is absent, and there is an alert for that.
+        fs::write(&file, "groups: []\n").context("write rules.yml")?;
         let mut command = sandbox.command(Place::Outside, "prometheus");
         command.arg(format!("--config.file={}", config.display()));
         command.arg(format!("--storage.tsdb.path={}", dir.join("data").display()));
@@ -130,6 +134,12 @@ impl<'a> Prometheus<'a> {
         let mut prometheus = Self { sandbox, process };
         prometheus.wait_ready()?;
         prometheus.settle().with_context(|| prometheus.process.log_tail())?;
+        fs::write(&file, rules).context("write rules.yml")?;
+        prometheus.process.signal(Signal::HUP)?;
+        // Go's time zero: never.
+        let is_time = |time: &Value| time.as_str().is_some_and(|time| !time.starts_with("0001-"));
+        let evaluated = || Ok(is_time(&prometheus.ask::<Value>("/api/v1/rules")?["groups"][0]["lastEvaluation"]));
+        wait("the rules to be evaluated", evaluated).with_context(|| prometheus.process.log_tail())?;
         Ok(prometheus)
     }
 
