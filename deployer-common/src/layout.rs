@@ -21,7 +21,7 @@ pub const MAX_FRONTENDS: usize = 8 * MAX_WORKERS;
 
 /// Name and layout version of every table. Tables outlive the daemon, so whoever changes an entry raises its table's
 /// version here, and says in deployer's `kernel/versions.rs` where each word goes.
-pub const TABLES: [(&str, u32); 14] = [
+pub const TABLES: [(&str, u32); 16] = [
     ("SWITCHBOARD", if cfg!(feature = "next-layout") { 2 } else { 1 }),
     ("FRONTENDS", 1),
     ("LISTENERS", 1),
@@ -33,6 +33,8 @@ pub const TABLES: [(&str, u32); 14] = [
     ("LIMITS", 1),
     ("WORKER_LIVES", 1),
     ("WORKER_PROOFS", 1),
+    ("WORKER_TIMES", 1),
+    ("DIALS", 1),
     ("LISTENING", 1),
     ("LISTENER_NOTES", 1),
     ("EVENTS", 1),
@@ -207,6 +209,27 @@ pub struct WorkerProof {
     pub lifetimes: [u64; BUCKETS],
 }
 
+/// How long things took, by worker.
+#[repr(C)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct WorkerTimes {
+    /// Sum of what [`WorkerProof::lifetimes`] counts, microseconds.
+    pub lifetime_us: u64,
+    /// Sum of what `connects` counts, microseconds.
+    pub connect_us: u64,
+    /// From a steered caller's SYN to its connection's being established, seen at the caller's end:
+    /// [`crate::histogram::bucket`] of microseconds.
+    pub connects: [u64; BUCKETS],
+}
+
+/// What is remembered of a caller's socket while its connection is being established, in its socket storage.
+#[repr(C)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Dial {
+    /// When its SYN went out, in nanoseconds of `CLOCK_MONOTONIC`; 0: it is established.
+    pub since: u64,
+}
+
 /// A socket that listens for a worker, by the address of its `struct file`.
 #[repr(C)]
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -307,6 +330,8 @@ const _: () = assert!(size_of::<SockNote>() == 48);
 const _: () = assert!(size_of::<Limits>() == 8 * MAX_SERVICES);
 const _: () = assert!(size_of::<WorkerLife>() == 32);
 const _: () = assert!(size_of::<WorkerProof>() == 8 * (5 + BUCKETS));
+const _: () = assert!(size_of::<WorkerTimes>() == 8 * (2 + BUCKETS));
+const _: () = assert!(size_of::<Dial>() == 8);
 const _: () = assert!(size_of::<Listening>() == 32);
 const _: () = assert!(size_of::<ListenerNote>() == 16);
 const _: () = assert!(size_of::<Event>() == 48);

@@ -5,7 +5,7 @@ use deployer_common::layout::{MAX_SERVICES, MAX_WORKERS, WorkerLife};
 
 use crate::{
     atomic,
-    maps::{MMAPABLE, SERVICE_COUNTS, WORKER_COUNTS, WORKER_LIVES, WORKER_PROOFS},
+    maps::{MMAPABLE, SERVICE_COUNTS, WORKER_COUNTS, WORKER_LIVES, WORKER_PROOFS, WORKER_TIMES},
 };
 
 /// Adds to the field at byte `offset` of a worker's counters.
@@ -24,6 +24,12 @@ pub fn service(index: u32, offset: usize) {
 #[inline(always)]
 pub fn proof(index: u32, offset: usize) {
     add::<_, MAX_WORKERS>(&WORKER_PROOFS, index, 1, offset);
+}
+
+/// Adds to the field at byte `offset` of a worker's durations.
+#[inline(always)]
+pub fn time(index: u32, by: u64, offset: usize) {
+    add::<_, MAX_WORKERS>(&WORKER_TIMES, index, by as i64, offset);
 }
 
 /// Adds one to the field at byte `offset` of a worker's life.

@@ -8,9 +8,9 @@ use aya_ebpf::{
 use deployer_common::{
     endpoint::Endpoint,
     layout::{
-        EVENT_BYTES, Event, Frontend, Limits, ListenerNote, Listening, MAX_FRONTENDS, MAX_LISTENING, MAX_SERVICES,
-        MAX_SLOTS, MAX_WORKERS, ServiceCount, Slot, SockNote, Switchboard, WorkerAddr, WorkerCount, WorkerLife,
-        WorkerProof,
+        Dial, EVENT_BYTES, Event, Frontend, Limits, ListenerNote, Listening, MAX_FRONTENDS, MAX_LISTENING,
+        MAX_SERVICES, MAX_SLOTS, MAX_WORKERS, ServiceCount, Slot, SockNote, Switchboard, WorkerAddr, WorkerCount,
+        WorkerLife, WorkerProof, WorkerTimes,
     },
 };
 
@@ -59,6 +59,14 @@ pub static WORKER_LIVES: Array<WorkerLife, MAX_WORKERS, MMAPABLE> = Array::new()
 /// Proofs, by worker.
 #[btf_map]
 pub static WORKER_PROOFS: Array<WorkerProof, MAX_WORKERS, MMAPABLE> = Array::new();
+
+/// Durations, by worker.
+#[btf_map]
+pub static WORKER_TIMES: Array<WorkerTimes, MAX_WORKERS, MMAPABLE> = Array::new();
+
+/// Callers' connections that are being established; freed with the socket.
+#[btf_map]
+pub static DIALS: SkStorage<Dial> = SkStorage::new();
 
 /// Workers' sockets that listen, by the address of their `struct file`.
 #[btf_map]

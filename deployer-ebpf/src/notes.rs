@@ -4,6 +4,7 @@ use core::ffi::c_void;
 
 use aya_ebpf::{
     bindings::BPF_SK_STORAGE_GET_F_CREATE,
+    btf_maps::SkStorage,
     helpers::generated::{bpf_sk_storage_get, bpf_skc_to_mptcp_sock},
 };
 use deployer_common::layout::SockNote;
@@ -32,7 +33,13 @@ pub fn owner(sk: *mut c_void) -> *mut c_void {
 /// The note of a socket that the verifier knows; made from `blank` where there is none, unless that is null.
 #[inline(always)]
 pub fn of(sk: *mut c_void, blank: *mut SockNote) -> *mut SockNote {
+    stored(&NOTES, sk, blank)
+}
+
+/// The same of any table of this kind.
+#[inline(always)]
+pub fn stored<T>(table: &'static SkStorage<T>, sk: *mut c_void, blank: *mut T) -> *mut T {
     let flags = if blank.is_null() { 0 } else { u64::from(BPF_SK_STORAGE_GET_F_CREATE) };
-    // SAFETY: `sk` is a socket, `blank` null or a whole SockNote, which is copied; the map is ours.
-    unsafe { bpf_sk_storage_get((&raw const NOTES).cast_mut().cast(), sk, blank.cast(), flags) }.cast()
+    // SAFETY: `sk` is a socket, `blank` null or a whole entry, which is copied; the map is ours.
+    unsafe { bpf_sk_storage_get((&raw const *table).cast_mut().cast(), sk, blank.cast(), flags) }.cast()
 }

@@ -15,7 +15,7 @@ use aya_ebpf::{
 use deployer_common::{
     endpoint::{Endpoint, MAPPED},
     histogram::{self, BUCKETS},
-    layout::{EVENT_CUT, Event, SockNote, WorkerCount, WorkerLife, WorkerProof},
+    layout::{Dial, EVENT_CUT, Event, SockNote, WorkerCount, WorkerLife, WorkerProof, WorkerTimes},
     word::State,
 };
 
@@ -23,7 +23,7 @@ use crate::{
     atomic, count,
     fields::{OFF_SK_ERR, OFF_TASK_FLAGS, address_of, read},
     listeners::{self, now_ns},
-    maps::LISTENERS,
+    maps::{DIALS, LISTENERS},
     notes,
 };
 
@@ -70,7 +70,31 @@ fn syn_is_out(ctx: &SockOpsContext) {
     // SAFETY: as in hand_back.
     if !note.is_null() && unsafe { (*note).to } != 0 {
         report_state(ctx);
+        if let Some(sk) = socket(ctx) {
+            let mut now = Dial { since: now_ns() };
+            let dial = notes::stored(&DIALS, sk, &raw mut now);
+            // SAFETY: as in hand_back. A socket that dials once more has the time of before.
+            if let Some(dial) = unsafe { dial.as_mut() } {
+                *dial = now;
+            }
+        }
     }
+}
+
+/// Counts how long it took to establish a connection, once.
+#[inline(always)]
+fn dialled(ctx: &SockOpsContext, worker: u32) {
+    let Some(sk) = socket(ctx) else { return };
+    // SAFETY: as in hand_back.
+    let Some(dial) = (unsafe { notes::stored(&DIALS, sk, core::ptr::null_mut()).as_mut() }) else { return };
+    if dial.since == 0 {
+        return;
+    }
+    let took = (now_ns() - dial.since) / 1000;
+    dial.since = 0;
+    let bucket = histogram::bucket(took) & (BUCKETS - 1);
+    count::time(worker, 1, offset_of!(WorkerTimes, connects) + size_of::<u64>() * bucket);
+    count::time(worker, took, offset_of!(WorkerTimes, connect_us));
 }
 
 #[inline(always)]
@@ -96,6 +120,7 @@ fn reached(ctx: &SockOpsContext) {
         return;
     }
     let worker = u32::from(to) - 1;
+    dialled(ctx, worker);
     let Some(word) = atomic::word(worker) else { return };
     let now_ms = now_ns() / 1_000_000;
     if word.is_sealed(now_ms) {
@@ -173,6 +198,7 @@ fn over(ctx: &SockOpsContext, note: &mut SockNote) {
     let now = now_ns();
     let lasted = now - note.since();
     let bucket = histogram::bucket(lasted / 1000);
+    count::time(worker, lasted / 1000, offset_of!(WorkerTimes, lifetime_us));
     count::proof(worker, offset_of!(WorkerProof, lifetimes) + size_of::<u64>() * (bucket & (BUCKETS - 1)));
     // Not closed by its process, which has not come to it, but by the process's end; a caller's reset is an error.
     if is_exiting() && error(ctx) == 0 {

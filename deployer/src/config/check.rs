@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, ops::RangeInclusive, path::Path, path::PathBuf,
 use toml::de::DeTable;
 
 use super::{
-    Config, ConfigError, DEFAULT_PINS, Daemon, Kernel, Mode, OnStart, Service, drain,
+    Config, ConfigError, DEFAULT_PINS, Daemon, Kernel, Metrics, Mode, OnStart, Service, drain,
     error::Report,
     http, limits, manager,
     paths::{self, Mounts},
@@ -39,9 +39,11 @@ fn file(mut root: Table<'_>, mounts: &Mounts) -> Option<Config> {
     let daemon = root.section("daemon").map(daemon);
     let kernel = root.section("kernel").and_then(kernel);
     let mode = daemon.as_ref().and_then(|(_, mode)| *mode);
-    let services = root.section("service").and_then(|table| services(&table, mode, mounts));
+    let mut claims = Claims::default();
+    let metrics = root.maybe("metrics", |value| metrics(value, &mut claims));
+    let services = root.section("service").and_then(|table| services(&table, mode, mounts, claims));
     root.done();
-    Some(Config { daemon: daemon?.0?, kernel: kernel?, services: services? })
+    Some(Config { daemon: daemon?.0?, kernel: kernel?, metrics: metrics?, services: services? })
 }
 
 /// The section and the services' default mode, which may be right where the rest is not.
@@ -67,6 +69,16 @@ fn kernel(mut table: Table<'_>) -> Option<Kernel> {
     Some(Kernel { callers: callers?, workers: workers?, lease: lease?, pins: pins?, self_test: self_test? })
 }
 
+fn metrics<'a>(value: &Value<'a>, claims: &mut Claims<'a>) -> Option<Metrics> {
+    let mut table = value.table()?;
+    let listen =
+        table.need("listen", "listen = \"127.0.0.1:9469\"", |value| Some((ports::listen(value)?, value.clone())));
+    table.done();
+    let (listen, value) = listen?;
+    claims.metrics(listen, value);
+    Some(Metrics { listen })
+}
+
 /// The kernel reserves dots in names of a bpf file system (`bpf_lookup` in kernel/bpf/inode.c).
 fn pins(value: &Value<'_>) -> Option<PathBuf> {
     let path = paths::absolute(value)?;
@@ -80,12 +92,16 @@ fn mode(value: &Value<'_>) -> Option<Mode> {
     value.choice(&[("observe", Mode::Observe), ("enforce", Mode::Enforce)])
 }
 
-fn services(table: &Table<'_>, mode: Option<Mode>, mounts: &Mounts) -> Option<BTreeMap<String, Service>> {
+fn services<'a>(
+    table: &Table<'a>,
+    mode: Option<Mode>,
+    mounts: &Mounts,
+    mut claims: Claims<'a>,
+) -> Option<BTreeMap<String, Service>> {
     let entries = table.entries();
     if entries.is_empty() {
         return table.refuse("names no service; write a table [service.NAME] with workers and manager");
     }
-    let mut claims = Claims::default();
     let mut services = Vec::new();
     for (name, value) in entries {
         services.push(service(name, &value, mode, mounts, &mut claims));

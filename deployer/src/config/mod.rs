@@ -41,6 +41,8 @@ pub struct Config {
     pub daemon: Daemon,
     /// `[kernel]`
     pub kernel: Kernel,
+    /// `[metrics]`; `None`: no page is served.
+    pub metrics: Option<Metrics>,
     /// `[service.NAME]`, by name.
     pub services: BTreeMap<String, Service>,
 }
@@ -81,6 +83,13 @@ pub struct Kernel {
     pub pins: PathBuf,
     /// Between two self-tests: 1 s to 1 h, default 60 s.
     pub self_test: Duration,
+}
+
+/// `[metrics]`: the page that Prometheus reads.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Metrics {
+    /// Where it is served, by HTTP under `/metrics`. Not at an address of a service or worker.
+    pub listen: SocketAddr,
 }
 
 /// One service: what the load balancer talks to.

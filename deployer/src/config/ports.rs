@@ -65,6 +65,14 @@ pub(super) fn address(value: &Value<'_>) -> Option<SocketAddr> {
     }
 }
 
+/// `metrics.listen`: one address, which may be every address of this host.
+pub(super) fn listen(value: &Value<'_>) -> Option<SocketAddr> {
+    match value.text()?.parse::<SocketAddr>() {
+        Ok(at) if at.ip().is_unspecified() && at.port() > 0 => Some(at),
+        _ => address(value),
+    }
+}
+
 /// An IPv4 socket cannot be steered to an IPv6 worker; an IPv6 socket reaches both.
 pub(super) fn same_family(value: &Value<'_>, address: SocketAddr, workers: &[(SocketAddr, Value<'_>)]) {
     let stranger = workers.iter().find(|(worker, _)| address.is_ipv4() && worker.is_ipv6());
@@ -167,6 +175,7 @@ enum Use {
     Worker,
     Spare,
     Service,
+    Metrics,
 }
 
 #[derive(Debug)]
@@ -197,6 +206,10 @@ impl<'a> Claims<'a> {
         self.0.push(Claim { addr, purpose: Use::Service, value });
     }
 
+    pub(super) fn metrics(&mut self, addr: SocketAddr, value: Value<'a>) {
+        self.0.push(Claim { addr, purpose: Use::Metrics, value });
+    }
+
     /// Reports addresses used twice at the later place, once for each pair of values that overlap.
     pub(super) fn check(mut self) {
         self.0.sort_by_key(|claim| claim.value.at());
@@ -209,6 +222,13 @@ impl<'a> Claims<'a> {
             };
             let pair = (claim.value.at(), earlier.value.at());
             overlaps.entry(pair).or_insert((claim, earlier, 0)).2 += 1;
+        }
+        // Who listens at every address leaves no other the port.
+        for page in self.0.iter().filter(|claim| claim.purpose == Use::Metrics && claim.addr.ip().is_unspecified()) {
+            let others = self.0.iter().filter(|claim| claim.purpose != Use::Metrics);
+            if let Some(other) = others.into_iter().find(|claim| claim.addr.port() == page.addr.port()) {
+                overlaps.entry((page.value.at(), other.value.at())).or_insert((page, other, 1));
+            }
         }
         for (claim, earlier, count) in overlaps.into_values() {
             claim.refuse(earlier, count);
@@ -231,8 +251,10 @@ impl Claim<'_> {
             Use::Worker => "a worker's in",
             Use::Spare => "a spare's in",
             Use::Service => "a service's in",
+            Use::Metrics => "where metrics are served, by",
         };
         let instead = match (self.purpose, earlier.purpose) {
+            (Use::Metrics, _) | (_, Use::Metrics) => "write another port for metrics",
             (Use::Worker, Use::Worker) => "write each worker once",
             (Use::Service, Use::Service) => "write an address of its own",
             (Use::Service, _) | (_, Use::Service) => "write a service address at which nobody listens",

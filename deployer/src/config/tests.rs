@@ -6,6 +6,7 @@ mod bad_settings;
 mod drain;
 mod limits;
 mod managers;
+mod metrics;
 mod surge;
 
 use super::*;
@@ -30,6 +31,9 @@ callers = "/sys/fs/cgroup/lb.slice/"
 workers = "/sys/fs/cgroup/app.slice"
 lease = "5m"
 pins = "/sys/fs/bpf/two"
+
+[metrics]
+listen = "localhost:9469"
 
 [service.web]
 mode = "enforce"
@@ -173,6 +177,7 @@ fn minimal() {
             pins: DEFAULT_PINS.into(),
             self_test: Duration::from_secs(60),
         },
+        metrics: None,
         services: BTreeMap::from([("web".to_owned(), plain("web", &["127.0.0.1:8000"], "web"))]),
     };
     assert_eq!(parse(MINIMAL).unwrap(), expected);
@@ -199,6 +204,7 @@ fn full() {
             pins: "/sys/fs/bpf/two".into(),
             self_test: Duration::from_secs(60),
         },
+        metrics: Some(Metrics { listen: "127.0.0.1:9469".parse().unwrap() }),
         services: BTreeMap::from([("api".to_owned(), api), ("web".to_owned(), full_web())]),
     };
     assert_eq!(parse(FULL).unwrap(), expected);

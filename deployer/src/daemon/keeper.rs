@@ -1,7 +1,11 @@
 //! Keeps links and pins what they should be: a cgroup that is made anew (a load balancer's unit that was restarted, say)
 //! takes its links along, and a bpf file system can be unmounted.
 
-use std::{collections::BTreeSet, sync::Arc, time::Duration};
+use std::{
+    collections::BTreeSet,
+    sync::{Arc, atomic::Ordering},
+    time::Duration,
+};
 
 use tracing::{error, info, warn};
 
@@ -48,6 +52,8 @@ impl Daemon {
         if lost.is_empty() && !told.is_empty() {
             info!("links and pins are as they should be");
         }
+        // What is put right is told once more, as such.
+        self.links_lost.fetch_add(lost.len().saturating_sub(told.len()) as u64, Ordering::Relaxed);
         lock(&self.lost).clone_from(&lost);
         *told = lost;
     }

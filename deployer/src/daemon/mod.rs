@@ -8,6 +8,7 @@ mod holds;
 mod keeper;
 mod lives;
 mod manual;
+mod metrics;
 mod plan;
 mod report;
 mod selftest;
@@ -21,7 +22,7 @@ use std::{
     path::{Path, PathBuf},
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicBool, Ordering},
+        atomic::{AtomicBool, AtomicU64, Ordering},
     },
     time::Duration,
 };
@@ -74,6 +75,12 @@ pub(crate) struct Daemon {
     programs: Mutex<Option<Programs>>,
     /// What the last look at links and pins found to be lost.
     lost: Mutex<BTreeSet<String>>,
+    /// How many have been found lost in all.
+    links_lost: AtomicU64,
+    /// Why the page of metrics is not served that is asked for.
+    unserved: Mutex<Option<String>>,
+    /// When it was started, milliseconds since 1970.
+    begun_ms: u64,
     /// The last self-test.
     self_test: Mutex<Option<SelfTest>>,
     /// What held the drains when it was asked last. No other lock is taken under it.
@@ -181,6 +188,7 @@ impl Daemon {
         tasks.spawn(Arc::clone(self).keep());
         tasks.spawn(Arc::clone(self).count());
         tasks.spawn(Arc::clone(self).test_itself());
+        tasks.spawn(Arc::clone(self).serve_metrics());
         tasks
     }
 
@@ -249,6 +257,9 @@ impl Daemon {
         }
         if config.kernel.pins != current.kernel.pins {
             warn!("[kernel] pins takes effect at the next start of the daemon");
+        }
+        if config.metrics != current.metrics {
+            warn!("[metrics] listen takes effect at the next start of the daemon");
         }
         let known = services.keys().cloned().collect();
         self.registry.apply(&observing(&config, &known))?;

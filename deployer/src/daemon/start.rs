@@ -15,7 +15,10 @@ use crate::{
     keepalive::Keepalive,
     kernel::{self, Events, Programs, Tables},
     report::{Meters, Source},
-    roll::world::{Host, World},
+    roll::{
+        record::unix_ms,
+        world::{Host, World},
+    },
     service::{self, blocking, registry::Registry, watch},
 };
 
@@ -51,6 +54,9 @@ pub(super) async fn start(config: Config) -> Result<(Arc<Daemon>, Bound, Events)
         config: config.into(),
         programs: Some(programs).into(),
         lost: Default::default(),
+        links_lost: Default::default(),
+        unserved: Default::default(),
+        begun_ms: unix_ms(),
         holds: Default::default(),
         self_test: Default::default(),
         rolls: Default::default(),

@@ -25,20 +25,14 @@ impl Daemon {
     }
 
     /// What must not be overlooked.
-    fn trouble(&self) -> Vec<String> {
+    pub(super) fn trouble(&self) -> Vec<String> {
         let lost: Vec<_> = lock(&self.lost).iter().cloned().collect();
         let own = lost.into_iter().chain(self.journal.trouble()).chain(self.keepalive.trouble());
-        own.chain(self.warnings.iter().cloned()).collect()
+        own.chain(lock(&self.unserved).clone()).chain(self.warnings.iter().cloned()).collect()
     }
 
     fn service_status(&self, service: &Service, held: &Held) -> ServiceStatus {
         let count = self.tables.counts().service(service.index);
-        let bypassed = self.tables.service_word(service.index).mode() == word::Mode::Bypass;
-        let mode = match service.config.mode {
-            _ if bypassed => "bypass",
-            Mode::Observe => "observe",
-            Mode::Enforce => "enforce",
-        };
         let policy = match service.config.drain.policy {
             Policy::Steer => "steer",
             Policy::Refuse => "refuse",
@@ -48,7 +42,7 @@ impl Daemon {
         let spares = spares.map(|spare| self.worker_status(service, spare, held));
         ServiceStatus {
             name: service.config.name.clone(),
-            mode: mode.to_owned(),
+            mode: self.mode(service).to_owned(),
             policy: policy.to_owned(),
             min_up: service.config.limits.min_up,
             address: service.config.address,
@@ -61,11 +55,22 @@ impl Daemon {
         }
     }
 
+    /// What is done with decisions for a service.
+    pub(super) fn mode(&self, service: &Service) -> &'static str {
+        let is_bypassed = self.tables.service_word(service.index).mode() == word::Mode::Bypass;
+        match service.config.mode {
+            _ if is_bypassed => "bypass",
+            Mode::Observe => "observe",
+            Mode::Enforce => "enforce",
+        }
+    }
+
     fn worker_status(&self, service: &Service, worker: &Worker, held: &Held) -> WorkerStatus {
         let let_in = self.let_in(service, worker).map(|short| format!("connections go on to it: {short}"));
         let counts = self.tables.counts();
         let (count, life, proof) = (counts.worker(worker.index), counts.life(worker.index), counts.proof(worker.index));
         let holds = held.get(&worker.at).cloned().unwrap_or_default();
+        let closed = self.keepalive.closed(worker.at);
         let control = worker.control();
         let reasons = [&control.reason].into_iter().chain(&let_in).filter(|why| !why.is_empty());
         let reasons: Vec<_> = reasons.cloned().collect();
@@ -93,7 +98,7 @@ impl Daemon {
             reset: proof.reset,
             crashes: life.ended,
             cut: life.cut,
-            closed: self.keepalive.closed(worker.at),
+            closed: closed.complete + closed.quiet,
             holds: holds.listed,
             more_holds: holds.more,
         }

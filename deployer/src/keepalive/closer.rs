@@ -11,7 +11,7 @@ use std::{
 
 use tracing::{debug, warn};
 
-use super::ground::ground;
+use super::{Closed, ground::ground};
 use crate::{
     framing::{Framing, FramingWatch, Seen},
     kernel::{Answer, Ground, Pair, Reaper, diag},
@@ -47,7 +47,7 @@ struct Shared {
 struct State {
     draining: BTreeMap<SocketAddr, Draining>,
     /// Connections closed so far, by worker.
-    closed: HashMap<SocketAddr, u64>,
+    closed: HashMap<SocketAddr, Closed>,
     /// Since the last strike began, somebody has begun to drain, or the watch has aimed at a connection.
     has_news: bool,
     is_over: bool,
@@ -62,6 +62,8 @@ struct Draining {
     others: Option<HashSet<SocketAddr>>,
     /// What the last strike said of its connections.
     answers: HashMap<Pair, Answer>,
+    /// Connections that are aimed at as they have been quiet, not as their last answer is complete.
+    quiet: HashSet<Pair>,
 }
 
 /// What the watch tells as soon as it is seen: a hot connection is complete for 100 µs at a time.
@@ -72,9 +74,10 @@ impl Aim {
         let Framing::Complete { asked, answered } = framing else { return self.0.reaper.spare(&pair) };
         let mut state = self.0.state();
         // A strike may be under way: nobody else's is aimed at for a moment.
-        let Some(owner) = state.owner(&pair) else { return };
+        let Some(owner) = state.owner_mut(&pair) else { return };
         // Threads stay threads.
         let is_new = !owner.answers.get(&pair).is_some_and(|answer| answer.is_final());
+        owner.quiet.remove(&pair);
         // At worst it is aimed at by the next survey.
         let _ = self.0.reaper.aim(pair, Ground::Complete { asked, answered });
         state.has_news |= is_new;
@@ -98,7 +101,8 @@ impl Closer {
     pub(super) fn begin(&self, worker: SocketAddr, watch: Arc<FramingWatch>, quiet_after: Option<Duration>) {
         let mut state = self.shared.state();
         watch.set_draining(worker, true);
-        let new = || Draining { watch, quiet_after, users: 0, others: None, answers: HashMap::new() };
+        let (answers, quiet) = Default::default();
+        let new = || Draining { watch, quiet_after, users: 0, others: None, answers, quiet };
         state.draining.entry(worker).or_insert_with(new).users += 1;
         state.has_news = true;
         self.shared.news.notify_one();
@@ -123,8 +127,8 @@ impl Closer {
         self.shared.state().draining.values().find_map(|draining| draining.answers.get(pair).copied())
     }
 
-    pub(super) fn closed(&self, worker: SocketAddr) -> u64 {
-        self.shared.state().closed.get(&worker).copied().unwrap_or(0)
+    pub(super) fn closed(&self, worker: SocketAddr) -> Closed {
+        self.shared.state().closed.get(&worker).copied().unwrap_or_default()
     }
 }
 
@@ -145,6 +149,10 @@ impl State {
         self.draining.iter().find(|(worker, it)| it.owns(**worker, pair)).map(|(_, it)| it)
     }
 
+    fn owner_mut(&mut self, pair: &Pair) -> Option<&mut Draining> {
+        self.draining.iter_mut().find(|(worker, it)| it.owns(**worker, pair)).map(|(_, it)| it)
+    }
+
     /// The last who has begun it ends it.
     fn end(&mut self, worker: SocketAddr) -> Option<Draining> {
         let draining = self.draining.get_mut(&worker)?;
@@ -156,8 +164,11 @@ impl State {
         for (worker, draining) in &mut self.draining {
             let of = answers.iter().filter(|(pair, _)| draining.owns(*worker, pair)).copied();
             draining.answers = of.collect();
-            let closed = draining.answers.values().filter(|answer| **answer == Answer::Closed).count() as u64;
-            *self.closed.entry(*worker).or_default() += closed;
+            let closed = self.closed.entry(*worker).or_default();
+            for (pair, _) in draining.answers.iter().filter(|(_, answer)| **answer == Answer::Closed) {
+                let ground = if draining.quiet.remove(pair) { &mut closed.quiet } else { &mut closed.complete };
+                *ground += 1;
+            }
         }
     }
 }
@@ -236,8 +247,16 @@ impl Shared {
         let mut state = self.state();
         let Some(draining) = state.draining.get_mut(worker) else { return };
         draining.others = Some(others);
-        for (pair, seen) in seen.iter().filter(|(pair, _)| draining.owns(*worker, pair)) {
-            match ground(seen, now, *quiet_after) {
+        draining.quiet.clear();
+        for (pair, seen) in &seen {
+            if !draining.owns(*worker, pair) {
+                continue;
+            }
+            let ground = ground(seen, now, *quiet_after);
+            if matches!(ground, Some(Ground::Quiet { .. })) {
+                draining.quiet.insert(*pair);
+            }
+            match ground {
                 // At worst it holds the drain.
                 Some(ground) => drop(self.reaper.aim(*pair, ground)),
                 None => self.reaper.spare(pair),

@@ -32,6 +32,15 @@ pub struct Keepalive {
     watched: Mutex<BTreeMap<String, Watched>>,
 }
 
+/// How many connections have been closed, by the ground for it.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Closed {
+    /// Their last answer was complete.
+    pub complete: u64,
+    /// Nothing had passed on them for long enough.
+    pub quiet: u64,
+}
+
 /// A service that is watched.
 struct Watched {
     /// Or why it could not be begun.
@@ -186,8 +195,8 @@ impl Keepalive {
 
     /// How many connections to a worker have been closed since the daemon was started.
     #[must_use]
-    pub fn closed(&self, worker: SocketAddr) -> u64 {
-        self.closer.as_ref().map_or(0, |closer| closer.closed(worker))
+    pub fn closed(&self, worker: SocketAddr) -> Closed {
+        self.closer.as_ref().map_or_else(|_| Closed::default(), |closer| closer.closed(worker))
     }
 
     fn watched(&self) -> MutexGuard<'_, BTreeMap<String, Watched>> {

@@ -6,7 +6,7 @@ use anyhow::Result;
 use aya::Ebpf;
 use deployer_common::{
     histogram::BUCKETS,
-    layout::{MAX_SERVICES, MAX_WORKERS, ServiceCount, WorkerCount, WorkerLife, WorkerProof},
+    layout::{MAX_SERVICES, MAX_WORKERS, ServiceCount, WorkerCount, WorkerLife, WorkerProof, WorkerTimes},
 };
 
 use super::{mapping::Mapping, tables::map};
@@ -19,6 +19,7 @@ pub struct Counts {
     services: Mapping,
     lives: Mapping,
     proofs: Mapping,
+    times: Mapping,
 }
 
 impl Counts {
@@ -28,6 +29,7 @@ impl Counts {
             services: map(ebpf, "SERVICE_COUNTS", size_of::<ServiceCount>() * MAX_SERVICES)?,
             lives: map(ebpf, "WORKER_LIVES", size_of::<WorkerLife>() * MAX_WORKERS)?,
             proofs: map(ebpf, "WORKER_PROOFS", size_of::<WorkerProof>() * MAX_WORKERS)?,
+            times: map(ebpf, "WORKER_TIMES", size_of::<WorkerTimes>() * MAX_WORKERS)?,
         })
     }
 
@@ -87,6 +89,18 @@ impl Counts {
             failed: count(offset_of!(WorkerProof, failed)),
             reset: count(offset_of!(WorkerProof, reset)),
             lifetimes: std::array::from_fn::<_, BUCKETS, _>(|nth| count(lifetimes + WORD * nth)),
+        }
+    }
+
+    /// How long a worker's connections took.
+    #[must_use]
+    pub fn times(&self, worker: u32) -> WorkerTimes {
+        let count = reader::<WorkerTimes>(&self.times, worker);
+        let connects = offset_of!(WorkerTimes, connects);
+        WorkerTimes {
+            lifetime_us: count(offset_of!(WorkerTimes, lifetime_us)),
+            connect_us: count(offset_of!(WorkerTimes, connect_us)),
+            connects: std::array::from_fn::<_, BUCKETS, _>(|nth| count(connects + WORD * nth)),
         }
     }
 

@@ -5,6 +5,7 @@ use std::{
     os::fd::{AsFd, BorrowedFd, OwnedFd},
     path::{Path, PathBuf},
     sync::Arc,
+    time::Duration,
 };
 
 use anyhow::{Context, Result, anyhow};
@@ -198,6 +199,20 @@ impl Programs {
         self.pins.publish(&generation)?;
         self.generation = generation;
         Ok(())
+    }
+
+    /// How long each program has run so far, and how often: by its name. Counted while `kernel.bpf_stats_enabled` is 1.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    pub fn runs(&self) -> Result<Vec<(String, Duration, u64)>> {
+        // One that this kernel does without is not there.
+        let loaded = self.ebpf.programs().filter(|(_, program)| program.fd().is_ok());
+        let runs = loaded.map(|(name, program)| {
+            let info = program.info().with_context(|| format!("asking for the run time of program {name}"))?;
+            Ok((name.to_owned(), info.run_time(), info.run_count()))
+        });
+        runs.collect()
     }
 
     /// Takes programs, links and tables out of the kernel.

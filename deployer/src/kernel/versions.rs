@@ -13,9 +13,9 @@ use aya::maps::MapInfo;
 use deployer_common::{
     endpoint::Endpoint,
     layout::{
-        EVENT_BYTES, Frontend, Limits, ListenerNote, Listening, MAX_FRONTENDS, MAX_LISTENING, MAX_SERVICES, MAX_SLOTS,
-        MAX_WORKERS, ServiceCount, Slot, SockNote, Switchboard, TABLES, WorkerAddr, WorkerCount, WorkerLife,
-        WorkerProof,
+        Dial, EVENT_BYTES, Frontend, Limits, ListenerNote, Listening, MAX_FRONTENDS, MAX_LISTENING, MAX_SERVICES,
+        MAX_SLOTS, MAX_WORKERS, ServiceCount, Slot, SockNote, Switchboard, TABLES, WorkerAddr, WorkerCount, WorkerLife,
+        WorkerProof, WorkerTimes,
     },
 };
 
@@ -120,9 +120,11 @@ fn shape(table: &str) -> (u32, u32, u32) {
         "LIMITS" => array(size_of::<Limits>(), 1),
         "WORKER_LIVES" => array(size_of::<WorkerLife>(), MAX_WORKERS),
         "WORKER_PROOFS" => array(size_of::<WorkerProof>(), MAX_WORKERS),
+        "WORKER_TIMES" => array(size_of::<WorkerTimes>(), MAX_WORKERS),
         "LISTENING" => (size_of::<u64>() as u32, size_of::<Listening>() as u32, MAX_LISTENING as u32),
         "EVENTS" => (0, 0, EVENT_BYTES as u32),
         // Storage of sockets has no entries of its own.
+        "DIALS" => array(size_of::<Dial>(), 0),
         "LISTENER_NOTES" => array(size_of::<ListenerNote>(), 0),
         _ => array(size_of::<SockNote>(), 0),
     }

@@ -150,6 +150,13 @@ impl Record {
         self.told().result()
     }
 
+    /// When it ended, milliseconds since 1970; `None`: it has not.
+    #[must_use]
+    pub fn ended_ms(&self) -> Option<u64> {
+        let told = self.told();
+        told.result().and(told.events.last()).map(|event| event.time_ms)
+    }
+
     /// Asks for a stop after the batch in hand.
     pub fn ask_stop(&self, by: &str) {
         if !self.stop.swap(true, Ordering::SeqCst) {

@@ -231,7 +231,7 @@ impl Roll {
 
     async fn finish(&self, end: End, begun: Instant) {
         reach(Point::FinishBefore, None).await;
-        self.world.mark(Moment::Ended(&self.service));
+        self.world.mark(Moment::Ended(&self.service, end.result));
         let since = self.record.begun_ms().map(|ms| Duration::from_millis(unix_ms().saturating_sub(ms)));
         self.record.add(What::Finished {
             result: end.result,

@@ -12,6 +12,7 @@ use deployer_common::word::{Mode, State};
 
 use super::start;
 use crate::{
+    api::Exit,
     keepalive::{Closing, Keepalive},
     kernel::{Tables, host},
     report::Meters,
@@ -83,8 +84,8 @@ pub enum Moment<'a> {
     Stopped(&'a Worker),
     /// A worker is warm, and nobody has been let in yet.
     Up(&'a Worker),
-    /// The service's roll has ended.
-    Ended(&'a Service),
+    /// The service's roll has ended, and how.
+    Ended(&'a Service, Exit),
 }
 
 /// How a worker is drained.
@@ -197,8 +198,9 @@ impl World for Host {
             Moment::Resumed(service) => self.keepalive.begin(service),
             Moment::Stopped(worker) => self.meters.stopped(worker),
             Moment::Up(worker) => self.meters.up(worker),
-            Moment::Ended(service) => {
+            Moment::Ended(service, result) => {
                 self.meters.end(service);
+                service.moves().into_iter().for_each(|moves| moves.rolled(result));
                 self.keepalive.end(&service.config.name);
             }
         }

@@ -4,6 +4,7 @@ pub mod callers;
 pub mod drain;
 pub mod floor;
 pub mod holds;
+pub mod moves;
 pub mod phase;
 pub mod registry;
 pub mod selftest;
@@ -20,6 +21,7 @@ use deployer_common::word::{State, WorkerWord};
 use tokio::sync::Notify;
 use tracing::info;
 
+use self::moves::Moves;
 use crate::{
     api::Phase,
     config,
@@ -59,6 +61,13 @@ impl Service {
     #[must_use]
     pub fn member(&self, nth: usize) -> Option<&Arc<Worker>> {
         self.workers.get(nth).or_else(|| self.spares.get(nth.checked_sub(self.workers.len())?))
+    }
+
+    /// What it has gone through.
+    #[must_use]
+    pub fn moves(&self) -> Option<&Moves> {
+        // All of them have the same.
+        self.workers.first().map(|worker| &*worker.moves)
     }
 
     /// Whether it is one of the spares.
@@ -108,6 +117,8 @@ pub struct Worker {
     /// Index of its service in the tables.
     pub pool: u32,
     control: Mutex<Control>,
+    /// Its service's.
+    moves: Arc<Moves>,
 }
 
 /// What is known of a worker.
@@ -118,8 +129,12 @@ pub struct Control {
     pub phase: Phase,
     /// Why.
     pub reason: String,
-    /// Since when.
+    /// Since when, and for this reason.
     pub since: Instant,
+    /// Since when, whatever the reason.
+    pub entered: Instant,
+    /// How often a roll has started it, since the daemon was.
+    pub restarts: u64,
     /// What it last said it runs.
     pub version: Option<String>,
     /// Cookies of its listening sockets when it was last known to be warm (or was found at the start of the daemon).
@@ -150,12 +165,15 @@ impl Worker {
             phase: Phase::Down,
             reason: String::new(),
             since: Instant::now(),
+            entered: Instant::now(),
+            restarts: 0,
             version: None,
             listeners: BTreeSet::new(),
             doubted: None,
             patience: Duration::ZERO,
         };
-        Self { index, at, service: service.to_owned(), pool, control: Mutex::new(control) }
+        let moves = Arc::default();
+        Self { index, at, service: service.to_owned(), pool, control: Mutex::new(control), moves }
     }
 
     /// The end of a quarantine of it that begins now, in milliseconds of `CLOCK_MONOTONIC`: it does not run out while a
@@ -199,9 +217,15 @@ impl Worker {
         if was == phase && control.reason == reason {
             return was;
         }
+        let now = Instant::now();
+        if was != phase {
+            self.moves.left(was, now - control.entered, phase);
+            control.restarts += u64::from(phase == Phase::Starting);
+            control.entered = now;
+        }
         control.phase = phase;
         reason.clone_into(&mut control.reason);
-        control.since = Instant::now();
+        control.since = now;
         info!(service = self.service, worker = %self.at, ?phase, ?was, reason, "worker");
         was
     }

@@ -16,7 +16,7 @@ use deployer_common::{
     word::{self, LimitsWord, ServiceWord, State},
 };
 
-use super::{Service, Worker, callers, manager, watch};
+use super::{Service, Worker, callers, manager, moves::Moves, watch};
 use crate::{
     config::{self, Config},
     kernel::{Found, Tables, host},
@@ -31,6 +31,8 @@ pub struct Registry {
     cgroup_root: PathBuf,
     services: RwLock<Services>,
     places: Mutex<Places>,
+    /// By service: what it has gone through, also before a reload that left none of its workers.
+    moves: Mutex<BTreeMap<String, Arc<Moves>>>,
 }
 
 struct Places {
@@ -69,7 +71,8 @@ impl Registry {
             }
             places.rules.insert(index, tables.callers(word.slot()).context("reading the callers' rules")?);
         }
-        Ok(Self { tables, cgroup_root, services: RwLock::default(), places: Mutex::new(places) })
+        let (services, moves) = Default::default();
+        Ok(Self { tables, cgroup_root, services, places: Mutex::new(places), moves })
     }
 
     /// The services of a configuration that an earlier daemon has left in the tables, steering.
@@ -142,7 +145,7 @@ impl Registry {
             workers.push(match known {
                 Some(worker) => Arc::clone(worker),
                 None if let Some(found) = places.inherited_worker(index, at) => {
-                    Arc::new(Worker::new(found, at, &wanted.name, index))
+                    Arc::new(self.new_worker(found, at, &wanted.name, index))
                 }
                 None => self.enter_worker(places, index, at, &wanted.name)?,
             });
@@ -183,7 +186,13 @@ impl Registry {
         self.tables.set_seed(index, 0);
         self.tables.counts().forget_listeners(index);
         self.tables.write_worker(index, service, at)?;
-        Ok(Arc::new(Worker::new(index, at, name, service)))
+        Ok(Arc::new(self.new_worker(index, at, name, service)))
+    }
+
+    fn new_worker(&self, index: u32, at: SocketAddr, name: &str, service: u32) -> Worker {
+        let mut moves = self.moves.lock().unwrap_or_else(PoisonError::into_inner);
+        let moves = Arc::clone(moves.entry(name.to_owned()).or_default());
+        Worker { moves, ..Worker::new(index, at, name, service) }
     }
 
     /// Writes the service's unused slot, names it in the service's word, and waits until nobody reads the other.

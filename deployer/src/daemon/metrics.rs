@@ -1,0 +1,127 @@
+//! What the page of metrics tells, looked at when somebody asks for it.
+
+use std::{
+    fs,
+    sync::{Arc, atomic::Ordering},
+    time::{Duration, Instant},
+};
+
+use tracing::debug;
+
+use super::{Daemon, lock};
+use crate::{
+    journal::RollState,
+    metrics::{Figures, Process, RollSample, ServiceSample, Snapshot, WorkerSample, render, server},
+    roll::{Record, machine::Outcome},
+    service::{Service, Worker},
+};
+
+/// 1: runs of programs are counted.
+const STATS: &str = "/proc/sys/kernel/bpf_stats_enabled";
+
+impl Daemon {
+    /// Serves the page for ever, if it is asked for.
+    pub(super) async fn serve_metrics(self: Arc<Self>) {
+        let Some(listen) = lock(&self.config).metrics.as_ref().map(|metrics| metrics.listen) else { return };
+        let (daemon, told) = (Arc::clone(&self), self);
+        let make = Arc::new(move || {
+            let begun = Instant::now();
+            render(&daemon.snapshot(), begun)
+        });
+        let tell = Arc::new(move |trouble: Option<String>| *lock(&told.unserved) = trouble);
+        server::run(listen, make, tell).await;
+    }
+
+    /// Everything on the page, as of now. Blocks for some milliseconds.
+    fn snapshot(&self) -> Snapshot {
+        let services = self.registry.services();
+        Snapshot {
+            version: env!("CARGO_PKG_VERSION"),
+            attached: self.attached(),
+            bypassed: self.tables.bypassed(),
+            links_lost: self.links_lost.load(Ordering::Relaxed),
+            links_missing: lock(&self.lost).len(),
+            trouble: self.trouble().len(),
+            self_test: lock(&self.self_test).clone(),
+            journal_writable: self.journal.trouble().is_none(),
+            process: Process::look(self.begun_ms),
+            runs: self.runs(),
+            services: services.values().map(|service| self.service_sample(service)).collect(),
+        }
+    }
+
+    /// How long programs have run, and how often, if the kernel counts that.
+    fn runs(&self) -> Option<Vec<(String, Duration, u64)>> {
+        if fs::read_to_string(STATS).ok()?.trim() != "1" {
+            return None;
+        }
+        // Detached, there are none.
+        let runs = lock(&self.programs).as_ref().map_or_else(|| Ok(Vec::new()), |programs| programs.runs());
+        runs.inspect_err(|error| debug!(error = format!("{error:#}"), "run times of programs are not known")).ok()
+    }
+
+    fn service_sample(&self, service: &Service) -> ServiceSample {
+        let name = &service.config.name;
+        let rolls: Vec<_> = self.rolls().iter().filter(|roll| roll.service == *name).cloned().collect();
+        ServiceSample {
+            name: name.clone(),
+            mode: self.mode(service),
+            min_up: service.config.limits.min_up,
+            count: self.tables.counts().service(service.index),
+            moved: service.moves().map(|moves| moves.so_far()).unwrap_or_default(),
+            roll: rolls.iter().find(|roll| roll.result().is_none()).map(|roll| self.roll_sample(roll, service)),
+            last_end_ms: rolls.iter().filter_map(|roll| roll.ended_ms()).max(),
+            workers: service.members().map(|worker| self.worker_sample(service, worker)).collect(),
+        }
+    }
+
+    /// Where a roll stands. One that has only just begun has nobody in hand.
+    fn roll_sample(&self, roll: &Record, service: &Service) -> RollSample {
+        let all = service.workers.len();
+        let nobody = RollSample { waiting: all, ..RollSample::default() };
+        self.journal
+            .read(|state| state.rolls.iter().find(|known| known.id == roll.id).map_or(nobody, |roll| sum(roll, all)))
+    }
+
+    fn worker_sample(&self, service: &Service, worker: &Worker) -> WorkerSample {
+        let counts = self.tables.counts();
+        let (count, life) = (counts.worker(worker.index), counts.life(worker.index));
+        let figures = Figures::read(&self.tables, worker.index, self.keepalive.closed(worker.at));
+        let control = worker.control();
+        WorkerSample {
+            at: worker.at,
+            spare: service.is_spare(worker),
+            phase: control.phase,
+            for_seconds: control.entered.elapsed().as_secs_f64(),
+            version: control.version.clone(),
+            open: count.open + self.tables.seed(worker.index),
+            pending: count.tickets,
+            listeners: life.listeners,
+            crashes: life.ended,
+            restarts: control.restarts,
+            versions: vec![(control.version.clone().unwrap_or_else(|| "unknown".to_owned()), figures)],
+        }
+    }
+}
+
+/// The workers of a roll, spares left out.
+fn sum(roll: &RollState, all: usize) -> RollSample {
+    let mut sum = RollSample {
+        done: roll.machine.changed(),
+        failed: roll.machine.failed().count(),
+        left: roll.machine.left().count(),
+        ..RollSample::default()
+    };
+    for (_, hand) in roll.hand.range(..all) {
+        match hand.outcome {
+            None => sum.in_hand += 1,
+            Some(Outcome::Changed) => sum.done += 1,
+            Some(Outcome::Failed(_)) => sum.failed += 1,
+            Some(Outcome::Left(_)) => sum.left += 1,
+            // The roll stops.
+            Some(Outcome::Kept(_)) => {}
+        }
+    }
+    let touched = sum.done + sum.in_hand + sum.failed + sum.left;
+    RollSample { waiting: all.saturating_sub(touched), ..sum }
+}

@@ -1,0 +1,104 @@
+//! A page of figures that we have made up.
+
+use std::{collections::BTreeSet, time::Instant};
+
+use super::*;
+use crate::api::Phase;
+
+/// A service of so many workers, each with two versions.
+fn service(name: &str, workers: u16) -> ServiceSample {
+    let figures = |seed: u64| Figures(std::array::from_fn(|nth| seed * 1_000 + nth as u64));
+    let worker = |nth: u16| WorkerSample {
+        at: ([127, 0, 0, 1], 8000 + nth).into(),
+        spare: nth % 2 == 1,
+        phase: Phase::Up,
+        for_seconds: 12.5,
+        version: Some("v2".to_owned()),
+        open: 3,
+        pending: 1,
+        listeners: 1,
+        crashes: 0,
+        restarts: 2,
+        versions: vec![("v2".to_owned(), figures(nth.into())), ("v1".to_owned(), figures(900))],
+    };
+    ServiceSample {
+        name: name.to_owned(),
+        mode: "enforce",
+        min_up: 1,
+        count: Default::default(),
+        moved: Default::default(),
+        roll: Some(RollSample { done: 1, ..RollSample::default() }),
+        last_end_ms: Some(1_700_000_000_250),
+        workers: (0..workers).map(worker).collect(),
+    }
+}
+
+fn page(services: Vec<ServiceSample>) -> String {
+    let runs = Some(vec![("connect4".to_owned(), std::time::Duration::from_millis(1_500), 7)]);
+    render(&Snapshot { version: "0.1.0", attached: true, runs, services, ..Snapshot::default() }, Instant::now())
+}
+
+/// The lines of a family, of one series each.
+fn series<'a>(page: &'a str, name: &str) -> Vec<&'a str> {
+    page.lines()
+        .filter(|line| line.starts_with(&format!("{name}{{")) || line.starts_with(&format!("{name} ")))
+        .collect()
+}
+
+#[test]
+fn tells_of_connections_by_version() {
+    let page = page(vec![service("web", 2)]);
+    let labels = r#"service="web",worker="127.0.0.1:8001""#;
+    let direct = format!(r#"deployer_connections_total{{{labels},version="v2",outcome="direct"}} 1000"#);
+    assert_eq!(series(&page, "deployer_connections_total").len(), 12);
+    for line in [
+        direct,
+        format!(r#"deployer_connections_total{{{labels},version="v1",outcome="picked"}} 900002"#),
+        format!(r#"deployer_connections_reaped_total{{{labels},version="v1",ground="quiet"}} 900015"#),
+        format!(r#"deployer_worker_info{{{labels},version="v2",spare="true"}} 1"#),
+        format!(r#"deployer_worker_phase{{{labels},phase="up"}} 1"#),
+        format!(r#"deployer_worker_phase{{{labels},phase="failed"}} 0"#),
+        r#"deployer_service_workers{service="web"} 1"#.to_owned(),
+        r#"deployer_service_mode{service="web",mode="bypass"} 0"#.to_owned(),
+        r#"deployer_rolls_total{service="web",result="rolled-back"} 0"#.to_owned(),
+        r#"deployer_roll_workers{service="web",state="done"} 1"#.to_owned(),
+        r#"deployer_roll_last_end_timestamp_seconds{service="web"} 1700000000.25"#.to_owned(),
+        r#"deployer_bpf_program_run_seconds_total{program="connect4"} 1.5"#.to_owned(),
+        r#"deployer_build_info{version="0.1.0"} 1"#.to_owned(),
+        "deployer_attached 1".to_owned(),
+    ] {
+        assert!(page.lines().any(|found| found == line), "{line}\nis missing in\n{page}");
+    }
+}
+
+#[test]
+fn no_series_is_there_twice_and_each_has_its_head() {
+    let page = page(vec![service("web", 5), service("api", 1)]);
+    let lines: Vec<_> = page.lines().filter(|line| !line.starts_with('#')).collect();
+    let names: BTreeSet<_> = lines.iter().filter_map(|line| line.rsplit_once(' ')).map(|(name, _)| name).collect();
+    assert_eq!(names.len(), lines.len());
+    let heads: Vec<_> = page.lines().filter_map(|line| line.strip_prefix("# TYPE ")).collect();
+    assert_eq!(heads.iter().collect::<BTreeSet<_>>().len(), heads.len(), "a family is in two parts");
+    for line in lines {
+        let name = line.split(['{', ' ']).next().unwrap();
+        let is_of = |head: &&str| head.split(' ').next().is_some_and(|family| name.starts_with(family));
+        assert!(heads.iter().any(is_of), "{line}");
+    }
+}
+
+#[test]
+fn a_thousand_workers_take_no_time() {
+    let services: Vec<_> = (0..4).map(|nth| service(&format!("web-{nth}"), 256)).collect();
+    let snapshot = Snapshot { services, ..Snapshot::default() };
+    let mut took = Vec::new();
+    let mut bytes = 0;
+    for _ in 0..9 {
+        let begun = Instant::now();
+        bytes = render(&snapshot, begun).len();
+        took.push(begun.elapsed());
+    }
+    took.sort();
+    println!("{bytes} bytes, written in {:?} (median), {:?} at most", took[4], took[8]);
+    // Of a build without optimization, beside other work.
+    assert!(took[4].as_secs() < 5, "{took:?}");
+}

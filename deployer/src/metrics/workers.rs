@@ -1,0 +1,93 @@
+//! Workers as they are now, whatever they run.
+
+use super::{
+    page::{Kind, Labels, Page, Value},
+    snapshot::{ServiceSample, WorkerSample},
+};
+use crate::api::Phase;
+
+/// All there are, as they are written.
+const PHASES: [(Phase, &str); 9] = [
+    (Phase::Up, "up"),
+    (Phase::Draining, "draining"),
+    (Phase::Drained, "drained"),
+    (Phase::Stopping, "stopping"),
+    (Phase::Starting, "starting"),
+    (Phase::Listening, "listening"),
+    (Phase::Warming, "warming"),
+    (Phase::Down, "down"),
+    (Phase::Failed, "failed"),
+];
+
+type Single = (Kind, &'static str, &'static str, fn(&WorkerSample) -> Value);
+
+const SINGLE: [Single; 6] = [
+    (
+        Kind::Gauge,
+        "deployer_worker_open_connections",
+        "Connections now open, those older than the programs included.",
+        |worker| worker.open.into(),
+    ),
+    (Kind::Gauge, "deployer_worker_pending_connects", "connect() calls on their way to the worker.", |worker| {
+        worker.pending.into()
+    }),
+    (Kind::Gauge, "deployer_worker_listeners", "Sockets that listen at the worker's address.", |worker| {
+        worker.listeners.into()
+    }),
+    (
+        Kind::Gauge,
+        "deployer_worker_phase_seconds",
+        "For how long the worker has been in the phase that it is in.",
+        |worker| worker.for_seconds.into(),
+    ),
+    (
+        Kind::Counter,
+        "deployer_worker_crashes_total",
+        "Ends of the worker's process that nobody had asked for.",
+        |worker| worker.crashes.into(),
+    ),
+    (Kind::Counter, "deployer_worker_restarts_total", "Starts of the worker by rolls.", |worker| {
+        worker.restarts.into()
+    }),
+];
+
+/// Writes them.
+pub(super) fn write(page: &mut Page, services: &[ServiceSample]) {
+    let all = labelled(services);
+    for (kind, name, help, value) in SINGLE {
+        let mut family = page.family(kind, name, help);
+        all.iter().for_each(|(labels, worker)| family.add(labels, value(worker)));
+    }
+    let mut family = page.family(Kind::Gauge, "deployer_worker_phase", "1 for the phase that the worker is in.");
+    for (labels, worker) in &all {
+        PHASES.iter().for_each(|(phase, text)| family.add_with(labels, "phase", text, worker.phase == *phase));
+    }
+    let mut family = page.family(Kind::Gauge, "deployer_worker_info", "What the worker runs; always 1.");
+    for (labels, worker) in &all {
+        let spare = if worker.spare { "true" } else { "false" };
+        let version = worker.version.as_deref().unwrap_or(super::UNKNOWN);
+        family.add(&labels.and(&[("version", version), ("spare", spare)]), 1_u64);
+    }
+}
+
+fn labelled(services: &[ServiceSample]) -> Vec<(Labels, &WorkerSample)> {
+    let mut all = Vec::new();
+    for service in services {
+        let of_service = Labels::new(&[("service", &service.name)]);
+        let labels = |worker: &WorkerSample| of_service.and(&[("worker", &worker.at.to_string())]);
+        all.extend(service.workers.iter().map(|worker| (labels(worker), worker)));
+    }
+    all
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn phases_are_written_as_they_are_told() {
+        for (phase, text) in PHASES {
+            assert_eq!(phase.to_string(), text);
+        }
+    }
+}
