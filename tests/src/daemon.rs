@@ -1,6 +1,7 @@
 //! The `deployer` binary: its daemon and its command line, both in the sandbox.
 
 use std::fs;
+use std::net::SocketAddr;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Output, Stdio};
@@ -166,6 +167,8 @@ impl<'a> Daemon<'a> {
 pub struct ServiceConfig {
     /// More lines of `[daemon]`, `[kernel]` comes after them.
     pub daemon_extra: String,
+    /// Where Prometheus finds the daemon's figures, if it does.
+    pub metrics: Option<SocketAddr>,
     /// The service address, if it has one.
     pub address: Option<String>,
     /// `mode`: `observe`, say.
@@ -200,6 +203,7 @@ impl Default for ServiceConfig {
     fn default() -> Self {
         Self {
             daemon_extra: String::new(),
+            metrics: None,
             address: None,
             mode: None,
             policy: "steer",
@@ -240,6 +244,7 @@ impl ServiceConfig {
         let lines = [
             format!("[daemon]\nsocket = {socket:?}\nstate = {:?}\n{}", sandbox.state(), self.daemon_extra),
             format!("[kernel]\ncallers = \"{root}\"\nworkers = \"{root}\"\npins = {:?}\n", sandbox.pins()),
+            self.metrics.map(|address| format!("[metrics]\nlisten = \"{address}\"\n")).unwrap_or_default(),
             "[service.web]\n".to_owned(),
             line("address", &self.address),
             line("mode", &self.mode),

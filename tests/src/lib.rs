@@ -36,6 +36,7 @@ pub mod load;
 pub mod nginx;
 pub mod pace;
 pub mod process;
+pub mod prometheus;
 pub mod report;
 pub mod rig;
 pub mod rollout;

@@ -1,5 +1,6 @@
 //! nginx as users have it: a plain `upstream`, all else at its defaults; kept-alive connections to it where a test says so.
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::net::{Ipv4Addr, SocketAddr, TcpStream};
 use std::ops::RangeInclusive;
@@ -48,6 +49,18 @@ impl Upstream {
     }
 }
 
+/// The file's name.
+const TRIES: &str = "tries.log";
+
+/// Connections to one address of an upstream.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Tries {
+    /// Asked for.
+    pub dialled: u64,
+    /// Established.
+    pub connected: u64,
+}
+
 /// A running nginx in [`Place::Callers`].
 #[derive(Debug)]
 pub struct Nginx {
@@ -59,6 +72,14 @@ impl Nginx {
     /// Starts nginx and waits until it accepts connections.
     pub fn start(sandbox: &Sandbox, upstream: &Upstream) -> Result<Self> {
         Self::start_with(sandbox, upstream, "")
+    }
+
+    /// The same, writing down each of its tries for [`Self::tries`].
+    pub fn start_logged(sandbox: &Sandbox, upstream: &Upstream) -> Result<Self> {
+        let format = "  log_format tries '$upstream_addr|$upstream_connect_time';\n";
+        let log = sandbox.dir().join("nginx").join(TRIES);
+        let directive = format!("access_log {} tries;", log.display());
+        Self::start_text(sandbox, &format!("{format}{}", upstream.block()), &directive)
     }
 
     /// The same, with more directives in its `location`.
@@ -86,6 +107,24 @@ impl Nginx {
     /// The master's process id.
     pub fn pid(&self) -> u32 {
         self.process.pid()
+    }
+
+    /// What it has dialled so far in requests that have ended, by port, if it was started to write that down.
+    pub fn tries(&self) -> Result<BTreeMap<u16, Tries>> {
+        let log = fs::read_to_string(self.errors.with_file_name(TRIES)).context("nginx's log of tries")?;
+        // A line may be seen in the middle of its being written.
+        let whole = log.rfind('\n').map_or("", |end| &log[..end]);
+        let mut tries: BTreeMap<u16, Tries> = BTreeMap::new();
+        for line in whole.lines() {
+            let (addresses, times) = line.split_once('|').with_context(|| format!("line {line:?}"))?;
+            for (address, time) in addresses.split(", ").zip(times.split(", ")) {
+                let at: SocketAddr = address.parse().with_context(|| format!("line {line:?}"))?;
+                let of = tries.entry(at.port()).or_default();
+                of.dialled += 1;
+                of.connected += u64::from(time != "-");
+            }
+        }
+        Ok(tries)
     }
 
     /// The lines of the error log at `warn` or worse.

@@ -17,8 +17,10 @@ use deployer_tests::http::Request;
 use deployer_tests::journal::Journal;
 use deployer_tests::load::Load;
 use deployer_tests::nginx::{self, Nginx, Upstream};
-use deployer_tests::process::send;
+use deployer_tests::process::{Process, send};
+use deployer_tests::prometheus::{self, PAGE, Prometheus};
 use deployer_tests::report::Report;
+use deployer_tests::rig::wait;
 use deployer_tests::sandbox::{Place, Sandbox, cgroup2_mount};
 use deployer_tests::supervisor::{Options, Supervisor};
 
@@ -288,5 +290,29 @@ fn cleans_up_when_interrupted() -> Result<()> {
     ensure!(child.wait()?.code() == Some(130));
     let netns = PathBuf::from("/run/netns").join(&name);
     ensure!(!cgroup.exists() && !netns.exists() && !std::env::temp_dir().join(&name).exists());
+    Ok(())
+}
+
+/// A page that never changes, instead of the daemon's; and then none.
+#[test]
+fn prometheus_scrapes_and_raises_alerts() -> Result<()> {
+    let sandbox = Sandbox::new("scrape")?;
+    let folder = sandbox.dir().join("page");
+    std::fs::create_dir(&folder)?;
+    std::fs::write(folder.join("metrics"), "deployer_build_info{version=\"7\"} 1\n")?;
+    let mut command = sandbox.command(Place::Daemon, "/usr/bin/python3");
+    command.args(["-m", "http.server", "--bind", "127.0.0.1", "--directory"]).arg(&folder).arg(PAGE.port().to_string());
+    let mut server = Process::start("a page", command, &sandbox.dir().join("page.out"))?;
+    server.wait_ready(Duration::from_secs(20), || prometheus::page(&sandbox).is_ok())?;
+    let prometheus = Prometheus::start(&sandbox, &prometheus::rules_sooner(&[("DeployerDown", "1m", "1s")])?)?;
+    let seen = prometheus.query("deployer_build_info + 1")?;
+    ensure!(seen.len() == 1 && seen[0].value == 2.0 && seen[0].label("version") == "7", "{seen:?}");
+    ensure!(prometheus.alerts()?.is_empty(), "{:?}", prometheus.alerts()?);
+    server.kill()?;
+    wait("an alert", || Ok(prometheus.firing()? == ["DeployerDown"]))?;
+    let pid = prometheus.pid();
+    drop(prometheus);
+    // Its page in /proc is gone with it, since it was reaped.
+    ensure!(!std::path::Path::new(&format!("/proc/{pid}")).exists());
     Ok(())
 }

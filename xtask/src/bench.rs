@@ -10,7 +10,7 @@ use crate::{fitness, setup};
 
 /// The suites that measure, and which of their tests. They assert what was promised, too.
 const MEASURE: &[(&str, &[&str])] =
-    &[("framing", &["cost"]), ("reaper", &["crowd"]), ("kept-alive", &["empty", "hot"])];
+    &[("framing", &["cost"]), ("reaper", &["crowd"]), ("kept-alive", &["empty", "hot"]), ("metrics", &["thousand"])];
 
 /// The verb itself.
 pub(crate) fn run(workspace: &Workspace) -> Result<ExitCode> {

@@ -17,6 +17,8 @@ const PROGRAMS: &[(&str, &str)] = &[
     ("haproxy", "haproxy"),
     ("varnishd", "varnish"),
     ("supervisord", "supervisor"),
+    ("prometheus", "prometheus"),
+    ("promtool", "prometheus"),
     ("nft", "nftables"),
     ("iptables", "iptables"),
     ("ip", "iproute2"),

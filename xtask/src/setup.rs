@@ -17,6 +17,7 @@ const SERVICES: &[(&str, &str)] = &[
     ("varnish", "varnish"),
     ("varnish", "varnishncsa"),
     ("supervisor", "supervisor"),
+    ("prometheus", "prometheus"),
 ];
 
 /// What apt-get is told with every installation; it never removes a package to make room.

@@ -39,6 +39,7 @@ const END_TO_END: &[(&str, &str)] = &[
     ("journal", "3"),
     ("matrix", "3"),
     ("selftest", "2"),
+    ("metrics", "3"),
     ("cli", "3"),
 ];
 
