@@ -58,12 +58,12 @@ fn roll(change: &Change) -> String {
     match change {
         Change::RollBegun { to, was, workers, batches } => {
             let version = match (was, to) {
-                (Some(was), Some(to)) => format!(" {was} -> {to}"),
-                (None, Some(to)) => format!(" to {to}"),
+                (Some(was), Some(to)) => format!("{was} -> {to}, "),
+                (None, Some(to)) => format!("to {to}, "),
                 (_, None) => String::new(),
             };
             let (workers, batches) = (out::counted(*workers, "worker"), lines::batches(*batches));
-            format!("roll begins:{version} {workers} in {batches}")
+            format!("roll begins: {version}{workers} in {batches}")
         }
         Change::RollCommand { which, argv, error } => {
             format!("{which}: {}{}", argv.join(" "), error.as_ref().map_or(String::new(), |why| format!(": {why}")))

@@ -31,7 +31,6 @@ pub(super) async fn start(config: Config) -> Result<(Arc<Daemon>, Bound, Events)
     let attachment = kernel::attachment(config.kernel.callers.as_deref(), config.kernel.workers.as_deref())?;
     // Before anything is attached: a second daemon must not even begin.
     let socket = server::bind(&config.daemon)?;
-    former.history.started(env!("CARGO_PKG_VERSION"), std::process::id());
     let Attached { programs, tables, events, decisions } = Programs::attach(&attachment, &config.kernel.pins)?;
     let tables = Arc::new(tables);
     let root = kernel::cgroup::root().context("looking for the cgroup v2 root")?;
@@ -79,6 +78,7 @@ async fn take_up(
     tables: &Tables,
     world: &Arc<dyn World>,
 ) -> Result<Resumed> {
+    former.history.started(env!("CARGO_PKG_VERSION"), std::process::id());
     registry.keep_callers(config, |service| former.has_same_callers(service));
     let inherited = registry.inherited(config);
     registry.apply(&observing(config, &inherited))?;

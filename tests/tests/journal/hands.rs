@@ -111,7 +111,8 @@ fn a_failed_worker_stays_out() -> Result<()> {
     daemon.process().kill()?;
     let daemon = Daemon::start(&sandbox, &stage.config(&config))?;
     stage.only_failed(&[8000])?;
-    ensure!(stage.api().workers()?[&8000]["reason"] == reason, "{reason}");
+    let kept = stage.api().workers()?[&8000]["reason"].clone();
+    ensure!(kept == reason, "it was {reason}, and is {kept}");
     stage.is_out(8000)?;
     stage.app.set_fault("v2", 8000, None)?;
     stage.roll(&daemon, &["--to", "v2"])?.end()?.must("done", &["4 workers"])?;

@@ -65,6 +65,12 @@ fn act<'a>(stage: &Stage<'a>, daemon: &mut Daemon<'a>) -> Result<()> {
     })?;
     // Its end is told when its files are closed.
     stage.wait(Duration::from_secs(20), || Ok(!of(&events(daemon)?, "process-ended").is_empty()))?;
+    // Else the next daemon finds a process that none before it has warmed, which is another change.
+    stage.wait(Duration::from_secs(20), || {
+        let state: Value = serde_json::from_slice(&std::fs::read(stage.sandbox.state().join("state.json"))?)?;
+        let reason = &state["services"]["web"]["workers"]["127.0.0.1:8001"]["reason"];
+        Ok(reason.as_str().is_some_and(|why| why.contains("started by itself")))
+    })?;
     daemon.process().kill()?;
     std::thread::sleep(Duration::from_millis(500));
     *daemon = Daemon::start(stage.sandbox, &stage.config(&ServiceConfig::default()))?;

@@ -43,7 +43,7 @@ fn who_asked_for_a_roll_and_which_it_is() {
     let (to, was) = (Some("v2".to_owned()), Some("v1".to_owned()));
     let mut begun = entry("uid 0 (pid 1)", Change::RollBegun { to, was, workers: 4, batches: 1 });
     (begun.worker, begun.roll) = (None, Some("web-1".to_owned()));
-    let said = "web  roll begins: v1 -> v2 4 workers in 1 batch  (uid 0 (pid 1); roll web-1)";
+    let said = "web  roll begins: v1 -> v2, 4 workers in 1 batch  (uid 0 (pid 1); roll web-1)";
     assert!(line(&begun).ends_with(said), "{}", line(&begun));
 }
 

@@ -46,14 +46,7 @@ impl Known {
             Change::Stopped { version, pid } => self.daemon = Some((format!("{version} (pid {pid})"), true)),
             Change::Service { now, .. } => {
                 let Some(name) = service else { return };
-                match now {
-                    Some(now) => drop(self.services.insert(name.clone(), now.clone())),
-                    None => {
-                        self.services.remove(name);
-                        self.workers.retain(|(of, _), _| of != name);
-                        self.bypassed.remove(&Some(name.clone()));
-                    }
-                }
+                self.configure(name, now.as_ref());
             }
             Change::Phase { phase, reason, .. } => {
                 let (Some(name), Some(at)) = (service, worker) else { return };
@@ -81,6 +74,16 @@ impl Known {
             | Change::RollEnded { .. }
             | Change::Lost { .. } => {}
         }
+    }
+
+    fn configure(&mut self, name: &str, now: Option<&Configured>) {
+        if let Some(now) = now {
+            self.services.insert(name.to_owned(), now.clone());
+            return;
+        }
+        self.services.remove(name);
+        self.workers.retain(|(of, _), _| of != name);
+        self.bypassed.remove(&Some(name.to_owned()));
     }
 
     fn enter(&mut self, service: &str, at: SocketAddr, phase: Phase, reason: &str) {
