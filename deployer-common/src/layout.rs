@@ -284,6 +284,39 @@ pub const EVENT_KILLED: u32 = 3;
 /// A connection was open in a process when it ended.
 pub const EVENT_CUT: u32 = 4;
 
+/// Which decisions are told one by one, and how many were. One entry; not pinned: it ends with the daemon's lease on it.
+#[repr(C)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Trace {
+    /// Milliseconds of `CLOCK_MONOTONIC` until which they are told; 0: nobody wants to hear.
+    pub until_ms: u64,
+    /// Those of this service.
+    pub service: u64,
+    /// Of those that dialled this port, or are about `worker`; 0: all.
+    pub port: u64,
+    /// A worker; [`NO_WORKER`]: none.
+    pub worker: u64,
+    /// One in so many, by lot; 0 and 1: each.
+    pub every: u64,
+    /// How many may still be told; renewed by user space, and less than 0 where more came.
+    pub left: u64,
+    /// Decisions that were wanted.
+    pub seen: u64,
+    /// Decisions that were not told for want of `left`.
+    pub skipped: u64,
+}
+
+/// A verdict that was carried out.
+pub const TRACE_DECIDED: u32 = 0;
+/// Let through: everything is bypassed, or the service.
+pub const TRACE_BYPASSED: u32 = 1;
+/// Let through: a connection of the daemon's own.
+pub const TRACE_DAEMON: u32 = 2;
+/// Let through: this caller is not steered.
+pub const TRACE_UNSTEERED: u32 = 3;
+/// Let through: the service is observed, and the verdict is what would have been.
+pub const TRACE_OBSERVED: u32 = 4;
+
 /// What is remembered of a socket, in its socket storage.
 #[repr(C)]
 #[derive(Debug, Clone, Copy, Default)]
@@ -335,4 +368,5 @@ const _: () = assert!(size_of::<Dial>() == 8);
 const _: () = assert!(size_of::<Listening>() == 32);
 const _: () = assert!(size_of::<ListenerNote>() == 16);
 const _: () = assert!(size_of::<Event>() == 48);
+const _: () = assert!(size_of::<Trace>() == 64);
 const _: () = assert!(size_of::<Switchboard>() == 8 * (MORE + 1 + MAX_SERVICES + 2 * MAX_WORKERS));

@@ -14,7 +14,8 @@ use deployer_common::{
     endpoint::{Endpoint, MAPPED},
     layout::{
         BYPASS_MARK, Frontend, MAX_MEMBERS, MAX_SERVICES, MAX_WORKERS, NO_WORKER, ServiceCount, Slot, SockNote,
-        Switchboard, WorkerCount, WorkerProof,
+        Switchboard, TRACE_BYPASSED, TRACE_DAEMON, TRACE_DECIDED, TRACE_OBSERVED, TRACE_UNSTEERED, WorkerCount,
+        WorkerProof,
     },
     word::{LimitsWord, Mode, ServiceWord, State, WorkerWord},
 };
@@ -23,6 +24,7 @@ use crate::{
     address, callers, count,
     maps::{FRONTENDS, LIMITS, SLOTS, SWITCHBOARD, WORKER_ADDRS, WORKER_COUNTS},
     notes,
+    trace::{self, Decision},
 };
 
 const IPPROTO_TCP: u32 = 6;
@@ -116,21 +118,31 @@ fn route(ctx: &SockAddrContext, dialled: &Endpoint) -> Action {
     let word = ServiceWord(word_at(board, services, frontend.service, MAX_SERVICES));
     // SAFETY: `board` is the one entry of an array map; volatile, since user space writes it at any time.
     let bypassed = unsafe { (&raw const (*board).bypass).read_volatile() } != 0 || word.mode() == Mode::Bypass;
-    if bypassed || is_daemon(ctx) {
-        return pass(ctx, frontend, 0);
-    }
     let Some(slot) = SLOTS.get(word.slot()) else { return pass(ctx, frontend, 0) };
-    if !callers::is_steered(slot) {
+    let as_dialled = Verdict { worker: frontend.worker, rank: Rank::Up, floor: false };
+    let (why, verdict) = if bypassed {
+        (TRACE_BYPASSED, as_dialled)
+    } else if is_daemon(ctx) {
+        (TRACE_DAEMON, as_dialled)
+    } else if !callers::is_steered(slot) {
         count::service(frontend.service, offset_of!(ServiceCount, unsteered));
-        return pass(ctx, frontend, 0);
+        (TRACE_UNSTEERED, as_dialled)
+    } else {
+        let verdict = decide(frontend, word, &InKernel { board, slot, service: frontend.service });
+        (if word.mode() == Mode::Observe { TRACE_OBSERVED } else { TRACE_DECIDED }, verdict)
+    };
+    trace::tell(&Decision { dialled, frontend, why, verdict });
+    match why {
+        TRACE_DECIDED => {
+            tally(frontend, verdict);
+            apply(ctx, dialled, frontend, verdict, board)
+        }
+        TRACE_OBSERVED => {
+            observe(frontend, verdict);
+            pass(ctx, frontend, 0)
+        }
+        _ => pass(ctx, frontend, 0),
     }
-    let verdict = decide(frontend, word, &InKernel { board, slot, service: frontend.service });
-    if word.mode() == Mode::Observe {
-        observe(frontend, verdict);
-        return pass(ctx, frontend, 0);
-    }
-    tally(frontend, verdict);
-    apply(ctx, dialled, frontend, verdict, board)
 }
 
 /// Lets a connection go where it was dialled. If that is a worker, its ticket is taken all the same: it is evidence. `to`

@@ -6,6 +6,7 @@
 //! | peername | cgroup/getpeername4, getpeername6 | shows the caller the address it dialled |
 //! | sockets | sock_ops, cgroup/sock_release | hands tickets back, counts open connections, sees workers begin to listen and end |
 //! | deaths | signal_generate, sched_process_exit | marks a worker down whose process is being killed |
+//! | trace | | tells decisions one by one, while somebody asks for them |
 //! | arm | iter/tcp | makes sockets that are older than the programs report their close |
 #![no_std]
 #![no_main]
@@ -25,6 +26,7 @@ mod maps;
 mod notes;
 mod peername;
 mod sockets;
+mod trace;
 
 #[panic_handler]
 fn panic(_: &core::panic::PanicInfo) -> ! {

@@ -9,8 +9,8 @@ use deployer_common::{
     endpoint::Endpoint,
     layout::{
         Dial, EVENT_BYTES, Event, Frontend, Limits, ListenerNote, Listening, MAX_FRONTENDS, MAX_LISTENING,
-        MAX_SERVICES, MAX_SLOTS, MAX_WORKERS, ServiceCount, Slot, SockNote, Switchboard, WorkerAddr, WorkerCount,
-        WorkerLife, WorkerProof, WorkerTimes,
+        MAX_SERVICES, MAX_SLOTS, MAX_WORKERS, ServiceCount, Slot, SockNote, Switchboard, Trace, WorkerAddr,
+        WorkerCount, WorkerLife, WorkerProof, WorkerTimes,
     },
 };
 
@@ -75,6 +75,10 @@ pub static LISTENING: HashMap<u64, Listening, MAX_LISTENING> = HashMap::new();
 /// What is remembered of each socket that listens for a worker; freed with it.
 #[btf_map]
 pub static LISTENER_NOTES: SkStorage<ListenerNote> = SkStorage::new();
+
+/// Which decisions are told one by one; one entry.
+#[btf_map]
+pub static TRACE: Array<Trace, 1, MMAPABLE> = Array::new();
 
 /// What happens, for the daemon.
 #[btf_map]

@@ -5,17 +5,21 @@
 //! | `GET /v1/status` | [`Status`] |
 //! | `POST /v1/services/NAME/roll` [`RollRequest`] | [`RollStarted`]; with `dry_run` the plan alone |
 //! | `GET /v1/rolls/ID/events?from=SEQ` | [`Event`]s from the first, or from SEQ, one JSON object a line, until the roll has ended |
+//! | `GET /v1/events?from=SEQ&follow=true` | [`Entry`]s of the host's history, one JSON object a line: all there are, or from SEQ on; with `follow` also what happens from then on |
 //! | `GET /v1/rolls/ID/report` | [`Report`]; with `last` for ID that of the roll which began last |
 //! | `POST /v1/rolls/ID/stop` | [`Done`] |
 //! | `POST /v1/services/NAME/drain` [`DrainRequest`] | [`Done`] when the worker is out of rotation |
 //! | `POST /v1/services/NAME/enable` [`EnableRequest`] | [`Done`] |
+//! | `GET /v1/services/NAME/trace?duration_ms=MS&port=P&every=N` | [`Traced`], one JSON object a line, the last of which is its end |
 //! | `POST /v1/bypass` [`BypassRequest`] | [`Done`] |
 //! | `POST /v1/detach` [`DetachRequest`] | [`Done`] |
 //!
 //! Every error is an [`ErrorBody`] with the HTTP status of its [`Exit`].
 
 mod event;
+mod history;
 mod report;
+mod trace;
 
 use std::net::SocketAddr;
 
@@ -23,7 +27,9 @@ use serde::{Deserialize, Serialize};
 
 pub use self::{
     event::{Event, What},
+    history::{Change, Configured, Entry},
     report::{Latency, Proof, Report, Tally, Window},
+    trace::{Outcome, TraceRequest, Traced},
 };
 
 /// Exit codes of every verb.

@@ -13,6 +13,7 @@ pub mod framing;
 pub mod journal;
 pub mod keepalive;
 pub mod kernel;
+pub mod log;
 pub mod metrics;
 pub mod report;
 pub mod roll;

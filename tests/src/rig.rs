@@ -5,6 +5,7 @@ use std::io::{Read, Write};
 use std::ops::RangeInclusive;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
@@ -157,11 +158,16 @@ impl Rig<'_> {
         self.service()?.workers.remove(&port).with_context(|| format!("no worker {port}"))
     }
 
-    /// `deployer VERB ...`: its exit code, and all that it printed.
-    pub fn verb(&self, words: &[&str]) -> Result<(i32, String)> {
+    /// `deployer VERB ...`, to be started.
+    pub fn command(&self, words: &[&str]) -> Result<Command> {
         let mut command = DeployerBin::find()?.command(self.sandbox);
         command.arg("--socket").arg(self.setup.socket(self.sandbox)).args(words);
-        let output = command.output().context("run deployer")?;
+        Ok(command)
+    }
+
+    /// The same: its exit code, and all that it printed.
+    pub fn verb(&self, words: &[&str]) -> Result<(i32, String)> {
+        let output = self.command(words)?.output().context("run deployer")?;
         let text = [output.stdout, output.stderr].concat();
         let exit = output.status.code().context("deployer was killed")?;
         Ok((exit, String::from_utf8_lossy(&text).into_owned()))

@@ -3,6 +3,7 @@
 use std::{
     fmt::{Display, Write as _},
     io,
+    marker::PhantomData,
     path::PathBuf,
     time::Duration,
 };
@@ -20,7 +21,7 @@ use serde::{Serialize, de::DeserializeOwned};
 use tokio::{net::UnixStream, time::timeout};
 
 use super::out;
-use crate::api::{ErrorBody, Event, Exit};
+use crate::api::{Entry, ErrorBody, Event, Exit};
 
 /// No call takes long in the daemon: a roll answers when it has begun. Longer is a daemon that hangs.
 const ANSWER_WITHIN: Duration = Duration::from_secs(30);
@@ -47,21 +48,44 @@ pub(super) struct Client {
     pub(super) answer_within: Duration,
 }
 
-/// The events of a roll, from the first.
+/// Events as they come.
 #[derive(Debug)]
-pub(super) struct Events {
+pub(super) struct Events<T = Event> {
     client: Client,
+    /// What was asked for.
+    path: String,
     body: Incoming,
+    /// The daemon went away in the middle.
+    pub(super) is_cut: bool,
     buffer: Vec<u8>,
     /// How much of the buffer is known to hold no end of line.
     searched: usize,
+    event: PhantomData<T>,
 }
 
 /// An event, and how it was written: `--json` shows also what this version does not know.
 #[derive(Debug, Clone, PartialEq)]
-pub(super) struct Received {
+pub(super) struct Received<T = Event> {
     pub(super) line: String,
-    pub(super) event: Event,
+    pub(super) event: T,
+}
+
+/// What comes in a row.
+pub(super) trait Numbered {
+    /// Its number.
+    fn seq(&self) -> u64;
+}
+
+impl Numbered for Event {
+    fn seq(&self) -> u64 {
+        self.seq
+    }
+}
+
+impl Numbered for Entry {
+    fn seq(&self) -> u64 {
+        self.seq
+    }
 }
 
 impl Failure {
@@ -85,11 +109,11 @@ impl Client {
         self.call(Method::POST, path, body.into()).await
     }
 
-    /// Follows a roll from an event on.
-    pub(super) async fn events(&self, roll: &str, from: u64) -> Result<Events, Failure> {
-        let path = format!("/v1/rolls/{}/events?from={from}", encoded(roll));
-        let answer = self.in_time(self.ask(Method::GET, &path, Bytes::new())).await?;
-        Ok(Events { client: self.clone(), body: answer.into_body(), buffer: Vec::new(), searched: 0 })
+    /// Events, a line each.
+    pub(super) async fn events<T>(&self, path: &str) -> Result<Events<T>, Failure> {
+        let answer = self.in_time(self.ask(Method::GET, path, Bytes::new())).await?;
+        let (client, path, body, is_cut) = (self.clone(), path.to_owned(), answer.into_body(), false);
+        Ok(Events { client, path, body, is_cut, buffer: Vec::new(), searched: 0, event: PhantomData })
     }
 
     async fn call<T: DeserializeOwned>(&self, method: Method, path: &str, body: Bytes) -> Result<T, Failure> {
@@ -191,9 +215,9 @@ impl Client {
     }
 }
 
-impl Events {
+impl<T: DeserializeOwned> Events<T> {
     /// The next event; `None` where the daemon says no more. Nothing is lost where it is dropped before its end.
-    pub(super) async fn next(&mut self) -> Option<Result<Received, Failure>> {
+    pub(super) async fn next(&mut self) -> Option<Result<Received<T>, Failure>> {
         loop {
             if let Some(line) = self.line() {
                 if line.trim_ascii().is_empty() {
@@ -203,11 +227,14 @@ impl Events {
             }
             if self.buffer.len() > LONGEST_LINE {
                 let start = std::mem::take(&mut self.buffer);
-                return Some(Err(self.client.garbled("the events of a roll", &start, "a line without an end")));
+                return Some(Err(self.garbled(&start, "a line without an end")));
             }
             match self.body.frame().await? {
                 Ok(frame) => self.buffer.extend_from_slice(frame.data_ref().map_or(&[], |data| data)),
-                Err(_) => return None,
+                Err(_) => {
+                    self.is_cut = true;
+                    return None;
+                }
             }
         }
     }
@@ -224,10 +251,13 @@ impl Events {
         Some(std::mem::replace(&mut self.buffer, rest))
     }
 
-    fn event(&self, line: &[u8]) -> Result<Received, Failure> {
-        let event =
-            serde_json::from_slice(line).map_err(|why| self.client.garbled("the events of a roll", line, why))?;
+    fn event(&self, line: &[u8]) -> Result<Received<T>, Failure> {
+        let event = serde_json::from_slice(line).map_err(|why| self.garbled(line, why))?;
         Ok(Received { line: String::from_utf8_lossy(line).trim().to_owned(), event })
+    }
+
+    fn garbled(&self, line: &[u8], why: impl Display) -> Failure {
+        self.client.garbled(&format!("GET {}", self.path), line, why)
     }
 }
 

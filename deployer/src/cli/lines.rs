@@ -72,7 +72,7 @@ pub(super) fn reason(worker: SocketAddr, why: &str) -> String {
 }
 
 /// Connections that were open in a process when it ended.
-fn was_cut(cut: usize, callers: &[String]) -> String {
+pub(super) fn was_cut(cut: usize, callers: &[String]) -> String {
     if cut == 0 {
         return "no connection was open in it".to_owned();
     }
@@ -121,16 +121,21 @@ pub(super) fn dry_run(started: &RollStarted) -> String {
     text
 }
 
+/// `1 batch`, `2 batches`
+pub(super) fn batches(number: usize) -> String {
+    if number == 1 { "1 batch".to_owned() } else { format!("{number} batches") }
+}
+
 /// `40 workers in 10 batches to v2`
 fn plan<T>(batches: &[Vec<T>], spares: &[T], to: Option<&str>) -> String {
     let workers = counted(batches.iter().map(Vec::len).sum(), "worker");
-    let of = if batches.len() == 1 { "1 batch".to_owned() } else { format!("{} batches", batches.len()) };
+    let of = self::batches(batches.len());
     let to = to.map(|to| format!(" to {}", clean(to))).unwrap_or_default();
     let with = if spares.is_empty() { String::new() } else { format!(" with {}", counted(spares.len(), "spare")) };
     format!("{workers} in {of}{with}{to}")
 }
 
-fn ending(result: Exit) -> &'static str {
+pub(super) fn ending(result: Exit) -> &'static str {
     match result {
         Exit::Done => "done",
         Exit::Failed => "failed",

@@ -8,6 +8,8 @@ mod client;
 mod config;
 mod detach;
 mod drain;
+mod events;
+mod happened;
 mod lb;
 mod lines;
 mod out;
@@ -19,6 +21,7 @@ mod status;
 mod terminal;
 #[cfg(test)]
 mod tests;
+mod trace;
 mod unit;
 mod view;
 
@@ -105,6 +108,12 @@ enum Verb {
         #[arg(long)]
         json: bool,
     },
+    /// Show the decisions of a service as they are made: who called, what it dialled, what it got, and why
+    #[command(after_help = EXIT_CODES)]
+    Trace(trace::Options),
+    /// Show what happened on this host, when and by whom; kept over restarts of the daemon
+    #[command(after_help = EXIT_CODES)]
+    Events(events::Options),
     /// Take a worker out of rotation
     #[command(after_help = EXIT_CODES)]
     Drain {
@@ -225,6 +234,8 @@ fn run(cli: Cli) -> Exit {
         Verb::Roll(options) => block_on(roll::run(&client, &options)),
         Verb::Status { json } => block_on(status::run(&client, json)),
         Verb::Report { roll, json } => block_on(report::run(&client, roll.as_deref(), json)),
+        Verb::Trace(options) => block_on(trace::run(&client, &options)),
+        Verb::Events(options) => block_on(events::run(&client, &options)),
         Verb::Drain { worker, for_ms, force } => block_on(drain::drain(&client, &worker, for_ms, force)),
         Verb::Enable { worker } => block_on(drain::enable(&client, &worker)),
         Verb::Bypass { service, off, force } => block_on(bypass::run(&client, service, !off, force)),

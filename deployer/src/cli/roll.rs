@@ -128,7 +128,8 @@ impl Follow {
         let mut ticks = interval(TICK);
         let (sender, mut heard) = mpsc::channel(1);
         let mut pump = JoinSet::new();
-        pump.spawn(pump::run(self.client.clone(), self.roll.clone(), sender));
+        let path = format!("/v1/rolls/{}/events?", encoded(&self.roll));
+        pump.spawn(pump::run(self.client.clone(), path, 0, sender));
         loop {
             let step = tokio::select! {
                 Some(heard) = heard.recv() => Step::Heard(heard),

@@ -2,6 +2,7 @@
 
 mod client;
 mod follow;
+mod happened;
 mod lines;
 mod live;
 mod report;

@@ -14,9 +14,12 @@ use super::{
     plan::{no_hands, plan},
 };
 use crate::{
-    api::{BypassRequest, DetachRequest, Done, RollRequest, RollStarted},
+    api::{BypassRequest, Change, DetachRequest, Done, RollRequest, RollStarted},
     config::Mode,
-    journal::RollState,
+    journal::{
+        RollState,
+        history::{About, By},
+    },
     roll::{
         Record,
         machine::{Machine, Plan},
@@ -65,7 +68,7 @@ impl Daemon {
         }
         self.must_steer(&service)?;
         no_hands(&service)?;
-        let record = self.begin(&service.config.name, by)?;
+        let record = self.begin(&service, by)?;
         started.id.clone_from(&record.id);
         let roll = self.prepared(service, record, request.to, Machine::new(plan));
         let entry = entry(&roll.record, &roll.service, roll.to.clone(), &roll.machine);
@@ -104,13 +107,14 @@ impl Daemon {
     }
 
     /// Enters a roll of a service, unless one runs.
-    fn begin(&self, service: &str, by: String) -> Result<Arc<Record>, Refusal> {
+    fn begin(&self, service: &Service, by: String) -> Result<Arc<Record>, Refusal> {
+        let (before, service) = (version_before(service), &service.config.name);
         let record = {
             let mut rolls = self.rolls();
             if self.closing.load(Ordering::SeqCst) {
                 return Err(Refusal::busy("the daemon has been asked to stop, and begins nothing any more"));
             }
-            if let Some(roll) = rolls.iter().find(|roll| roll.service == service && roll.result().is_none()) {
+            if let Some(roll) = rolls.iter().find(|roll| roll.service == *service && roll.result().is_none()) {
                 return Err(Refusal::busy(format!(
                     "roll {} of {service} runs already, begun by {}; deployer status shows it",
                     roll.id, roll.by
@@ -118,7 +122,8 @@ impl Daemon {
             }
             let id = format!("{service}-{}", unix_ms());
             let log = self.shelf.log(&id, 0);
-            let record = Arc::new(Record::resumed(id, service.to_owned(), by, Vec::new(), Some(log)));
+            let record = Record::resumed(id, service.clone(), by, Vec::new(), Some(log));
+            let record = Arc::new(record.telling(&self.history, before));
             rolls.push(Arc::clone(&record));
             record
         };
@@ -170,6 +175,8 @@ impl Daemon {
         });
         let what = request.service.as_deref().unwrap_or("every service");
         tracing::warn!(service = what, on = request.on, by, "bypass");
+        let about = About { service: request.service.as_deref(), ..About::default() };
+        self.history.bypass(By::Somebody(by), about, request.on);
         let done = if request.on {
             format!("{what} is bypassed: every connection goes where it is dialled")
         } else {
@@ -191,6 +198,7 @@ impl Daemon {
         attached.detach().map_err(|error| Refusal::failed(format!("{error:#}")))?;
         *programs = None;
         tracing::warn!(by, "detached");
+        self.history.tell(By::Somebody(by), About::default(), Change::Detached);
         let done = "every program is out of the kernel; connections go where they are dialled. \
                     Restart the daemon to attach again";
         Ok(Done { done: done.to_owned() })

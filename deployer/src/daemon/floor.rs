@@ -5,6 +5,7 @@ use tracing::{info, warn};
 
 use super::{Daemon, error::Refusal};
 use crate::{
+    journal::history::About,
     kernel::host,
     service::{Service, Worker, floor::Short},
 };
@@ -38,6 +39,8 @@ impl Daemon {
     pub(super) fn tell_of_floor(&self, worker: &Worker, was: bool) -> bool {
         let short = self.registry.service(&worker.service).and_then(|service| self.let_in(&service, worker));
         let (service, worker) = (&worker.service, worker.at);
+        let words = short.map(|short| short.to_string());
+        self.history.let_in(About::worker(service, worker), words.as_deref());
         match short {
             Some(short) if !was => {
                 warn!(service, %worker, why = %short, "drained, but connections go on to it: the floor");

@@ -8,7 +8,7 @@ use tracing::{error, warn};
 use crate::{
     api::{Event, What},
     config::{Config, OnStart},
-    journal::{ByHand, Folder, Hand, Journal, RollState, State, WorkerState, events::Shelf, folder::boot_id},
+    journal::{ByHand, Folder, Hand, History, Journal, RollState, State, WorkerState, events::Shelf, folder::boot_id},
     roll::{Record, run::Roll, world::World},
     service::{Service, Worker, registry::Services},
 };
@@ -24,6 +24,8 @@ pub(super) struct Former {
     pub(super) journal: Arc<Journal>,
     /// Ours from now on.
     pub(super) shelf: Shelf,
+    /// Ours from now on.
+    pub(super) history: Arc<History>,
     /// What must not be overlooked.
     pub(super) warnings: Vec<String>,
     /// As it was read.
@@ -64,8 +66,10 @@ impl Former {
         let mut next = if rebooted { anew(&state, &boot) } else { state.clone() };
         next.written_by = crate::journal::state::version();
         let shelf = folder.events();
+        let history = Arc::new(folder.history().context("starting the history's writer")?);
+        history.suppose(&state);
         let journal = Arc::new(Journal::start(next, folder).context("starting the journal's writer")?);
-        Ok(Self { journal, shelf, warnings: contents.warnings, state, rebooted })
+        Ok(Self { journal, shelf, history, warnings: contents.warnings, state, rebooted })
     }
 
     /// The rolls that were under way, and those that had ended.
@@ -76,7 +80,8 @@ impl Former {
             let (events, len) = logs.remove(&roll.id).unwrap_or_default();
             let log = self.shelf.log(&roll.id, len);
             let (id, service, by) = (roll.id.clone(), roll.service.clone(), roll.by.clone());
-            let record = Arc::new(Record::resumed(id, service, by, events, Some(log)));
+            let record = Record::resumed(id, service, by, events, Some(log));
+            let record = Arc::new(record.telling(&self.history, roll.before.clone()));
             self.take_up(roll, &record, scene, &mut resumed);
             resumed.records.push(record);
         }
@@ -138,7 +143,7 @@ impl Former {
             _ => (String::new(), String::new()),
         };
         let log = self.shelf.log(&id, len);
-        let record = Record::resumed(id, service, by, events, Some(log));
+        let record = Record::resumed(id, service, by, events, Some(log)).telling(&self.history, None);
         if record.result().is_none() {
             let (result, text) = (crate::api::Exit::Stopped, LOST.to_owned());
             record.add(What::Finished { result, text, changed: 0, failed: Vec::new(), seconds: 0.0 });

@@ -56,5 +56,6 @@ impl Daemon {
         self.links_lost.fetch_add(lost.len().saturating_sub(told.len()) as u64, Ordering::Relaxed);
         lock(&self.lost).clone_from(&lost);
         *told = lost;
+        self.tell_trouble();
     }
 }

@@ -76,16 +76,22 @@ impl Daemon {
         });
         // One that is no longer configured, or the self-test's.
         let Some((service, worker)) = found else { return };
+        let is_news = how.is_some();
         let text = how.unwrap_or_else(|| "was stopped".to_owned());
         let (name, at) = (&service.config.name, worker.at);
+        let span = worker.control().span().entered();
         if cut > 0 {
             warn!(service = name, worker = %at, cut, callers = callers.join("; "), "worker {text}; connections were open in it");
         } else {
             info!(service = name, worker = %at, "worker {text}; no connection was open in it");
         }
+        drop(span);
         // A roll that has stopped it itself says so in its own words.
         let is_planned = cut == 0
             && matches!(worker.control().phase, Phase::Stopping | Phase::Starting | Phase::Listening | Phase::Warming);
+        if !is_planned && (cut > 0 || is_news) {
+            self.tell_process_ended(worker, &text, cut, &callers);
+        }
         if let Some(roll) = self.running(name).filter(|_| !is_planned) {
             roll.add(What::Ended { worker: at, text, cut, callers });
         }

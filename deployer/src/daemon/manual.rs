@@ -77,15 +77,16 @@ impl Daemon {
             None => format!("by {by}, until it is enabled"),
         };
         let until_ms = request.for_ms.map(|_| unix_ms() + time.as_millis() as u64);
-        let end = Arc::new(Notify::new());
-        let claim = worker.claim(Owner::Hand(Arc::clone(&end))).map_err(Refusal::busy)?;
-        Ok((worker, claim, ByHand { reason, until_ms }, end, time))
+        let (end, by) = (Arc::new(Notify::new()), by.to_owned());
+        let claim = worker.claim(Owner::Hand { by: by.clone(), end: Arc::clone(&end) }).map_err(Refusal::busy)?;
+        Ok((worker, claim, ByHand { reason, until_ms, by }, end, time))
     }
 
     /// Goes on with a drain that was begun under a former daemon.
     pub(super) fn hold_again(self: &Arc<Self>, worker: &Arc<Worker>, drained: &ByHand) {
         let end = Arc::new(Notify::new());
-        let Ok(claim) = worker.claim(Owner::Hand(Arc::clone(&end))) else { return };
+        let by = if drained.by.is_empty() { drained.reason.clone() } else { drained.by.clone() };
+        let Ok(claim) = worker.claim(Owner::Hand { by, end: Arc::clone(&end) }) else { return };
         let left = drained.until_ms.map(|until| Duration::from_millis(until.saturating_sub(unix_ms())));
         let time = left.unwrap_or(FOR_GOOD).min(FOR_GOOD);
         let lease = lock(&self.config).kernel.lease;
@@ -167,7 +168,12 @@ impl Daemon {
     }
 
     /// Puts a worker back: ends an operator's drain, or warms one that had failed.
-    pub(super) async fn enable(self: &Arc<Self>, name: &str, request: &EnableRequest) -> Result<Done, Refusal> {
+    pub(super) async fn enable(
+        self: &Arc<Self>,
+        name: &str,
+        request: &EnableRequest,
+        by: &str,
+    ) -> Result<Done, Refusal> {
         let service = self.service(name)?;
         let worker = worker(&service, request.port)?;
         let (phase, end) = {
@@ -175,6 +181,7 @@ impl Daemon {
             (control.phase, control.by_hand())
         };
         if let Some(end) = end {
+            worker.control().ended_by(by);
             end.notify_one();
             // The task that holds the drain does it, at once.
             while worker.control().by_hand().is_some() {
@@ -192,22 +199,23 @@ impl Daemon {
             Phase::Up => Ok(Done { done: format!("{} was up already", worker.at) }),
             Phase::Failed => {
                 let (daemon, service, worker) = (Arc::clone(self), Arc::clone(&service), Arc::clone(worker));
+                let by = by.to_owned();
                 // A task of its own: it must come to its end even if the client does not wait for it.
-                let revived = tokio::spawn(async move { daemon.revive(&service, &worker).await });
+                let revived = tokio::spawn(async move { daemon.revive(&service, &worker, by).await });
                 revived.await.unwrap_or_else(|error| Err(Refusal::failed(error.to_string())))
             }
             phase => Err(Refusal::busy(format!("{} is {phase}; it will be up when it is warm", worker.at))),
         }
     }
 
-    async fn revive(&self, service: &Service, worker: &Arc<Worker>) -> Result<Done, Refusal> {
+    async fn revive(&self, service: &Service, worker: &Arc<Worker>, by: String) -> Result<Done, Refusal> {
         let _claim = {
             let _gate = lock(&self.gate);
             let still = self.service(&service.config.name)?;
             if !still.workers.iter().any(|now| Arc::ptr_eq(now, worker)) {
                 return Err(Refusal::busy("the configuration was read again just now; try again"));
             }
-            worker.claim(Owner::Roll("enable".to_owned())).map_err(Refusal::busy)?
+            worker.claim(Owner::Enabling(by)).map_err(Refusal::busy)?
         };
         let why = worker.control().reason.clone();
         worker.enter(Phase::Warming, "enabled by hand");

@@ -35,12 +35,14 @@ impl Daemon {
     /// Everything on the page, as of now. Blocks for some milliseconds.
     fn snapshot(&self) -> Snapshot {
         let services = self.registry.services();
+        // Not in the expression below, to whose end it would be locked: trouble() locks it, too.
+        let links_missing = lock(&self.lost).len();
         Snapshot {
             version: env!("CARGO_PKG_VERSION"),
             attached: self.attached(),
             bypassed: self.tables.bypassed(),
             links_lost: self.links_lost.load(Ordering::Relaxed),
-            links_missing: lock(&self.lost).len(),
+            links_missing,
             trouble: self.trouble().len(),
             self_test: lock(&self.self_test).clone(),
             journal_writable: self.journal.trouble().is_none(),

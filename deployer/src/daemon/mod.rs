@@ -4,6 +4,7 @@ mod actions;
 mod error;
 mod floor;
 mod former;
+mod history;
 mod holds;
 mod keeper;
 mod lives;
@@ -16,6 +17,7 @@ mod server;
 mod settle;
 mod start;
 mod status;
+mod trace;
 
 use std::{
     collections::BTreeSet,
@@ -39,9 +41,10 @@ use self::{former::Resumed, start::observing};
 use crate::{
     api::SelfTest,
     config::Config,
-    journal::{Journal, events::Shelf},
+    journal::{History, Journal, events::Shelf, history::By},
     keepalive::Keepalive,
-    kernel::{Attachment, Events, Programs, Tables},
+    kernel::{Attachment, Decisions, Events, Programs, Tables},
+    log,
     report::Meters,
     roll::{Record, world::World},
     service::{self, registry::Registry, watch},
@@ -67,12 +70,16 @@ pub(crate) struct Daemon {
     journal: Arc<Journal>,
     /// Where the rolls' events outlive the daemon.
     shelf: Shelf,
+    /// What happened on this host.
+    history: Arc<History>,
     /// What was found at the start and must not be overlooked.
     warnings: Vec<String>,
     attachment: Attachment,
     config: Mutex<Config>,
     /// `None`: detached.
     programs: Mutex<Option<Programs>>,
+    /// What the programs tell of decisions; locked by who listens to it.
+    decisions: Arc<tokio::sync::Mutex<Decisions>>,
     /// What the last look at links and pins found to be lost.
     lost: Mutex<BTreeSet<String>>,
     /// How many have been found lost in all.
@@ -90,6 +97,8 @@ pub(crate) struct Daemon {
     /// Held while something is looked at and then changed (a roll begun, a worker claimed, the configuration read again,
     /// steering ended), so that none of these comes between the look and the change of another. Never over an await.
     gate: Mutex<()>,
+    /// Held while trouble is looked for and told.
+    told: Mutex<()>,
     /// The daemon was asked to stop, and begins nothing any more.
     closing: AtomicBool,
 }
@@ -104,7 +113,7 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 /// # Errors
 /// When the configuration is wrong, the kernel refuses, or the socket cannot be made.
 pub async fn run(path: &Path) -> Result<()> {
-    log_to_stderr();
+    log::to_stderr();
     // First of all: until they are caught, a reload asked for ends the process.
     let mut signals = Signals::catch()?;
     let config = Config::load(path)?;
@@ -122,6 +131,7 @@ pub async fn run(path: &Path) -> Result<()> {
     daemon.note();
     // What cannot be written has been told.
     let _ = daemon.journal.flush().await;
+    daemon.tell_stopped().await;
     // Who follows a roll is to read its last words; who reads nothing is not waited for.
     end.notify_one();
     let _ = tokio::time::timeout(LAST_WORDS, server).await;
@@ -200,6 +210,8 @@ impl Daemon {
         for (worker, drained) in resumed.drains {
             self.hold_again(&worker, &drained);
         }
+        self.tell_bypassed();
+        self.tell_found(By::Daemon);
         for roll in resumed.rolls {
             tokio::spawn(roll.run());
         }
@@ -220,7 +232,9 @@ impl Daemon {
     async fn reload(self: &Arc<Self>, path: &Path) {
         let _ = sd_notify::notify(&[sd_notify::NotifyState::Reloading]);
         let (daemon, path) = (Arc::clone(self), PathBuf::from(path));
-        match tokio::task::spawn_blocking(move || daemon.reload_now(&path)).await {
+        let read = tokio::task::spawn_blocking(move || daemon.reload_now(&path)).await;
+        self.tell_reloaded(&read);
+        match read {
             Ok(Ok(())) => {
                 // Without the gate: a manager may take its time.
                 service::adopt(&self.registry.services()).await;
@@ -292,21 +306,6 @@ async fn note_for_ever(daemon: Arc<Daemon>) {
     loop {
         tokio::time::sleep(NOTE).await;
         daemon.note();
-    }
-}
-
-/// People read text; journald gets JSON.
-fn log_to_stderr() {
-    let filter = tracing_subscriber::EnvFilter::try_from_env("DEPLOYER_LOG")
-        .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("info"));
-    let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
-    let result = if std::env::var_os("JOURNAL_STREAM").is_some() {
-        builder.json().try_init()
-    } else {
-        builder.with_target(false).with_ansi(std::io::IsTerminal::is_terminal(&std::io::stderr())).try_init()
-    };
-    if let Err(error) = result {
-        // Logging is set up already, by a program that embeds us.
-        tracing::debug!(%error, "logging not set up again");
+        daemon.tell_trouble();
     }
 }

@@ -62,6 +62,7 @@ impl Daemon {
                 TestResult::Ok | TestResult::Bypassed | TestResult::Detached => info!(?result, "self-test"),
             }
         }
+        self.history.self_test(result, &detail);
         let failures = failures + u64::from(result == TestResult::Failed);
         *noted = Some(SelfTest { result, detail, time_ms: unix_ms(), runs: runs + 1, failures });
     }

@@ -1,6 +1,7 @@
 //! The API: HTTP and JSON over a unix socket that root and one group may open.
 
 use std::{
+    convert::Infallible,
     fs::{self, Permissions},
     io,
     os::unix::fs::{PermissionsExt, chown},
@@ -19,16 +20,24 @@ use axum::{
     serve::IncomingStream,
 };
 use serde::de::DeserializeOwned;
-use tokio::{net::UnixListener, sync::Notify};
+use tokio::{
+    io::DuplexStream,
+    net::UnixListener,
+    sync::{Notify, Semaphore},
+};
 
 use super::{Daemon, error::Refusal};
 use crate::{
-    api::{Done, ErrorBody, Exit, Report},
+    api::{Done, ErrorBody, Exit, Report, TraceRequest},
     config,
 };
 
 /// Requests are a line or two.
 const MOST: usize = 64 * 1024;
+
+/// Clients that read the history at a time: each holds up to two files open, for as long as it likes.
+const READERS: usize = 64;
+static READING: Semaphore = Semaphore::const_new(READERS);
 
 /// Stands for the id of the roll that began last; no roll is called so.
 const LAST: &str = "last";
@@ -104,6 +113,8 @@ pub(super) async fn run(listener: UnixListener, daemon: Arc<Daemon>, end: Arc<No
         .route("/v1/services/{name}/roll", post(roll))
         .route("/v1/services/{name}/drain", post(drain))
         .route("/v1/services/{name}/enable", post(enable))
+        .route("/v1/services/{name}/trace", get(trace))
+        .route("/v1/events", get(history))
         .route("/v1/rolls/{id}/events", get(events))
         .route("/v1/rolls/{id}/report", get(report))
         .route("/v1/rolls/{id}/stop", post(stop))
@@ -166,8 +177,8 @@ async fn drain(State(daemon): Shared, Name(name): Name<String>, who: Who, body: 
     daemon.drain(&name, &parse(&body)?, &who.0.0).await.map(Json)
 }
 
-async fn enable(State(daemon): Shared, Name(name): Name<String>, body: Bytes) -> Answer<Done> {
-    daemon.enable(&name, &parse(&body)?).await.map(Json)
+async fn enable(State(daemon): Shared, Name(name): Name<String>, who: Who, body: Bytes) -> Answer<Done> {
+    daemon.enable(&name, &parse(&body)?, &who.0.0).await.map(Json)
 }
 
 async fn bypass(State(daemon): Shared, who: Who, body: Bytes) -> Answer<Done> {
@@ -202,6 +213,28 @@ struct From {
     from: usize,
 }
 
+/// Which lines of the history.
+#[derive(serde::Deserialize)]
+struct Lines {
+    #[serde(default)]
+    from: u64,
+    #[serde(default)]
+    follow: bool,
+}
+
+/// What happened on this host, a line each.
+async fn history(State(daemon): Shared, Query(wanted): Query<Lines>) -> Result<Response, Refusal> {
+    let busy = |_| Refusal::busy(format!("{READERS} clients read the history already; end some of them"));
+    let permit = READING.try_acquire().map_err(busy)?;
+    let reader = daemon.history.reader(wanted.from, wanted.follow);
+    // Asked for the next as soon as the client has taken the last; dropped when it is gone.
+    let lines = futures_util::stream::unfold((reader, permit), |(mut reader, permit)| async {
+        let lines = reader.next().await?;
+        Some((Ok::<_, Infallible>(lines), (reader, permit)))
+    });
+    Ok(([(CONTENT_TYPE, "application/x-ndjson")], Body::from_stream(lines)).into_response())
+}
+
 /// Events as they happen, a line each, until the roll has ended.
 async fn events(State(daemon): Shared, Name(id): Name<String>, Query(from): Query<From>) -> Result<Response, Refusal> {
     let roll = find(&daemon, &id)?;
@@ -219,6 +252,23 @@ async fn events(State(daemon): Shared, Name(id): Name<String>, Query(from): Quer
             }
         }
     });
+    Ok(lines(body))
+}
+
+/// Decisions as they are made, a line each.
+async fn trace(
+    State(daemon): Shared,
+    Name(name): Name<String>,
+    who: Who,
+    Query(asked): Query<TraceRequest>,
+) -> Result<Response, Refusal> {
+    let (sender, body) = tokio::io::duplex(MOST);
+    daemon.trace(&name, &asked, &who.0.0, sender)?;
+    Ok(lines(body))
+}
+
+/// An answer of lines of JSON that are still to come.
+fn lines(body: DuplexStream) -> Response {
     let stream = tokio_util::io::ReaderStream::new(body);
-    Ok(([(CONTENT_TYPE, "application/x-ndjson")], Body::from_stream(stream)).into_response())
+    ([(CONTENT_TYPE, "application/x-ndjson")], Body::from_stream(stream)).into_response()
 }

@@ -71,17 +71,17 @@ impl Former {
         let mut orphans = resumed.orphans.remove(&service.config.name).unwrap_or_default();
         let roll = resumed.rolls.iter_mut().find(|roll| Arc::ptr_eq(&roll.service, service));
         let mut unheld = BTreeMap::new();
-        let hand = match roll {
-            Some(roll) => &mut roll.hand,
-            None => &mut unheld,
+        let (hand, id) = match roll {
+            Some(roll) => (&mut roll.hand, roll.record.id.clone()),
+            None => (&mut unheld, String::new()),
         };
         for (nth, worker) in service.members().enumerate() {
             let now = scene.world.listeners(worker).await?;
             match hand.get_mut(&nth) {
                 Some((Hand { outcome: Some(Outcome::Failed(why)), .. }, _)) => failed(scene, worker, why),
                 Some((held, claim)) if held.outcome.is_none() => {
+                    *claim = worker.claim(Owner::Roll(id.clone())).ok();
                     take_in_hand(scene, worker, held, &now);
-                    *claim = worker.claim(Owner::Roll("of the daemon before".to_owned())).ok();
                 }
                 _ if orphans.contains_key(&nth) => {}
                 _ => {
@@ -157,15 +157,16 @@ impl Former {
         let name = &service.config.name;
         let (id, by) = (format!("{name}-{}", unix_ms()), "the daemon, for what the one before had in hand".to_owned());
         warn!(roll = id, workers = orphans.len(), "workers were in hand of a roll that cannot go on; restarting them");
-        let record = Record::resumed(id.clone(), name.clone(), by, Vec::new(), Some(self.shelf.log(&id, 0)));
+        let record = Record::resumed(id.clone(), name.clone(), by, Vec::new(), Some(self.shelf.log(&id, 0)))
+            .telling(&self.history, None);
         let batches = vec![orphans.keys().copied().collect()];
         let machine = Machine::new(Plan { batches, max_failures: orphans.len(), ..Plan::default() });
         let mut hand = BTreeMap::new();
         for (nth, held) in &orphans {
             let worker = &service.workers[*nth];
             let now = scene.world.listeners(worker).await?;
-            take_in_hand(scene, worker, held, &now);
             hand.insert(*nth, (held.clone(), worker.claim(Owner::Roll(id.clone())).ok()));
+            take_in_hand(scene, worker, held, &now);
         }
         let mut state = entry(&record, service, None, &machine);
         state.hand = orphans;

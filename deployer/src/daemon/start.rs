@@ -13,7 +13,7 @@ use super::{
 use crate::{
     config::{self, Config},
     keepalive::Keepalive,
-    kernel::{self, Events, Programs, Tables},
+    kernel::{self, Attached, Events, Programs, Tables},
     report::{Meters, Source},
     roll::{
         record::unix_ms,
@@ -31,7 +31,8 @@ pub(super) async fn start(config: Config) -> Result<(Arc<Daemon>, Bound, Events)
     let attachment = kernel::attachment(config.kernel.callers.as_deref(), config.kernel.workers.as_deref())?;
     // Before anything is attached: a second daemon must not even begin.
     let socket = server::bind(&config.daemon)?;
-    let (programs, tables, events) = Programs::attach(&attachment, &config.kernel.pins)?;
+    former.history.started(env!("CARGO_PKG_VERSION"), std::process::id());
+    let Attached { programs, tables, events, decisions } = Programs::attach(&attachment, &config.kernel.pins)?;
     let tables = Arc::new(tables);
     let root = kernel::cgroup::root().context("looking for the cgroup v2 root")?;
     let registry = Arc::new(Registry::new(Arc::clone(&tables), root)?);
@@ -49,10 +50,12 @@ pub(super) async fn start(config: Config) -> Result<(Arc<Daemon>, Bound, Events)
         keepalive,
         journal: former.journal,
         shelf: former.shelf,
+        history: former.history,
         warnings: former.warnings,
         attachment,
         config: config.into(),
         programs: Some(programs).into(),
+        decisions: Arc::new(decisions.into()),
         lost: Default::default(),
         links_lost: Default::default(),
         unserved: Default::default(),
@@ -61,6 +64,7 @@ pub(super) async fn start(config: Config) -> Result<(Arc<Daemon>, Bound, Events)
         self_test: Default::default(),
         rolls: Default::default(),
         gate: Default::default(),
+        told: Default::default(),
         closing: false.into(),
     });
     daemon.go_on(resumed);

@@ -2,10 +2,9 @@
 
 use deployer_common::word;
 
-use super::{Daemon, holds::Held, lock};
+use super::{Daemon, history, holds::Held, lock};
 use crate::{
     api::{Phase, ServiceStatus, Status, WorkerStatus},
-    config::{Mode, Policy},
     service::{Service, Worker},
 };
 
@@ -28,15 +27,13 @@ impl Daemon {
     pub(super) fn trouble(&self) -> Vec<String> {
         let lost: Vec<_> = lock(&self.lost).iter().cloned().collect();
         let own = lost.into_iter().chain(self.journal.trouble()).chain(self.keepalive.trouble());
-        own.chain(lock(&self.unserved).clone()).chain(self.warnings.iter().cloned()).collect()
+        let own = own.chain(lock(&self.unserved).clone()).chain(self.history.unwritten());
+        own.chain(self.warnings.iter().cloned()).collect()
     }
 
     fn service_status(&self, service: &Service, held: &Held) -> ServiceStatus {
         let count = self.tables.counts().service(service.index);
-        let policy = match service.config.drain.policy {
-            Policy::Steer => "steer",
-            Policy::Refuse => "refuse",
-        };
+        let policy = history::policy(service.config.drain.policy);
         let workers = service.workers.iter().map(|worker| self.worker_status(service, worker, held));
         let spares = service.spares.iter().filter(|spare| spare.control().phase != Phase::Down);
         let spares = spares.map(|spare| self.worker_status(service, spare, held));
@@ -60,8 +57,7 @@ impl Daemon {
         let is_bypassed = self.tables.service_word(service.index).mode() == word::Mode::Bypass;
         match service.config.mode {
             _ if is_bypassed => "bypass",
-            Mode::Observe => "observe",
-            Mode::Enforce => "enforce",
+            configured => history::mode(configured),
         }
     }
 

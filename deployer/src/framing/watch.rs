@@ -12,7 +12,7 @@ use std::{
 };
 
 use rustix::process::setpriority_process;
-use tracing::warn;
+use tracing::{Span, warn};
 
 use super::{
     packet::Segment,
@@ -63,8 +63,11 @@ impl FramingWatch {
             hurry: AtomicUsize::new(0),
             is_over: AtomicBool::new(false),
         });
-        let theirs = Arc::clone(&shared);
-        let thread = thread::Builder::new().name(NAME.to_owned()).spawn(move || theirs.run(packets, &on_change))?;
+        // A roll's, if it is for one that the packets are read.
+        let (theirs, span) = (Arc::clone(&shared), Span::current());
+        let thread = thread::Builder::new()
+            .name(NAME.to_owned())
+            .spawn(move || span.in_scope(|| theirs.run(packets, &on_change)))?;
         Ok(Self { shared, thread: Some(thread) })
     }
 

@@ -13,6 +13,7 @@ use rustix::fs::{FlockOperation, flock};
 use super::{
     events,
     file::{self, Found},
+    history::History,
     state::{FORMAT, State},
     writer::Store,
 };
@@ -107,6 +108,14 @@ impl Folder {
     #[must_use]
     pub fn events(&self) -> events::Shelf {
         events::Shelf::new(self.dir.join("rolls"))
+    }
+
+    /// The history of the host, which goes on.
+    ///
+    /// # Errors
+    /// When no thread can be started.
+    pub fn history(&self) -> io::Result<History> {
+        History::open(&self.dir)
     }
 
     /// Gives a damaged file another name, and drops the oldest of those that were damaged before.

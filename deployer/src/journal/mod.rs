@@ -1,7 +1,7 @@
 //! The journal: what outlives the daemon, in one directory.
 //!
 //! `state` is what is written down, `file` how a state file is read and replaced, `folder` the directory with its lock,
-//! `writer` the one thread that writes, `events` the log of each roll, `recover` what a start makes of intent and fact.
+//! `writer` the one thread that writes, `events` the log of each roll, `history` that of the host, `recover` what a start makes of intent and fact.
 //!
 //! Intent comes before effect: what a roll is about to do to a worker is in the file before the kernel's word or the
 //! process is touched. Facts (a worker is up, and runs v2) may come later than they happen, since a start trusts what it
@@ -10,6 +10,7 @@
 pub mod events;
 pub mod file;
 pub mod folder;
+pub mod history;
 pub mod recover;
 pub mod state;
 #[cfg(test)]
@@ -17,5 +18,6 @@ pub(crate) mod tests;
 mod writer;
 
 pub use folder::{Folder, OpenError};
+pub use history::History;
 pub use state::{ByHand, Hand, RollState, ServiceState, State, WorkerState};
 pub use writer::{Journal, Store};

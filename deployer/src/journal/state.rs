@@ -72,6 +72,9 @@ pub struct ByHand {
     pub reason: String,
     /// Its end, milliseconds since 1970; `None`: when it is enabled.
     pub until_ms: Option<u64>,
+    /// Who asked for it: "uid 0 (pid 4711)". Empty: an older deployer has written this.
+    #[serde(default)]
+    pub by: String,
 }
 
 /// A roll that has not ended.

@@ -9,7 +9,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use tracing::{debug, warn};
+use tracing::{Span, debug, warn};
 
 use super::{Closed, ground::ground};
 use crate::{
@@ -64,6 +64,8 @@ struct Draining {
     answers: HashMap<Pair, Answer>,
     /// Connections that are aimed at as they have been quiet, not as their last answer is complete.
     quiet: HashSet<Pair>,
+    /// Of the roll that drains it, for the log.
+    span: Span,
 }
 
 /// What the watch tells as soon as it is seen: a hot connection is complete for 100 µs at a time.
@@ -101,8 +103,8 @@ impl Closer {
     pub(super) fn begin(&self, worker: SocketAddr, watch: Arc<FramingWatch>, quiet_after: Option<Duration>) {
         let mut state = self.shared.state();
         watch.set_draining(worker, true);
-        let (answers, quiet) = Default::default();
-        let new = || Draining { watch, quiet_after, users: 0, others: None, answers, quiet };
+        let (answers, quiet, span) = (HashMap::new(), HashSet::new(), Span::current());
+        let new = || Draining { watch, quiet_after, users: 0, others: None, answers, quiet, span };
         state.draining.entry(worker).or_insert_with(new).users += 1;
         state.has_news = true;
         self.shared.news.notify_one();
@@ -187,6 +189,7 @@ struct Task {
     watch: Arc<FramingWatch>,
     quiet_after: Option<Duration>,
     is_new: bool,
+    span: Span,
 }
 
 impl Shared {
@@ -200,7 +203,7 @@ impl Shared {
             }
             let (struck, result) = (Instant::now(), self.strike());
             if let (Err(error), false) = (&result, is_failing) {
-                warn!(%error, "cannot go over the TCP sockets of this host: kept-alive connections are not closed");
+                tell(&tasks, error);
             }
             is_failing = result.is_err();
             let answers = result.unwrap_or_default();
@@ -231,12 +234,14 @@ impl Shared {
             watch: Arc::clone(&it.watch),
             quiet_after: it.quiet_after,
             is_new: it.others.is_none(),
+            span: it.span.clone(),
         };
         (!state.is_over).then(|| state.draining.iter().map(task).collect())
     }
 
     /// Aims at all connections to a worker that there is a ground for.
-    fn survey(&self, Task { worker, watch, quiet_after, .. }: &Task) {
+    fn survey(&self, Task { worker, watch, quiet_after, span, .. }: &Task) {
+        let _in = span.enter();
         let (pairs, others) = match look(*worker) {
             Ok(found) => found,
             Err(error) => return debug!(%worker, %error, "cannot list the connections to a worker that drains"),
@@ -280,6 +285,16 @@ impl Shared {
     fn state(&self) -> MutexGuard<'_, State> {
         // A panic elsewhere leaves it as good as it was.
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Says it to each roll that it is about.
+fn tell(tasks: &[Task], error: &io::Error) {
+    for (nth, task) in tasks.iter().enumerate() {
+        if tasks[..nth].iter().all(|other| other.span.id() != task.span.id()) {
+            let _in = task.span.enter();
+            warn!(%error, "cannot go over the TCP sockets of this host: kept-alive connections are not closed");
+        }
     }
 }
 

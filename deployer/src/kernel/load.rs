@@ -22,6 +22,7 @@ use super::{
     links::{self, Link, Steering},
     pins::{self, Generation, Pins},
     tables::Tables,
+    trace::Decisions,
     versions,
 };
 
@@ -112,6 +113,18 @@ pub struct Programs {
     generation: Generation,
 }
 
+/// What an attachment gives.
+pub struct Attached {
+    /// The programs.
+    pub programs: Programs,
+    /// Their tables.
+    pub tables: Tables,
+    /// What they tell of workers.
+    pub events: Events,
+    /// What they tell of decisions.
+    pub decisions: Decisions,
+}
+
 impl Programs {
     /// Loads this version's programs, over the tables that are pinned below `pins` where there are any, and puts them in
     /// place of those that are attached; no connection is steered by neither. The connect hooks come last: at a first
@@ -120,7 +133,7 @@ impl Programs {
     /// # Errors
     /// When another daemon holds the pins, the tables are from a newer version (nothing is changed then), the kernel
     /// lacks something or refuses; says at which program and cgroup.
-    pub fn attach(attachment: &Attachment, pins: &Path) -> Result<(Self, Tables, Events)> {
+    pub fn attach(attachment: &Attachment, pins: &Path) -> Result<Attached> {
         let netns = host::netns_cookie().context("reading the cookie of this network namespace (Linux 5.14)")?;
         let pins = Pins::open(pins)?;
         let found = pins.live();
@@ -144,10 +157,11 @@ impl Programs {
         pin_programs(&ebpf, &generation)?;
         pins.publish(&generation)?;
         let steering = Arc::new(Steering::new(links));
-        let events = Events::take(&mut ebpf)?;
+        let (events, decisions) = (Events::take(&mut ebpf)?, Decisions::take(&mut ebpf)?);
         let arm = program(&ebpf, "arm").ok().map(|arm| arm.try_clone_to_owned()).transpose().context("program arm")?;
         let taken = Tables::take(&mut ebpf, netns, Arc::clone(&steering), arm)?;
-        Ok((Self { ebpf, tables, steering, pins, generation }, taken, events))
+        let programs = Self { ebpf, tables, steering, pins, generation };
+        Ok(Attached { programs, tables: taken, events, decisions })
     }
 
     /// Looks whether links and pins are still what they should be, and makes them so. Returns what was lost, and what came

@@ -19,13 +19,15 @@ pub mod ports;
 pub mod procs;
 pub mod reaper;
 pub mod tables;
+mod trace;
 mod versions;
 
 pub use counts::Counts;
 pub use events::Events;
 pub(crate) use load::{ARMS, COUNTS_RELATIVES};
-pub use load::{Attachment, Programs, attachment, can_load, detach_leftovers};
+pub use load::{Attached, Attachment, Programs, attachment, can_load, detach_leftovers};
 pub use pair::Pair;
 pub use pins::{Survey, is_bpffs, survey};
 pub use reaper::{Answer, Ground, Reaper};
 pub use tables::{Found, FoundWorker, Tables, address};
+pub use trace::{Decision, Decisions, Wanted, Why};

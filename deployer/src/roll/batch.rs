@@ -7,6 +7,7 @@ use std::{
 };
 
 use tokio::{sync::watch, task::JoinSet};
+use tracing::Instrument as _;
 
 use super::{
     left::Left,
@@ -155,7 +156,7 @@ impl Roll {
             wait,
             claim: std::sync::Mutex::default(),
         };
-        restarts.spawn(async move { (nth, restart.run(hand).await) });
+        restarts.spawn(async move { (nth, restart.run(hand).await) }.in_current_span());
         None
     }
 }

@@ -12,6 +12,7 @@ use std::{
 
 use deployer_common::word::State;
 use tokio::{sync::Mutex, task::JoinSet};
+use tracing::Instrument as _;
 
 use super::{record::Record, world::World};
 use crate::{
@@ -66,7 +67,7 @@ impl Left {
         let (held, gate) = (Mutex::default(), std::sync::Mutex::default());
         let left = Arc::new(Self { world, service, record, lease, held, gate });
         let mut task = JoinSet::new();
-        task.spawn(Arc::clone(&left).keep());
+        task.spawn(Arc::clone(&left).keep().in_current_span());
         (left, task)
     }
 

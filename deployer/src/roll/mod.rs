@@ -10,6 +10,7 @@ pub mod machine;
 pub mod record;
 pub mod run;
 pub(crate) mod start;
+mod told;
 mod worker;
 pub mod world;
 

@@ -2,7 +2,7 @@
 
 use std::{
     sync::{
-        Mutex, MutexGuard, PoisonError,
+        Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicBool, Ordering},
     },
     time::{SystemTime, UNIX_EPOCH},
@@ -11,9 +11,11 @@ use std::{
 use tokio::sync::watch;
 use tracing::{info, warn};
 
+use super::told;
 use crate::{
     api::{Event, Exit, What},
-    journal::events::Log,
+    journal::{History, events::Log},
+    log,
 };
 
 /// A roll's record; readers follow it from any point.
@@ -31,6 +33,8 @@ pub struct Record {
     parked: AtomicBool,
     /// So many events are a former daemon's.
     inherited: usize,
+    /// The history of the host, and the version that the workers said they run before.
+    host: Option<(Arc<History>, Option<String>)>,
 }
 
 struct Told {
@@ -56,7 +60,14 @@ impl Record {
         let stop = AtomicBool::new(events.iter().any(|event| matches!(event.what, What::StopAsked { .. })));
         let told = Mutex::new(Told { events, log, torn: false });
         let (suspend, parked) = (AtomicBool::new(false), AtomicBool::new(false));
-        Self { id, service, by, told, written, stop, suspend, parked, inherited }
+        Self { id, service, by, told, written, stop, suspend, parked, inherited, host: None }
+    }
+
+    /// Has the history of the host know of it, too; the workers ran version `before`.
+    #[must_use]
+    pub fn telling(mut self, history: &Arc<History>, before: Option<String>) -> Self {
+        self.host = Some((Arc::clone(history), before));
+        self
     }
 
     fn told(&self) -> MutexGuard<'_, Told> {
@@ -73,9 +84,13 @@ impl Record {
             let event = Event { seq: told.events.len() as u64, time_ms: unix_ms(), roll: self.id.clone(), what };
             // Phases are logged by the worker itself.
             if !matches!(event.what, What::Phase { .. }) {
-                info!(roll = self.id, event = serde_json::to_string(&event.what).unwrap_or_default(), "roll");
+                let _in = log::of_roll(&self.id).entered();
+                info!(event = serde_json::to_string(&event.what).unwrap_or_default(), "roll");
             }
             told.write(&self.id, &event);
+            if let Some((history, before)) = &self.host {
+                told::tell(history, self, before.as_deref(), &event.what);
+            }
             told.events.push(event);
             told.events.len()
         };
@@ -202,7 +217,8 @@ impl Told {
             Ok(()) => self.torn = false,
             Err(error) if !self.torn => {
                 self.torn = true;
-                warn!(roll = id, %error, "its events cannot be written down; they are with the next that can");
+                let _in = log::of_roll(id).entered();
+                warn!(%error, "its events cannot be written down; they are with the next that can");
             }
             Err(_) => {}
         }

@@ -8,6 +8,8 @@ use std::{
     time::{Duration, Instant},
 };
 
+use tracing::Instrument as _;
+
 use super::{
     command::execute,
     left::Left,
@@ -21,6 +23,7 @@ use crate::{
     config,
     failpoint::{Point, reach},
     journal::{Hand, Journal, RollState},
+    log,
     service::{Claim, Service},
 };
 
@@ -80,7 +83,12 @@ pub fn version_before(service: &Service) -> Option<String> {
 
 impl Roll {
     /// Runs it to its end, or until it is left to the next daemon.
-    pub async fn run(mut self) {
+    pub async fn run(self) {
+        let span = log::of_roll(&self.record.id);
+        self.run_all().instrument(span).await;
+    }
+
+    async fn run_all(mut self) {
         let begun = Instant::now();
         let (left, _renewed) = Left::new(&self.world, &self.service, &self.record, self.lease);
         self.announce().await;

@@ -13,20 +13,24 @@ pub mod watch;
 use std::{
     collections::BTreeSet,
     net::SocketAddr,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError},
     time::{Duration, Instant},
 };
 
 use deployer_common::word::{State, WorkerWord};
 use tokio::sync::Notify;
-use tracing::info;
+use tracing::{Span, info};
 
 use self::moves::Moves;
 use crate::{
     api::Phase,
     config,
-    journal::WorkerState,
+    journal::{
+        History, WorkerState,
+        history::{About, By},
+    },
     kernel::{Tables, diag},
+    log,
     workers::{self, Builtin, Exec, ProcessManager, Supervisord, Systemd},
 };
 
@@ -119,6 +123,8 @@ pub struct Worker {
     control: Mutex<Control>,
     /// Its service's.
     moves: Arc<Moves>,
+    /// Where its phases are told.
+    history: OnceLock<Arc<History>>,
 }
 
 /// What is known of a worker.
@@ -152,8 +158,15 @@ pub enum Owner {
     Watch,
     /// A roll.
     Roll(String),
-    /// An operator's drain; the notice ends it.
-    Hand(Arc<Notify>),
+    /// An operator's drain.
+    Hand {
+        /// Who asked for it, or last for its end.
+        by: String,
+        /// Ends it.
+        end: Arc<Notify>,
+    },
+    /// Somebody who has it enabled after a failure.
+    Enabling(String),
 }
 
 impl Worker {
@@ -172,8 +185,8 @@ impl Worker {
             doubted: None,
             patience: Duration::ZERO,
         };
-        let moves = Arc::default();
-        Self { index, at, service: service.to_owned(), pool, control: Mutex::new(control), moves }
+        let (moves, history) = (Arc::default(), OnceLock::new());
+        Self { index, at, service: service.to_owned(), pool, control: Mutex::new(control), moves, history }
     }
 
     /// The end of a quarantine of it that begins now, in milliseconds of `CLOCK_MONOTONIC`: it does not run out while a
@@ -201,7 +214,8 @@ impl Worker {
                 Ok(Claim(Arc::clone(self)))
             }
             Owner::Roll(id) => Err(format!("{} is in the hands of roll {id}", self.at)),
-            Owner::Hand(_) => Err(format!(
+            Owner::Enabling(by) => Err(format!("{} is being enabled, {by} has asked for that", self.at)),
+            Owner::Hand { .. } => Err(format!(
                 "{} is drained by hand; put it back first: deployer enable {} {}",
                 self.at,
                 self.service,
@@ -226,8 +240,22 @@ impl Worker {
         control.phase = phase;
         reason.clone_into(&mut control.reason);
         control.since = now;
+        let _in = control.span().entered();
         info!(service = self.service, worker = %self.at, ?phase, ?was, reason, "worker");
+        if let Some(history) = self.history.get() {
+            history.phase(control.by(), About::worker(&self.service, self.at), phase, reason);
+        }
         was
+    }
+
+    /// Tells how it was found if that is news; from here on it tells its phases there.
+    pub fn tell_in(&self, history: &Arc<History>) {
+        // Held, so that no phase is entered between the two.
+        let control = self.control();
+        if self.history.set(Arc::clone(history)).is_ok() {
+            let by = if control.is_watched() { By::Daemon } else { control.by() };
+            history.found(by, About::worker(&self.service, self.at), control.phase, &control.reason);
+        }
     }
 }
 
@@ -244,6 +272,12 @@ impl Control {
         }
     }
 
+    /// Of the roll that has it in hand, for the log.
+    #[must_use]
+    pub fn span(&self) -> Span {
+        self.roll().map_or_else(Span::none, log::of_roll)
+    }
+
     /// Whether the watch may act on the worker.
     #[must_use]
     pub fn is_watched(&self) -> bool {
@@ -254,8 +288,30 @@ impl Control {
     #[must_use]
     pub fn by_hand(&self) -> Option<Arc<Notify>> {
         match &self.owner {
-            Owner::Hand(end) => Some(Arc::clone(end)),
+            Owner::Hand { end, .. } => Some(Arc::clone(end)),
             _ => None,
+        }
+    }
+
+    /// Takes note of who ends an operator's drain.
+    pub fn ended_by(&mut self, who: &str) {
+        if let Owner::Hand { by, .. } = &mut self.owner {
+            who.clone_into(by);
+        }
+    }
+
+    /// The roll that has it in hand.
+    #[must_use]
+    pub fn roll(&self) -> Option<&str> {
+        if let Owner::Roll(id) = &self.owner { Some(id) } else { None }
+    }
+
+    /// Who moves it, for the history.
+    fn by(&self) -> By<'_> {
+        match &self.owner {
+            Owner::Watch => By::Watch,
+            Owner::Roll(id) => By::Roll(id),
+            Owner::Hand { by, .. } | Owner::Enabling(by) => By::Somebody(by),
         }
     }
 }
@@ -288,7 +344,10 @@ pub fn serves(local: SocketAddr, at: SocketAddr) -> bool {
 pub async fn blocking<T: Send + 'static>(
     work: impl FnOnce() -> std::io::Result<T> + Send + 'static,
 ) -> std::io::Result<T> {
-    tokio::task::spawn_blocking(work).await.unwrap_or_else(|error| Err(std::io::Error::other(error)))
+    let span = Span::current();
+    tokio::task::spawn_blocking(move || span.in_scope(work))
+        .await
+        .unwrap_or_else(|error| Err(std::io::Error::other(error)))
 }
 
 /// Puts a worker back into rotation from whatever state this owner has put it in, and takes note of its listeners.

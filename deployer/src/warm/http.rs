@@ -17,6 +17,7 @@ use tokio::{
     task::JoinSet,
     time::{Instant, sleep, timeout},
 };
+use tracing::Instrument as _;
 
 use super::{BYPASS_MARK, WarmError};
 use crate::config::{Request, Warm};
@@ -197,7 +198,7 @@ pub(super) async fn exchange(
     let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await.map_err(|error| broken(&error))?;
     // The set ends its task when it is dropped, so that an exchange given up leaves no connection behind.
     let mut driver = JoinSet::new();
-    driver.spawn(connection);
+    driver.spawn(connection.in_current_span());
     let (head, body) = sender.send_request(message).await.map_err(|error| broken(&error))?.into_parts();
     status(request, head.status)?;
     let body = read(body, keep).await?;

@@ -25,7 +25,7 @@ use std::{
 };
 
 pub use launch::main as launch;
-use tracing::warn;
+use tracing::{Instrument as _, warn};
 
 use self::{place::Place, trouble::Trouble, worker::Worker};
 use super::{ManagerError, Pending, ProcessManager, ProcessStatus};
@@ -166,7 +166,7 @@ async fn whole(
     work: impl Future<Output = Result<(), ManagerError>> + Send + 'static,
     tried: String,
 ) -> Result<(), ManagerError> {
-    tokio::spawn(work).await.unwrap_or_else(|error| {
+    tokio::spawn(work.in_current_span()).await.unwrap_or_else(|error| {
         let lost = std::io::Error::other(error);
         Err(Trouble::new("a bug of ours", lost, "Please report it").in_(&tried).begun())
     })

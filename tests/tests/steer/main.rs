@@ -10,3 +10,4 @@ mod lives;
 mod modes;
 mod policies;
 mod strangers;
+mod trace;

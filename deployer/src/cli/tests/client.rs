@@ -94,7 +94,7 @@ async fn nobody_is_there() {
     assert!(missing.message.contains("deployer daemon --config FILE"), "{missing}");
 
     drop(UnixListener::bind(&socket).unwrap());
-    let refused = Client::new(socket.clone()).events("1", 0).await.unwrap_err();
+    let refused = Client::new(socket.clone()).events::<Event>("/v1/rolls/1/events?from=0").await.unwrap_err();
     assert_eq!(refused.exit, Exit::NoDaemon);
     assert!(refused.message.contains("refused"), "{refused}");
 
@@ -165,12 +165,12 @@ async fn events_come_one_by_one_however_they_are_cut() {
     let second = json(finished(Exit::Done, "", 2, &[])).replace("\"seq\"", "\"new\":1,\"seq\"");
     let answer = [CHUNKED, &chunk(start), &chunk(&format!("{rest}\n\r\n{second}")), "0\r\n\r\n"].concat();
     let daemon = Daemon::that_says(answer);
-    let mut events = daemon.client().events("a/b", 0).await.unwrap();
+    let mut events = daemon.client().events::<Event>("/v1/events?from=0").await.unwrap();
     assert_eq!(events.next().await.unwrap().unwrap().event, event(5, begun()));
     // What this version does not know reaches the reader of --json.
     assert_eq!(events.next().await.unwrap().unwrap().line, second.trim());
     assert!(events.next().await.is_none());
-    assert!(daemon.task.await.unwrap().starts_with("GET /v1/rolls/a%2Fb/events?from=0 "));
+    assert!(daemon.task.await.unwrap().starts_with("GET /v1/events?from=0 "));
 }
 
 #[tokio::test]
@@ -178,15 +178,16 @@ async fn a_stream_cut_in_the_middle_ends() {
     let whole = json(begun());
     let (start, _) = whole.split_at(40);
     let daemon = Daemon::that_says([CHUNKED, &chunk(&whole), &chunk(start)].concat());
-    let mut events = daemon.client().events("1", 0).await.unwrap();
+    let mut events = daemon.client().events::<Event>("/v1/rolls/1/events?from=0").await.unwrap();
     assert!(events.next().await.unwrap().is_ok());
-    assert!(events.next().await.is_none());
+    assert!(events.next().await.is_none() && events.is_cut);
 }
 
 #[tokio::test]
 async fn a_garbled_event_is_an_error() {
     let daemon = Daemon::that_says([CHUNKED, &chunk("{\"event\":\"party\"}\n")].concat());
-    let failure = daemon.client().events("1", 0).await.unwrap().next().await.unwrap().unwrap_err();
+    let failure =
+        daemon.client().events::<Event>("/v1/rolls/1/events?from=0").await.unwrap().next().await.unwrap().unwrap_err();
     assert_eq!(failure.exit, Exit::Failed);
     assert!(failure.message.contains("party"), "{failure}");
 }

@@ -13,7 +13,7 @@ use crate::{
     api::Exit,
     config::{Config, OnStart},
     journal::{
-        Journal, State,
+        History, Journal, State,
         events::Shelf,
         file::{Found, parse},
     },
@@ -73,7 +73,9 @@ async fn life(sim: &Arc<Sim>, shelf: &Shelf, how: How, on_start: OnStart) -> Opt
     };
     let state = before.clone().unwrap_or_else(|| State::new("boot"));
     let journal = Arc::new(Journal::start(state.clone(), SimDisk::new(sim)).unwrap());
-    let former = Former { journal, shelf: shelf.clone(), warnings: Vec::new(), state, rebooted: false };
+    let told = tempfile::tempdir().unwrap();
+    let history = Arc::new(History::open(told.path()).unwrap());
+    let former = Former { journal, shelf: shelf.clone(), history, warnings: Vec::new(), state, rebooted: false };
     let services = BTreeMap::from([("web".to_owned(), Arc::clone(&service))]);
     let scene = Scene { services: &services, world: &world, lease: LEASE, on_start };
     let mut record = None;

@@ -1,0 +1,193 @@
+//! What the lines add up to: how things stand. What is the same again is no change.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::SocketAddr,
+};
+
+use super::{About, By};
+use crate::{
+    api::{Change, Configured, Entry, Phase, TestResult},
+    journal::State,
+};
+
+/// Different ways in which a worker stays cold that are told until it has come to something else.
+const COLD_WAYS: usize = 16;
+
+/// How things stand, as told.
+#[derive(Debug, Default)]
+pub(super) struct Known {
+    /// The daemon that told last, and whether it has said its last word.
+    daemon: Option<(String, bool)>,
+    services: BTreeMap<String, Configured>,
+    workers: BTreeMap<(String, SocketAddr), Life>,
+    /// `None`: every service.
+    bypassed: BTreeSet<Option<String>>,
+    let_in: BTreeMap<SocketAddr, String>,
+    trouble: BTreeSet<String>,
+    self_test: Option<(TestResult, String)>,
+}
+
+/// A worker.
+#[derive(Debug)]
+struct Life {
+    phase: Phase,
+    reason: String,
+    /// What has been told of it since it began to listen by itself: it is warmed again and again.
+    cold: Vec<(Phase, String)>,
+}
+
+impl Known {
+    /// Takes note of what is told.
+    pub(super) fn apply(&mut self, entry: &Entry) {
+        let Entry { service, worker, change, .. } = entry;
+        match change {
+            Change::Started { version, pid, .. } => self.daemon = Some((format!("{version} (pid {pid})"), false)),
+            Change::Stopped { version, pid } => self.daemon = Some((format!("{version} (pid {pid})"), true)),
+            Change::Service { now, .. } => {
+                let Some(name) = service else { return };
+                match now {
+                    Some(now) => drop(self.services.insert(name.clone(), now.clone())),
+                    None => {
+                        self.services.remove(name);
+                        self.workers.retain(|(of, _), _| of != name);
+                        self.bypassed.remove(&Some(name.clone()));
+                    }
+                }
+            }
+            Change::Phase { phase, reason, .. } => {
+                let (Some(name), Some(at)) = (service, worker) else { return };
+                self.enter(name, *at, *phase, reason);
+            }
+            Change::Bypass { on: true, .. } => drop(self.bypassed.insert(service.clone())),
+            Change::Bypass { on: false, .. } => drop(self.bypassed.remove(service)),
+            Change::LetIn { now, .. } => {
+                let Some(at) = worker else { return };
+                match now {
+                    Some(now) => drop(self.let_in.insert(*at, now.clone())),
+                    None => drop(self.let_in.remove(at)),
+                }
+            }
+            Change::Trouble { text, on: true } => drop(self.trouble.insert(text.clone())),
+            Change::Trouble { text, on: false } => drop(self.trouble.remove(text)),
+            Change::SelfTest { result, detail, .. } => self.self_test = Some((*result, detail.clone())),
+            Change::Reloaded { .. }
+            | Change::ProcessEnded { .. }
+            | Change::Detached
+            | Change::RollBegun { .. }
+            | Change::RollCommand { .. }
+            | Change::RollStopAsked
+            | Change::RollResumed { .. }
+            | Change::RollEnded { .. }
+            | Change::Lost { .. } => {}
+        }
+    }
+
+    fn enter(&mut self, service: &str, at: SocketAddr, phase: Phase, reason: &str) {
+        let life = self.workers.entry((service.to_owned(), at)).or_insert_with(|| Life {
+            phase,
+            reason: String::new(),
+            cold: Vec::new(),
+        });
+        (life.phase, life.reason) = (phase, reason.to_owned());
+        if !matches!(phase, Phase::Listening | Phase::Warming) {
+            life.cold.clear();
+        }
+    }
+
+    /// Takes the journal's word for workers that are not known.
+    pub(super) fn suppose(&mut self, state: &State) {
+        for (name, service) in &state.services {
+            for (at, worker) in &service.workers {
+                if !self.workers.contains_key(&(name.clone(), *at)) {
+                    self.enter(name, *at, worker.phase, &worker.reason);
+                }
+            }
+        }
+    }
+
+    /// The daemon before, in words.
+    pub(super) fn daemon(&self) -> Option<String> {
+        let (who, is_done) = self.daemon.as_ref()?;
+        Some(format!("{who}, {}", if *is_done { "stopped" } else { "which ended without a word" }))
+    }
+
+    /// That a worker is in another phase than was known. The reason is taken note of.
+    pub(super) fn found(&mut self, about: About<'_>, phase: Phase, reason: &str) -> Option<Change> {
+        let (service, at) = (about.service?, about.worker?);
+        let was = self.workers.get(&(service.to_owned(), at)).map(|life| life.phase);
+        if was == Some(phase) {
+            self.enter(service, at, phase, reason);
+            return None;
+        }
+        Some(Change::Phase { phase, was, reason: reason.to_owned(), reason_was: None })
+    }
+
+    /// That a worker comes into another phase, or has another reason.
+    pub(super) fn phase(&mut self, by: By<'_>, about: About<'_>, phase: Phase, reason: &str) -> Option<Change> {
+        let (service, at) = (about.service?, about.worker?);
+        let life = self.workers.get_mut(&(service.to_owned(), at));
+        let (was, before) = life.as_ref().map_or((None, None), |life| (Some(life.phase), Some(life.reason.clone())));
+        let is_same = was == Some(phase);
+        if is_same && before.as_deref() == Some(reason) {
+            return None;
+        }
+        if let Some(life) = life
+            && by == By::Watch
+            && matches!(phase, Phase::Listening | Phase::Warming)
+        {
+            let way = (phase, reason.to_owned());
+            if life.cold.contains(&way) || life.cold.len() >= COLD_WAYS {
+                (life.phase, life.reason) = way;
+                return None;
+            }
+            life.cold.push(way);
+        }
+        let reason_was = before.filter(|_| is_same);
+        Some(Change::Phase { phase, was, reason: reason.to_owned(), reason_was })
+    }
+
+    /// Services that are no longer among these.
+    pub(super) fn gone<'a>(&self, now: impl Iterator<Item = &'a str>) -> Vec<String> {
+        let now: BTreeSet<_> = now.collect();
+        self.services.keys().filter(|name| !now.contains(name.as_str())).cloned().collect()
+    }
+
+    /// Forgets workers that are none of these.
+    pub(super) fn only(&mut self, workers: &BTreeSet<(&str, SocketAddr)>) {
+        self.workers.retain(|(name, at), _| workers.contains(&(name.as_str(), *at)));
+        self.let_in.retain(|at, _| workers.iter().any(|(_, other)| other == at));
+    }
+
+    /// That a service is configured otherwise.
+    pub(super) fn configured(&self, name: &str, now: Option<&Configured>) -> Option<Change> {
+        let was = self.services.get(name);
+        (was != now).then(|| Change::Service { now: now.cloned(), was: was.cloned() })
+    }
+
+    pub(super) fn bypass(&self, about: About<'_>, on: bool) -> Option<Change> {
+        let was = self.bypassed.contains(&about.service.map(str::to_owned));
+        (was != on).then_some(Change::Bypass { on, was })
+    }
+
+    /// Told when it begins, and when it is over.
+    pub(super) fn let_in(&self, about: About<'_>, short: Option<&str>) -> Option<Change> {
+        let was = self.let_in.get(&about.worker?).cloned();
+        (was.is_some() != short.is_some()).then(|| Change::LetIn { now: short.map(str::to_owned), was })
+    }
+
+    pub(super) fn trouble(&self, all: &[String]) -> Vec<Change> {
+        let gone = self.trouble.iter().filter(|text| !all.contains(text));
+        let gone = gone.map(|text| Change::Trouble { text: text.clone(), on: false });
+        let come: BTreeSet<_> = all.iter().filter(|text| !self.trouble.contains(*text)).collect();
+        gone.chain(come.into_iter().map(|text| Change::Trouble { text: text.clone(), on: true })).collect()
+    }
+
+    pub(super) fn self_test(&self, result: TestResult, detail: &str) -> Option<Change> {
+        let was = self.self_test.as_ref();
+        if was.is_some_and(|(was, said)| *was == result && said == detail) {
+            return None;
+        }
+        Some(Change::SelfTest { result, was: was.map(|(was, _)| *was), detail: detail.to_owned() })
+    }
+}

@@ -1,0 +1,39 @@
+//! What of a roll goes into the history of its host. Workers' phases tell the rest.
+
+use super::record::Record;
+use crate::{
+    api::{Change, What},
+    journal::history::{About, By, History},
+};
+
+/// Tells an event of a roll on, if it is one of those; `before` is the version that the workers said they run.
+pub(super) fn tell(history: &History, roll: &Record, before: Option<&str>, what: &What) {
+    let about = About { service: Some(&roll.service), worker: None, roll: Some(&roll.id) };
+    let its_own = By::Roll(&roll.id);
+    match what {
+        What::Begun { to, by, batches, .. } => {
+            let (workers, batches) = (batches.iter().map(Vec::len).sum(), batches.len());
+            let (to, was) = (to.clone(), before.map(str::to_owned));
+            history.tell(By::Somebody(by), about, Change::RollBegun { to, was, workers, batches });
+        }
+        What::Command { which, argv, error } => {
+            let (which, argv, error) = (which.clone(), argv.clone(), error.clone());
+            history.tell(its_own, about, Change::RollCommand { which, argv, error });
+        }
+        What::StopAsked { by } => history.tell(By::Somebody(by), about, Change::RollStopAsked),
+        What::Resumed { text } => history.tell(By::Daemon, about, Change::RollResumed { text: text.clone() }),
+        What::Finished { result, text, changed, failed, seconds } => {
+            let (text, failed) = (text.clone(), failed.clone());
+            let (result, changed, seconds) = (*result, *changed, *seconds);
+            history.tell(its_own, about, Change::RollEnded { result, text, changed, failed, seconds });
+        }
+        What::Batch { .. }
+        | What::Left { .. }
+        | What::Again { .. }
+        | What::Surge { .. }
+        | What::Retire { .. }
+        | What::Phase { .. }
+        | What::Held { .. }
+        | What::Ended { .. } => {}
+    }
+}
