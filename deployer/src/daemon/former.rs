@@ -30,6 +30,8 @@ pub(super) struct Former {
     pub(super) warnings: Vec<String>,
     /// As it was read.
     pub(super) state: State,
+    /// The id of this boot of the machine.
+    pub(super) boot: String,
     /// The machine has been started anew since: words, cookies and processes are others.
     pub(super) rebooted: bool,
 }
@@ -69,7 +71,7 @@ impl Former {
         let history = Arc::new(folder.history().context("starting the history's writer")?);
         history.suppose(&state);
         let journal = Arc::new(Journal::start(next, folder).context("starting the journal's writer")?);
-        Ok(Self { journal, shelf, history, warnings: contents.warnings, state, rebooted })
+        Ok(Self { journal, shelf, history, warnings: contents.warnings, state, boot, rebooted })
     }
 
     /// The rolls that were under way, and those that had ended.

@@ -227,6 +227,7 @@ impl Daemon {
                 let written = self.journal.commit(|state| state.revived(&worker.service, worker.at, known));
                 // At worst it is found failed, and out, by the next daemon.
                 let _ = written.await;
+                self.ledger.up(worker);
                 put_up(&self.tables, worker, serving, "enabled by hand");
                 Ok(Done { done: format!("{} is warm, and back in rotation", worker.at) })
             }
@@ -243,6 +244,7 @@ impl Daemon {
         let until = Instant::now() + service.config.warm.within;
         // Also one that listens: its manager may have been told to stop it, and would leave it down after a crash.
         let before = start::start(&*self.world, service, worker, until).await?;
+        self.ledger.stopped(worker);
         let left = until.saturating_duration_since(Instant::now());
         let warmed = warm::warm(worker.at, &service.config.warm, left).await;
         warmed.map_err(|error| error.to_string())?;

@@ -6,12 +6,12 @@ use std::{
     time::{Duration, Instant},
 };
 
-use tracing::debug;
+use tracing::{debug, error};
 
 use super::{Daemon, lock};
 use crate::{
     journal::RollState,
-    metrics::{Figures, Process, RollSample, ServiceSample, Snapshot, WorkerSample, render, server},
+    metrics::{Process, RollSample, ServiceSample, Snapshot, WorkerSample, render, server},
     roll::{Record, machine::Outcome},
     service::{Service, Worker},
 };
@@ -32,9 +32,34 @@ impl Daemon {
         server::run(listen, make, tell).await;
     }
 
+    /// Writes down for ever what is counted by version, soon after it has changed.
+    pub(super) async fn keep_ledger(self: Arc<Self>) {
+        loop {
+            self.ledger.changed().await;
+            let daemon = Arc::clone(&self);
+            if let Err(error) = tokio::task::spawn_blocking(move || daemon.ledger.save()).await {
+                error!(%error, "writing down figures by version has panicked");
+            }
+        }
+    }
+
+    /// The last look, written down.
+    pub(super) async fn close_ledger(self: &Arc<Self>) {
+        let daemon = Arc::clone(self);
+        let closed = tokio::task::spawn_blocking(move || {
+            daemon.ledger.look(&daemon.registry.services());
+            daemon.ledger.save();
+        });
+        // What has panicked has said so.
+        let _ = closed.await;
+    }
+
     /// Everything on the page, as of now. Blocks for some milliseconds.
     fn snapshot(&self) -> Snapshot {
         let services = self.registry.services();
+        self.ledger.look(&services);
+        // What is shown must be found by the next daemon.
+        self.ledger.save();
         // Not in the expression below, to whose end it would be locked: trouble() locks it, too.
         let links_missing = lock(&self.lost).len();
         Snapshot {
@@ -88,7 +113,7 @@ impl Daemon {
     fn worker_sample(&self, service: &Service, worker: &Worker) -> WorkerSample {
         let counts = self.tables.counts();
         let (count, life) = (counts.worker(worker.index), counts.life(worker.index));
-        let figures = Figures::read(&self.tables, worker.index, self.keepalive.closed(worker.at));
+        let versions = self.ledger.versions(worker);
         let control = worker.control();
         WorkerSample {
             at: worker.at,
@@ -101,7 +126,7 @@ impl Daemon {
             listeners: life.listeners,
             crashes: life.ended,
             restarts: control.restarts,
-            versions: vec![(control.version.clone().unwrap_or_else(|| "unknown".to_owned()), figures)],
+            versions,
         }
     }
 }

@@ -45,6 +45,7 @@ use crate::{
     keepalive::Keepalive,
     kernel::{Attachment, Decisions, Events, Programs, Tables},
     log,
+    metrics::Ledger,
     report::Meters,
     roll::{Record, world::World},
     service::{self, registry::Registry, watch},
@@ -65,6 +66,8 @@ pub(crate) struct Daemon {
     world: Arc<dyn World>,
     /// What connections went through, for the rolls' reports.
     meters: Arc<Meters>,
+    /// The same by version, for the page of metrics.
+    ledger: Arc<Ledger>,
     /// What closes kept-alive connections.
     keepalive: Arc<Keepalive>,
     journal: Arc<Journal>,
@@ -131,6 +134,7 @@ pub async fn run(path: &Path) -> Result<()> {
     daemon.note();
     // What cannot be written has been told.
     let _ = daemon.journal.flush().await;
+    daemon.close_ledger().await;
     daemon.tell_stopped().await;
     // Who follows a roll is to read its last words; who reads nothing is not waited for.
     end.notify_one();
@@ -193,12 +197,14 @@ impl Daemon {
         tasks.spawn(note_for_ever(Arc::clone(self)));
         tasks.spawn(watch::ask_versions(Arc::clone(&self.registry)));
         let news = Arc::new(Notify::new());
-        tasks.spawn(watch::run(Arc::clone(&self.registry), Arc::clone(&self.tables), Arc::clone(&news)));
+        let watched = (Arc::clone(&self.registry), Arc::clone(&self.tables), Arc::clone(&self.ledger));
+        tasks.spawn(watch::run(watched, Arc::clone(&news)));
         tasks.spawn(Arc::clone(self).hear(events, news));
         tasks.spawn(Arc::clone(self).keep());
         tasks.spawn(Arc::clone(self).count());
         tasks.spawn(Arc::clone(self).test_itself());
         tasks.spawn(Arc::clone(self).serve_metrics());
+        tasks.spawn(Arc::clone(self).keep_ledger());
         tasks
     }
 

@@ -29,7 +29,11 @@ impl Daemon {
         loop {
             tokio::time::sleep(LOOK).await;
             let daemon = Arc::clone(&self);
-            let counted = tokio::task::spawn_blocking(move || daemon.meters.tick(&daemon.registry.services()));
+            let counted = tokio::task::spawn_blocking(move || {
+                let services = daemon.registry.services();
+                daemon.meters.tick(&services);
+                daemon.ledger.look(&services);
+            });
             if let Err(error) = counted.await {
                 error!(%error, "counting for reports has panicked");
             }
@@ -45,6 +49,7 @@ impl Daemon {
         };
         let left: Vec<_> = resumed.records.iter().filter_map(left).collect();
         self.meters.start(&self.registry.services(), &left);
+        self.ledger.look(&self.registry.services());
     }
 
     /// The roll that began last.

@@ -3,6 +3,7 @@
 use std::{collections::BTreeSet, sync::Arc};
 
 use anyhow::{Context, Result};
+use deployer_common::layout::MAX_WORKERS;
 use tracing::info;
 
 use super::{
@@ -14,6 +15,7 @@ use crate::{
     config::{self, Config},
     keepalive::Keepalive,
     kernel::{self, Attached, Events, Programs, Tables},
+    metrics::{Figures, Ledger},
     report::{Meters, Source},
     roll::{
         record::unix_ms,
@@ -37,8 +39,13 @@ pub(super) async fn start(config: Config) -> Result<(Arc<Daemon>, Bound, Events)
     let registry = Arc::new(Registry::new(Arc::clone(&tables), root)?);
     let meters = Arc::new(Meters::new(Arc::clone(&tables) as Arc<dyn Source>, former.shelf.clone()));
     let keepalive = Arc::new(blocking(|| Ok(Keepalive::load())).await?);
-    let world: Arc<dyn World> =
-        Arc::new(Host { tables: Arc::clone(&tables), meters: Arc::clone(&meters), keepalive: Arc::clone(&keepalive) });
+    let ledger = Arc::new(ledger(&config, &former, &tables, &keepalive));
+    let world: Arc<dyn World> = Arc::new(Host {
+        tables: Arc::clone(&tables),
+        meters: Arc::clone(&meters),
+        ledger: Arc::clone(&ledger),
+        keepalive: Arc::clone(&keepalive),
+    });
     let resumed = take_up(&config, &former, &registry, &tables, &world).await?;
     info!(callers = %attachment.callers.display(), services = config.services.len(), "attached");
     let daemon = Arc::new(Daemon {
@@ -46,6 +53,7 @@ pub(super) async fn start(config: Config) -> Result<(Arc<Daemon>, Bound, Events)
         registry,
         world,
         meters,
+        ledger,
         keepalive,
         journal: former.journal,
         shelf: former.shelf,
@@ -68,6 +76,13 @@ pub(super) async fn start(config: Config) -> Result<(Arc<Daemon>, Bound, Events)
     });
     daemon.go_on(resumed);
     Ok((daemon, socket, events))
+}
+
+/// What is counted by version; no worker has been entered yet.
+fn ledger(config: &Config, former: &Former, tables: &Arc<Tables>, keepalive: &Arc<Keepalive>) -> Ledger {
+    let (tables, keepalive) = (Arc::clone(tables), Arc::clone(keepalive));
+    let read = move |place, at| Figures::read(&tables, place, keepalive.closed(at));
+    Ledger::open(Box::new(read), MAX_WORKERS, &config.daemon.state, &former.boot)
 }
 
 /// What an earlier daemon has left steers on. Other services are published last, when it is known which workers serve.

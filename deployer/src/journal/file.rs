@@ -51,7 +51,7 @@ pub fn read(path: &Path) -> Found {
 }
 
 /// What is in a regular file of a sensible size.
-pub(super) fn bytes(path: &Path) -> io::Result<Vec<u8>> {
+pub(crate) fn bytes(path: &Path) -> io::Result<Vec<u8>> {
     // Not to wait for the other end, should it be a pipe.
     let file = OpenOptions::new().read(true).custom_flags(libc::O_NONBLOCK).open(path)?;
     let kind = file.metadata()?;

@@ -65,6 +65,11 @@ pub(super) enum Count {
     ReapedQuiet,
 }
 
+impl Count {
+    /// What the daemon counts itself, from its start on; the kernel knows nothing of it.
+    pub(super) const OWN: [Self; 2] = [Self::ReapedComplete, Self::ReapedQuiet];
+}
+
 const COUNTS: usize = Count::ReapedQuiet as usize + 1;
 /// The sum, and what is below each bound or below none.
 const TIMES: usize = 1 + BOUNDS + 1;
@@ -143,10 +148,15 @@ impl Figures {
     pub(super) fn closed(&self) -> u64 {
         self.lifetimes().counts.iter().fold(0, |total, count| total.saturating_add(*count))
     }
-}
 
-#[cfg(test)]
-impl Figures {
+    pub(super) fn set(&mut self, which: Count, value: u64) {
+        self.0[which as usize] = value;
+    }
+
+    pub(super) fn is_empty(&self) -> bool {
+        self.0.iter().all(|number| *number == 0)
+    }
+
     /// Forgets how long connections lasted, and so that they are over.
     pub(super) fn clear_lifetimes(&mut self) {
         self.0[COUNTS..COUNTS + TIMES].fill(0);

@@ -6,6 +6,7 @@
 mod connections;
 mod figures;
 mod host;
+mod ledger;
 mod page;
 mod programs;
 mod rolls;
@@ -21,6 +22,7 @@ use std::time::Instant;
 use self::page::{Kind, Page};
 pub use self::{
     figures::Figures,
+    ledger::{Ledger, Read},
     page::CONTENT_TYPE,
     snapshot::{Process, RollSample, ServiceSample, Snapshot, WorkerSample},
 };

@@ -15,6 +15,7 @@ use crate::{
     api::Exit,
     keepalive::{Closing, Keepalive},
     kernel::{Tables, host},
+    metrics::Ledger,
     report::Meters,
     service::{
         Service, Worker,
@@ -110,6 +111,8 @@ pub struct Host {
     pub tables: Arc<Tables>,
     /// What is counted for reports.
     pub meters: Arc<Meters>,
+    /// What is counted by version.
+    pub ledger: Arc<Ledger>,
     /// What closes kept-alive connections.
     pub keepalive: Arc<Keepalive>,
 }
@@ -196,8 +199,14 @@ impl World for Host {
                 self.keepalive.begin(service);
             }
             Moment::Resumed(service) => self.keepalive.begin(service),
-            Moment::Stopped(worker) => self.meters.stopped(worker),
-            Moment::Up(worker) => self.meters.up(worker),
+            Moment::Stopped(worker) => {
+                self.meters.stopped(worker);
+                self.ledger.stopped(worker);
+            }
+            Moment::Up(worker) => {
+                self.meters.up(worker);
+                self.ledger.up(worker);
+            }
             Moment::Ended(service, result) => {
                 self.meters.end(service);
                 service.moves().into_iter().for_each(|moves| moves.rolled(result));

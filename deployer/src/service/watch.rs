@@ -16,6 +16,7 @@ use super::{Service, Worker, blocking, put_up, registry::Registry, serves};
 use crate::{
     api::Phase,
     kernel::{Tables, diag, host},
+    metrics::Ledger,
     warm,
 };
 
@@ -28,11 +29,11 @@ const DOUBT: Duration = Duration::from_secs(5);
 const SLOW: Duration = Duration::from_secs(1);
 
 /// Watches for ever; `news` has it look at once.
-pub async fn run(registry: Arc<Registry>, tables: Arc<Tables>, news: Arc<Notify>) {
+pub async fn run((registry, tables, ledger): (Arc<Registry>, Arc<Tables>, Arc<Ledger>), news: Arc<Notify>) {
     let mut slow = Instant::now();
     loop {
         let _ = tokio::time::timeout(TICK, news.notified()).await;
-        if let Err(error) = tick(&registry, &tables).await {
+        if let Err(error) = tick(&registry, &tables, &ledger).await {
             warn!(%error, "cannot look at the listening sockets; looking again");
         }
         if slow.elapsed() >= SLOW {
@@ -130,14 +131,17 @@ fn cookies(listening: &[diag::Socket], at: SocketAddr) -> BTreeSet<u64> {
     listening.iter().filter(|socket| serves(socket.local, at)).map(|socket| socket.cookie).collect()
 }
 
-async fn tick(registry: &Registry, tables: &Arc<Tables>) -> std::io::Result<()> {
+async fn tick(registry: &Registry, tables: &Arc<Tables>, ledger: &Arc<Ledger>) -> std::io::Result<()> {
     let words = words(registry, tables);
     let listening = listening().await?;
     for service in registry.services().values() {
         for worker in service.members() {
             // A word that has changed since belongs to an owner that came after the look: not ours to judge by it.
             let Some(word) = words.get(&worker.index) else { continue };
-            judge(service, worker, tables, *word, cookies(&listening, worker.at));
+            if let Some(cold) = judge(service, worker, tables, *word, cookies(&listening, worker.at)) {
+                let (service, worker) = (Arc::clone(service), Arc::clone(worker));
+                tokio::spawn(warm_up(service, worker, Arc::clone(tables), Arc::clone(ledger), cold));
+            }
         }
     }
     Ok(())
@@ -153,11 +157,15 @@ fn words(registry: &Registry, tables: &Tables) -> BTreeMap<u32, WorkerWord> {
         .collect()
 }
 
-fn judge(service: &Arc<Service>, worker: &Arc<Worker>, tables: &Arc<Tables>, word: WorkerWord, found: BTreeSet<u64>) {
+/// A process that has started by itself: the word that it was given, and where it listens.
+type Cold = (WorkerWord, BTreeSet<u64>);
+
+/// What is to be warmed, if that has been found.
+fn judge(service: &Service, worker: &Worker, tables: &Tables, word: WorkerWord, found: BTreeSet<u64>) -> Option<Cold> {
     let (phase, known, since) = {
         let control = worker.control();
         if !control.is_watched() {
-            return;
+            return None;
         }
         (control.phase, control.listeners.clone(), control.since)
     };
@@ -182,13 +190,13 @@ fn judge(service: &Arc<Service>, worker: &Arc<Worker>, tables: &Arc<Tables>, wor
         Phase::Listening if same && since.elapsed() < AGAIN => {}
         _ => {
             // New listeners: a process that has started by itself. Cold first, whatever it was.
-            if let Ok(cold) = tables.swap(worker.index, word, State::Cold, worker.quarantine(tables)) {
-                worker.control().listeners.clone_from(&found);
-                worker.enter(Phase::Listening, "has started by itself");
-                tokio::spawn(warm_up(Arc::clone(service), Arc::clone(worker), Arc::clone(tables), cold, found));
-            }
+            let cold = tables.swap(worker.index, word, State::Cold, worker.quarantine(tables)).ok()?;
+            worker.control().listeners.clone_from(&found);
+            worker.enter(Phase::Listening, "has started by itself");
+            return Some((cold, found));
         }
     }
+    None
 }
 
 /// The kernel has seen a worker's process killed, or its last socket closed; sock_diag still sees the socket it served on.
@@ -211,9 +219,10 @@ async fn warm_up(
     service: Arc<Service>,
     worker: Arc<Worker>,
     tables: Arc<Tables>,
-    cold: WorkerWord,
-    listeners: BTreeSet<u64>,
+    ledger: Arc<Ledger>,
+    (cold, listeners): Cold,
 ) {
+    ledger.stopped(&worker);
     worker.enter(Phase::Warming, "");
     let result = warm::warm(worker.at, &service.config.warm, service.config.warm.within).await;
     if !worker.control().is_watched() || tables.word(worker.index) != cold {
@@ -221,11 +230,13 @@ async fn warm_up(
     }
     match result {
         Ok(_) => {
+            // Before anybody is let in, so that it is known under which version that counts.
+            ask_version(&service, &worker).await;
+            ledger.up(&worker);
             if super::listeners(worker.at).await.is_ok_and(|now| !now.is_disjoint(&listeners))
                 && tables.swap(worker.index, cold, State::Up, 0).is_ok()
             {
                 worker.enter(Phase::Up, "warm after it had started by itself");
-                ask_version(&service, &worker).await;
             } else if worker.control().is_watched() && tables.word(worker.index) == cold {
                 worker.enter(Phase::Listening, "could not be looked at after its warm-up; is warmed again in 5 s");
             }

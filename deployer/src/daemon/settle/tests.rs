@@ -75,7 +75,15 @@ async fn life(sim: &Arc<Sim>, shelf: &Shelf, how: How, on_start: OnStart) -> Opt
     let journal = Arc::new(Journal::start(state.clone(), SimDisk::new(sim)).unwrap());
     let told = tempfile::tempdir().unwrap();
     let history = Arc::new(History::open(told.path()).unwrap());
-    let former = Former { journal, shelf: shelf.clone(), history, warnings: Vec::new(), state, rebooted: false };
+    let former = Former {
+        journal,
+        shelf: shelf.clone(),
+        history,
+        warnings: Vec::new(),
+        state,
+        boot: String::new(),
+        rebooted: false,
+    };
     let services = BTreeMap::from([("web".to_owned(), Arc::clone(&service))]);
     let scene = Scene { services: &services, world: &world, lease: LEASE, on_start };
     let mut record = None;
