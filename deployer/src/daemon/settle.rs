@@ -239,6 +239,11 @@ pub(super) fn note(state: &mut State, services: &Services) {
         let before = std::mem::take(&mut entry.workers);
         for worker in service.members() {
             let control = worker.control();
+            // A roll writes down by itself what it makes of a worker, and before it does it.
+            if let Some(written) = before.get(&worker.at).filter(|_| control.roll().is_some()) {
+                entry.workers.insert(worker.at, written.clone());
+                continue;
+            }
             let held = control.by_hand().and_then(|_| before.get(&worker.at)?.drained.clone());
             entry.workers.insert(worker.at, WorkerState { drained: held, ..control.known() });
         }

@@ -280,3 +280,20 @@ async fn below_the_floor_a_roll_stops() {
         assert_eq!(end, Exit::Stopped, "ended after {after}");
     }
 }
+
+/// A failure is written down before it takes effect: who notes down how things are in between does not undo that.
+#[test]
+fn what_a_roll_has_written_stays() {
+    let sim = Sim::new(&[], 0);
+    let service = service(&sim, PLAIN);
+    let (services, worker) =
+        (BTreeMap::from([("web".to_owned(), Arc::clone(&service))]), Arc::clone(&service.workers[0]));
+    let mut state = State::new("boot");
+    note(&mut state, &services);
+    let _claim = worker.claim(crate::service::Owner::Roll("web-1".to_owned())).ok().unwrap();
+    let known = &mut state.services.get_mut("web").unwrap().workers;
+    known.get_mut(&worker.at).unwrap().phase = Phase::Failed;
+    let written = state.clone();
+    note(&mut state, &services);
+    assert!(state == written);
+}
