@@ -83,6 +83,7 @@ fn listen(sandbox: &Sandbox, service: u16) -> Result<Process> {
 fn a_thousand_workers() -> Result<()> {
     let sandbox = Sandbox::new("thousand")?;
     let _daemon = Daemon::start(&sandbox, &config(&sandbox)?)?;
+    wait("the page", || Ok(prometheus::page(&sandbox).is_ok()))?;
     measure(&sandbox, "all down")?;
     let _listeners = (0..SERVICES).map(|service| listen(&sandbox, service)).collect::<Result<Vec<_>>>()?;
     let up = || {
