@@ -4,6 +4,7 @@
 mod cgroups;
 mod kernel;
 mod managers;
+mod metrics;
 mod nat;
 mod pins;
 mod ports;
@@ -114,7 +115,10 @@ pub fn main(config: Option<&Path>, json: bool, ask: &dyn Fn(Option<&Path>) -> Op
     };
     let mut findings = findings(config.as_ref());
     let socket = config.as_ref().map(|config| config.daemon.socket.as_path());
-    findings.push(running::finding(ask(socket).as_ref()));
+    let status = ask(socket);
+    let page = config.as_ref().and_then(|config| config.metrics.as_ref());
+    findings.extend(page.map(|page| metrics::finding(page.listen, status.as_ref())));
+    findings.push(running::finding(status.as_ref()));
     let fit = findings.iter().all(|finding| finding.level != Level::Fail);
     // A reader that has gone away does not change what was found.
     let _ = print(&Report { fit, findings }, json);

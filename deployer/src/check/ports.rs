@@ -87,7 +87,7 @@ fn service(name: &str, address: SocketAddr) -> Finding {
 }
 
 /// Whether a listener would get connections to `address`.
-fn takes(listener: SocketAddr, address: SocketAddr) -> bool {
+pub(super) fn takes(listener: SocketAddr, address: SocketAddr) -> bool {
     if listener.port() != address.port() {
         return false;
     }
