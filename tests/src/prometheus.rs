@@ -6,7 +6,7 @@ use std::io::{Read, Write};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context, Result, bail, ensure};
 use rustix::process::Signal;
@@ -216,22 +216,33 @@ pub fn promtool(words: &[&str], input: &str) -> Result<Output> {
     child.wait_with_output().context("wait for promtool")
 }
 
+/// How long the page takes, from the call of connect() to the last byte, and how many bytes come.
+pub fn page_cost(sandbox: &Sandbox) -> Result<(Duration, usize)> {
+    sandbox.in_netns(|| {
+        let begun = Instant::now();
+        let bytes = receive(PAGE, "/metrics")?;
+        Ok((begun.elapsed(), bytes.len()))
+    })?
+}
+
 fn get(sandbox: &Sandbox, address: SocketAddr, path: &str) -> Result<String> {
-    let limit = patient(LIMIT);
-    let bytes = sandbox.in_netns(|| {
-        let mut stream =
-            TcpStream::connect_timeout(&address, limit).with_context(|| format!("connect to {address}"))?;
-        stream.set_read_timeout(Some(limit))?;
-        stream.write_all(&Request::get(path).encode()).context("send")?;
-        let mut answer = Vec::new();
-        stream.read_to_end(&mut answer).with_context(|| format!("the answer to {path}"))?;
-        anyhow::Ok(answer)
-    })??;
+    let bytes = sandbox.in_netns(|| receive(address, path))??;
     let answer = Response::complete(&bytes)?.with_context(|| format!("{path}: cut after {} bytes", bytes.len()))?;
     if answer.status != 200 {
         bail!("{path}: {} {}", answer.status, answer.body);
     }
     Ok(answer.body)
+}
+
+/// All that comes, from the calling thread's network namespace.
+fn receive(address: SocketAddr, path: &str) -> Result<Vec<u8>> {
+    let limit = patient(LIMIT);
+    let mut stream = TcpStream::connect_timeout(&address, limit).with_context(|| format!("connect to {address}"))?;
+    stream.set_read_timeout(Some(limit))?;
+    stream.write_all(&Request::get(path).encode()).context("send")?;
+    let mut answer = Vec::new();
+    stream.read_to_end(&mut answer).with_context(|| format!("the answer to {path}"))?;
+    Ok(answer)
 }
 
 /// Everything but letters and digits in hexadecimal.

@@ -1,7 +1,7 @@
 //! What a page of a thousand workers costs.
 
 use std::fmt::Write as _;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use deployer_tests::api::Api;
@@ -11,6 +11,7 @@ use deployer_tests::process::Process;
 use deployer_tests::prometheus::{self, PAGE};
 use deployer_tests::rig::wait;
 use deployer_tests::sandbox::{Place, Sandbox};
+use serde_json::Value;
 
 use crate::page;
 
@@ -39,7 +40,8 @@ fn config(sandbox: &Sandbox) -> Result<String> {
         write!(
             text,
             "[service.web{service}]\nworkers = \"127.0.0.1:{first}-{end}\"\n\
-             manager = {{ supervisord = \"/nonexistent.sock\", program = \"web:web_{{port}}\" }}\n"
+             manager = {{ supervisord = \"/nonexistent.sock\", program = \"web:web_{{port}}\" }}\n\
+             version = {{ request = \"GET /version\" }}\n"
         )?;
     }
     Ok(text)
@@ -47,15 +49,9 @@ fn config(sandbox: &Sandbox) -> Result<String> {
 
 /// The middle of several scrapes as Prometheus makes them, connection and all, and the page's size.
 fn median(sandbox: &Sandbox) -> Result<(Duration, usize)> {
-    let mut times = Vec::new();
-    let mut bytes = 0;
-    for _ in 0..SCRAPES {
-        let begun = Instant::now();
-        bytes = prometheus::page(sandbox)?.len();
-        times.push(begun.elapsed());
-    }
-    times.sort_unstable();
-    Ok((times[SCRAPES / 2], bytes))
+    let mut costs = (0..SCRAPES).map(|_| prometheus::page_cost(sandbox)).collect::<Result<Vec<_>>>()?;
+    costs.sort_unstable();
+    Ok(costs[SCRAPES / 2])
 }
 
 fn measure(sandbox: &Sandbox, what: &str) -> Result<()> {
@@ -66,31 +62,61 @@ fn measure(sandbox: &Sandbox, what: &str) -> Result<()> {
     Ok(())
 }
 
-/// Listens on all ports of a service, and accepts nothing.
-fn listen(sandbox: &Sandbox, service: u16) -> Result<Process> {
-    let ports = ports(service);
-    let code = format!(
-        "import socket, time\nall = [socket.create_server(('127.0.0.1', port)) for port in range({}, {})]\n\
-         time.sleep(3600)",
-        ports.start, ports.end
-    );
-    let mut command = sandbox.command(Place::Workers, PYTHON);
-    command.args(["-s", "-S", "-c", &code]);
-    Process::start("listeners", command, &sandbox.dir().join("listeners.out"))
+/// Workers that say what they run, all those of a service in one process.
+const CODE: &str = "
+import asyncio, sys
+first, end, version = int(sys.argv[1]), int(sys.argv[2]), sys.argv[3]
+answer = f'HTTP/1.1 200 OK\\r\\nContent-Length: {len(version)}\\r\\nConnection: close\\r\\n\\r\\n{version}'.encode()
+async def serve(reader, writer):
+    await reader.readuntil(b'\\r\\n\\r\\n')
+    writer.write(answer)
+    writer.close()
+async def main():
+    all = [await asyncio.start_server(serve, '127.0.0.1', port) for port in range(first, end)]
+    await asyncio.Event().wait()
+asyncio.run(main())
+";
+
+fn start(sandbox: &Sandbox, version: &str) -> Result<Vec<Process>> {
+    let of = |service: u16| {
+        let ports = ports(service);
+        let mut command = sandbox.command(Place::Workers, PYTHON);
+        command.args(["-s", "-S", "-c", CODE, &ports.start.to_string(), &ports.end.to_string(), version]);
+        Process::start("workers", command, &sandbox.dir().join("workers.out"))
+    };
+    (0..SERVICES).map(of).collect()
 }
 
+/// Waits until all are in a phase, and what they run is known to be this.
+fn all_are(sandbox: &Sandbox, phase: &str, version: Option<&str>) -> Result<()> {
+    let how_many = || {
+        let status = Api::of(sandbox).status()?;
+        let services = status["services"].as_array().context("services")?;
+        let workers = services.iter().filter_map(|service| service["workers"].as_array()).flatten();
+        let is =
+            |worker: &&Value| worker["phase"] == phase && version.is_none_or(|version| worker["version"] == version);
+        anyhow::Ok(workers.filter(is).count())
+    };
+    let all = usize::from(SERVICES * WORKERS);
+    let took = wait(&format!("a thousand workers to be {phase}"), || Ok(how_many()? == all))
+        .with_context(|| format!("{:?} are", how_many()))?;
+    eprintln!("{phase}, {version:?}: after {took:.1?}");
+    Ok(())
+}
+
+/// Once each worker has run two versions, the page holds all that it ever holds.
 #[test]
 fn a_thousand_workers() -> Result<()> {
     let sandbox = Sandbox::new("thousand")?;
     let _daemon = Daemon::start(&sandbox, &config(&sandbox)?)?;
+    wait("the page", || Ok(prometheus::page(&sandbox).is_ok()))?;
     measure(&sandbox, "all down")?;
-    let _listeners = (0..SERVICES).map(|service| listen(&sandbox, service)).collect::<Result<Vec<_>>>()?;
-    let up = || {
-        let status = Api::of(&sandbox).status()?;
-        let services = status["services"].as_array().context("services")?;
-        let workers = services.iter().filter_map(|service| service["workers"].as_array()).flatten();
-        Ok(workers.filter(|worker| worker["phase"] == "up").count() == usize::from(SERVICES * WORKERS))
-    };
-    wait("a thousand workers to be up", up)?;
-    measure(&sandbox, "all up")
+    let workers = start(&sandbox, "v1")?;
+    all_are(&sandbox, "up", Some("v1"))?;
+    measure(&sandbox, "all up")?;
+    drop(workers);
+    all_are(&sandbox, "down", None)?;
+    let _workers = start(&sandbox, "v2")?;
+    all_are(&sandbox, "up", Some("v2"))?;
+    measure(&sandbox, "all up, of two versions")
 }
