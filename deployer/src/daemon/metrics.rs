@@ -1,11 +1,13 @@
 //! What the page of metrics tells, looked at when somebody asks for it.
 
 use std::{
-    fs,
+    fs, io,
+    net::SocketAddr,
     sync::{Arc, atomic::Ordering},
     time::{Duration, Instant},
 };
 
+use tokio::net::TcpListener;
 use tracing::{debug, error};
 
 use super::{Daemon, lock};
@@ -16,20 +18,29 @@ use crate::{
     service::{Service, Worker},
 };
 
+/// Where the page is served, if the port could be had.
+type Bound = (SocketAddr, io::Result<TcpListener>);
+
 /// 1: runs of programs are counted.
 const STATS: &str = "/proc/sys/kernel/bpf_stats_enabled";
 
 impl Daemon {
+    /// Binds the port of the page, if it is asked for: who is told that the daemon is ready finds it.
+    pub(super) async fn bind_metrics(&self) -> Option<Bound> {
+        let listen = lock(&self.config).metrics.as_ref()?.listen;
+        Some((listen, TcpListener::bind(listen).await))
+    }
+
     /// Serves the page for ever, if it is asked for.
-    pub(super) async fn serve_metrics(self: Arc<Self>) {
-        let Some(listen) = lock(&self.config).metrics.as_ref().map(|metrics| metrics.listen) else { return };
+    pub(super) async fn serve_metrics(self: Arc<Self>, bound: Option<Bound>) {
+        let Some((listen, bound)) = bound else { return };
         let (daemon, told) = (Arc::clone(&self), self);
         let make = Arc::new(move || {
             let begun = Instant::now();
             render(&daemon.snapshot(), begun)
         });
         let tell = Arc::new(move |trouble: Option<String>| *lock(&told.unserved) = trouble);
-        server::run(listen, make, tell).await;
+        server::run(listen, bound, make, tell).await;
     }
 
     /// Writes down for ever what is counted by version, soon after it has changed.

@@ -122,7 +122,9 @@ pub async fn run(path: &Path) -> Result<()> {
     let config = Config::load(path)?;
     let path_of_socket = config.daemon.socket.clone();
     let (daemon, socket, events) = start::start(config).await?;
-    let tasks = daemon.tasks(events);
+    let page = daemon.bind_metrics().await;
+    let mut tasks = daemon.tasks(events);
+    tasks.spawn(Arc::clone(&daemon).serve_metrics(page));
     let end = Arc::new(Notify::new());
     let server = tokio::spawn(server::run(socket.publish()?, Arc::clone(&daemon), Arc::clone(&end)));
     // Outside systemd there is nobody to tell.
@@ -203,7 +205,6 @@ impl Daemon {
         tasks.spawn(Arc::clone(self).keep());
         tasks.spawn(Arc::clone(self).count());
         tasks.spawn(Arc::clone(self).test_itself());
-        tasks.spawn(Arc::clone(self).serve_metrics());
         tasks.spawn(Arc::clone(self).keep_ledger());
         tasks
     }

@@ -45,11 +45,11 @@ pub type Make = Arc<dyn Fn() -> String + Send + Sync>;
 /// Hears why the page cannot be had, and `None` when it can.
 pub type Tell = Arc<dyn Fn(Option<String>) + Send + Sync>;
 
-/// Serves for ever. A port that cannot be bound is no reason not to steer: it is said, and tried again.
-pub async fn run(at: SocketAddr, make: Make, tell: Tell) {
+/// Serves for ever, where a port was `bound`. One that could not be is no reason not to steer: it is said, and tried again.
+pub async fn run(at: SocketAddr, mut bound: io::Result<TcpListener>, make: Make, tell: Tell) {
     let mut is_told = false;
     let listener = loop {
-        match TcpListener::bind(at).await {
+        match bound {
             Ok(listener) => break listener,
             Err(error) => {
                 let why = unbound(at, &error);
@@ -60,6 +60,7 @@ pub async fn run(at: SocketAddr, make: Make, tell: Tell) {
             }
         }
         tokio::time::sleep(AGAIN).await;
+        bound = TcpListener::bind(at).await;
     };
     tell(None);
     info!(at = %at, "metrics are served at http://{at}{PATH}");

@@ -3,5 +3,6 @@
 mod clean;
 mod faults;
 mod page;
+mod restart;
 mod shipped;
 mod thousand;

@@ -110,7 +110,8 @@ async fn a_port_that_is_taken_is_tried_again() {
     let told = Arc::new(std::sync::Mutex::new(Vec::new()));
     let theirs = Arc::clone(&told);
     let tell: Tell = Arc::new(move |why| theirs.lock().unwrap().push(why));
-    let server = tokio::spawn(run(at, Arc::new(|| "page\n".to_owned()), tell));
+    let bound = TcpListener::bind(at).await;
+    let server = tokio::spawn(run(at, bound, Arc::new(|| "page\n".to_owned()), tell));
     while told.lock().unwrap().is_empty() {
         tokio::time::sleep(Duration::from_millis(5)).await;
     }
