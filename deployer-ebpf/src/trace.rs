@@ -36,7 +36,7 @@ pub fn tell(decision: &Decision<'_>) {
 fn sample(trace: *mut Trace, decision: &Decision<'_>) {
     let (own, chosen) = (decision.frontend.worker, decision.verdict.worker);
     let port = read(trace, offset_of!(Trace, port));
-    let is_at = |index: u32| u64::from(index) == read(trace, offset_of!(Trace, worker));
+    let is_at = |index: u32| index != NO_WORKER && u64::from(index) == read(trace, offset_of!(Trace, worker));
     let is_wanted = u64::from(decision.frontend.service) == read(trace, offset_of!(Trace, service))
         && (port == 0 || port == u64::from(decision.dialled.port) || is_at(own) || is_at(chosen));
     let now = now_ns();

@@ -103,7 +103,7 @@ impl Tracing {
     }
 
     fn allow(&self) {
-        self.decisions.allow(ALLOWED, host::now_ms() + LEASE.as_millis() as u64);
+        self.decisions.allow(ALLOWED, lease());
     }
 
     async fn tell(&mut self, heard: Vec<Decision>) -> std::io::Result<()> {
@@ -118,8 +118,21 @@ impl Tracing {
     async fn write(&mut self, line: &Traced) -> std::io::Result<()> {
         let mut line = serde_json::to_vec(line)?;
         line.push(b'\n');
-        self.to.write_all(&line).await
+        let written = self.to.write_all(&line);
+        tokio::pin!(written);
+        loop {
+            // A reader that does not read is told nothing more meanwhile, but what it misses is counted.
+            match timeout(PACE, &mut written).await {
+                Ok(written) => return written,
+                Err(_) => self.decisions.allow(0, lease()),
+            }
+        }
     }
+}
+
+/// The end of a lease that begins now.
+fn lease() -> u64 {
+    host::now_ms() + LEASE.as_millis() as u64
 }
 
 fn traced(decision: &Decision, service: &Service) -> Traced {
