@@ -113,6 +113,9 @@ impl Former {
                 let (result, text, changed) = (end.result, end.text, roll.machine.changed());
                 record.add(What::Finished { result, text, changed, failed, seconds: 0.0 });
                 drop_it();
+                if let Some(moves) = service.as_ref().and_then(|service| service.moves()) {
+                    moves.rolled(result);
+                }
                 if let Some(service) = service.filter(|_| !self.rebooted) {
                     resumed.orphans.insert(roll.service.clone(), moved(roll, &service));
                 }

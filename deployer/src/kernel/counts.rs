@@ -104,6 +104,21 @@ impl Counts {
         }
     }
 
+    /// Begins to count anew what is told of the worker at a place: it is another one. What is told by version has a
+    /// reckoning of its own, and reports take differences.
+    pub fn begin_worker(&self, worker: u32) {
+        self.forget_listeners(worker);
+        let at = size_of::<WorkerLife>() / WORD * worker as usize;
+        self.lives.words()[at + offset_of!(WorkerLife, ended) / WORD].store(0, SeqCst);
+    }
+
+    /// The same for the service at a place.
+    pub fn begin_service(&self, service: u32) {
+        let words = size_of::<ServiceCount>() / WORD;
+        let at = words * service as usize;
+        self.services.words()[at..at + words].iter().for_each(|word| word.store(0, SeqCst));
+    }
+
     /// Forgets that sockets have listened for a worker, before it is entered anew: they are counted again.
     pub fn forget_listeners(&self, worker: u32) {
         let at = size_of::<WorkerLife>() / WORD * worker as usize;

@@ -25,10 +25,11 @@ const SINGLE: [Single; 11] = [
     (
         Kind::Gauge,
         "deployer_self_test_success",
-        "Whether the last self-test has passed; where nothing is to be steered (bypassed, detached), none can fail.",
+        "Whether the last self-test has passed; where nothing is to be steered (bypassed, detached), none can fail. Absent \
+         where none could be made.",
         |all| {
             let result = all.self_test.as_ref()?.result;
-            Some((!matches!(result, TestResult::Failed | TestResult::Untested)).into())
+            (result != TestResult::Untested).then(|| (result != TestResult::Failed).into())
         },
     ),
     (

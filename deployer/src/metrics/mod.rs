@@ -30,7 +30,7 @@ pub use self::{
 /// The version that is nobody's.
 const UNKNOWN: &str = "unknown";
 /// Room for what one worker takes, in bytes: a page that grows is copied.
-const A_WORKER: usize = 10 << 10;
+const A_WORKER: usize = 12 << 10;
 
 /// Writes a page of what was looked at since `begun`.
 #[must_use]

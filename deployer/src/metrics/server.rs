@@ -26,7 +26,7 @@ use tracing::{debug, info, warn};
 use super::page;
 
 /// Connections that are served at a time.
-const AT_ONCE: usize = 16;
+const AT_ONCE: usize = 4;
 /// How long a connection may take in all: Prometheus gives up after 10 s unless told otherwise.
 const WITHIN: Duration = Duration::from_secs(10);
 /// How long a request's head may take.

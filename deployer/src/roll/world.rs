@@ -18,7 +18,7 @@ use crate::{
     metrics::Ledger,
     report::Meters,
     service::{
-        Service, Worker,
+        Service, Worker, closes,
         drain::{Drain, DrainError},
         floor::Floor,
         holds::Held,
@@ -189,7 +189,11 @@ impl World for Host {
         to: Option<&'a str>,
         until: Instant,
     ) -> Pending<'a, Result<Option<String>, String>> {
-        Box::pin(start::warm_up(service, worker, to, until))
+        Box::pin(async move {
+            let warmed = start::warm_up(service, worker, to, until).await;
+            closes(&self.tables, worker).await;
+            warmed
+        })
     }
 
     fn mark(&self, moment: Moment<'_>) {

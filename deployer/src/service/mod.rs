@@ -340,6 +340,15 @@ pub fn serves(local: SocketAddr, at: SocketAddr) -> bool {
     local.port() == at.port() && (local.ip() == at.ip() || local.ip().is_unspecified())
 }
 
+/// Waits until a worker has closed the daemon's own connections, the last of which is over when its answer has come; not for
+/// long. What it closes after that counts for whoever comes next.
+pub async fn closes(tables: &Tables, worker: &Worker) {
+    let until = Instant::now() + Duration::from_millis(100);
+    while tables.counts().worker(worker.index).open > 0 && Instant::now() < until {
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+}
+
 /// Runs what blocks (netlink, membarrier) away from the reactor.
 pub async fn blocking<T: Send + 'static>(
     work: impl FnOnce() -> std::io::Result<T> + Send + 'static,

@@ -137,7 +137,11 @@ impl Registry {
     ) -> Result<Service> {
         let index = match before.map(|before| before.index).or(inherited) {
             Some(index) => index,
-            None => take(&mut places.services).context("no room for another service; the most is 64")?,
+            None => {
+                let index = take(&mut places.services).context("no room for another service; the most is 64")?;
+                self.tables.counts().begin_service(index);
+                index
+            }
         };
         let mut workers = Vec::with_capacity(wanted.members().count());
         for at in wanted.members() {
@@ -184,7 +188,7 @@ impl Registry {
         let index = take(&mut places.workers).context("no room for another worker; the most is 1024")?;
         self.tables.publish(index, State::Down, 0);
         self.tables.set_seed(index, 0);
-        self.tables.counts().forget_listeners(index);
+        self.tables.counts().begin_worker(index);
         self.tables.write_worker(index, service, at)?;
         Ok(Arc::new(self.new_worker(index, at, name, service)))
     }

@@ -51,10 +51,15 @@ pub async fn run((registry, tables, ledger): (Arc<Registry>, Arc<Tables>, Arc<Le
 }
 
 /// Asks every worker that is up what it runs.
+/// A worker whose sockets are those of before runs what it ran, and is not asked: it would count one connection more.
 pub async fn ask_versions(registry: Arc<Registry>) {
     for service in registry.services().values() {
         for worker in service.members() {
-            if worker.control().phase == Phase::Up {
+            let is_unknown = {
+                let control = worker.control();
+                control.phase == Phase::Up && control.version.is_none()
+            };
+            if is_unknown {
                 ask_version(service, worker).await;
             }
         }
@@ -225,13 +230,18 @@ async fn warm_up(
     ledger.stopped(&worker);
     worker.enter(Phase::Warming, "");
     let result = warm::warm(worker.at, &service.config.warm, service.config.warm.within).await;
-    if !worker.control().is_watched() || tables.word(worker.index) != cold {
+    let is_ours = || worker.control().is_watched() && tables.word(worker.index) == cold;
+    if !is_ours() {
         return;
     }
     match result {
         Ok(_) => {
             // Before anybody is let in, so that it is known under which version that counts.
             ask_version(&service, &worker).await;
+            super::closes(&tables, &worker).await;
+            if !is_ours() {
+                return;
+            }
             ledger.up(&worker);
             if super::listeners(worker.at).await.is_ok_and(|now| !now.is_disjoint(&listeners))
                 && tables.swap(worker.index, cold, State::Up, 0).is_ok()
