@@ -93,6 +93,9 @@ impl Known {
             cold: Vec::new(),
         });
         (life.phase, life.reason) = (phase, reason.to_owned());
+        if phase != Phase::Draining {
+            self.let_in.remove(&at);
+        }
         if !matches!(phase, Phase::Listening | Phase::Warming) {
             life.cold.clear();
         }
