@@ -90,6 +90,8 @@ impl Reading {
             && let Some((seq, line)) = self.line()
         {
             if seq >= until {
+                // It has been read, and would be missing from the next chunk.
+                self.files.clear();
                 break;
             }
             // What no client could make anything of.
@@ -97,7 +99,7 @@ impl Reading {
                 chunk.extend(line);
             }
         }
-        (!chunk.is_empty()).then_some((chunk, self.next))
+        (!chunk.is_empty()).then_some((chunk, self.next.min(until)))
     }
 }
 
