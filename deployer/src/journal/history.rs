@@ -350,22 +350,27 @@ impl Shared {
         match result {
             Ok(()) => {
                 let lost = std::mem::take(&mut told.lost);
-                if told.trouble.take().is_some() {
-                    info!(lost, "events can be written down again");
-                }
+                let is_over = told.trouble.take().is_some();
                 if lost > 0 {
                     told.tell(By::Daemon, About::default(), Change::Lost { lines: lost });
+                }
+                // The log may be slow, and nobody who tells is to wait for it.
+                drop(told);
+                if is_over {
+                    info!(lost, "events can be written down again");
                 }
             }
             Err(_) if told.closed => told.backlog = Lines::default(),
             Err(why) => {
-                if told.trouble.is_none() {
-                    warn!("{why}; it is tried again every second, and what is too much meanwhile is lost");
-                }
                 let newer = std::mem::take(&mut told.backlog);
                 newer.lines.into_iter().for_each(|(seq, line)| lines.push(seq, line));
                 told.lost += lines.keep(BACKLOG);
-                (told.backlog, told.trouble) = (lines, Some(why));
+                told.backlog = lines;
+                let is_new = told.trouble.replace(why.clone()).is_none();
+                drop(told);
+                if is_new {
+                    warn!("{why}; it is tried again every second, and what is too much meanwhile is lost");
+                }
             }
         }
         next
