@@ -122,7 +122,7 @@ pub async fn run(path: &Path) -> Result<()> {
     let config = Config::load(path)?;
     let path_of_socket = config.daemon.socket.clone();
     let (daemon, socket, events) = start::start(config).await?;
-    let tasks = daemon.tasks(events);
+    let mut tasks = daemon.tasks(events);
     let end = Arc::new(Notify::new());
     let server = tokio::spawn(server::run(socket.publish()?, Arc::clone(&daemon), Arc::clone(&end)));
     // Outside systemd there is nobody to tell.
@@ -130,7 +130,8 @@ pub async fn run(path: &Path) -> Result<()> {
     signals.until_stopped(&daemon, path).await;
     let _ = sd_notify::notify(&[sd_notify::NotifyState::Stopping]);
     daemon.wind_up().await;
-    drop(tasks);
+    // Waited for: they tell what they still have to tell.
+    let _ = tokio::time::timeout(LAST_WORDS, tasks.shutdown()).await;
     daemon.note();
     // What cannot be written has been told.
     let _ = daemon.journal.flush().await;
@@ -139,6 +140,8 @@ pub async fn run(path: &Path) -> Result<()> {
     // Who follows a roll is to read its last words; who reads nothing is not waited for.
     end.notify_one();
     let _ = tokio::time::timeout(LAST_WORDS, server).await;
+    // Drains, and what clients have asked for, went on until here.
+    daemon.keep_history().await;
     let _ = std::fs::remove_file(path_of_socket);
     info!("stopped; the programs go on steering (deployer detach takes them out of the kernel)");
     Ok(())
