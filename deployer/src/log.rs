@@ -27,14 +27,14 @@ const ROLL: &str = "roll";
 /// What is done for a roll is done in here. tokio's tasks and threads do not inherit it: `in_current_span`.
 #[must_use]
 pub fn of_roll(id: &str) -> Span {
-    // Of the highest level, so that no filter parts the lines that it lets through from their roll.
-    error_span!("roll", roll = %id)
+    error_span!(target: "deployer_roll", "roll", roll = %id)
 }
 
 /// From here on what is logged goes to standard error; `DEPLOYER_LOG` filters it, as `EnvFilter` understands it.
 pub(crate) fn to_stderr() {
-    let filter = EnvFilter::try_from_env("DEPLOYER_LOG").unwrap_or_else(|_| EnvFilter::new("info"));
-    let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(stderr);
+    let builder = tracing_subscriber::fmt()
+        .with_env_filter(filter(std::env::var("DEPLOYER_LOG").ok().as_deref()))
+        .with_writer(stderr);
     let result = if is_journal(std::env::var_os("JOURNAL_STREAM").as_deref(), stderr()) {
         builder.fmt_fields(JsonFields::new()).event_format(Json).try_init()
     } else {
@@ -43,6 +43,16 @@ pub(crate) fn to_stderr() {
     if let Err(error) = result {
         // Logging is set up already, by a program that embeds us.
         tracing::debug!(%error, "logging not set up again");
+    }
+}
+
+/// What is let through. Spans of rolls always are, so that no filter parts the lines that it lets through from their roll:
+/// they have a target of their own, in which nothing is logged, and which no shorter directive speaks for.
+fn filter(asked: Option<&str>) -> EnvFilter {
+    let filter = asked.and_then(|asked| EnvFilter::try_new(asked).ok()).unwrap_or_else(|| EnvFilter::new("info"));
+    match "deployer_roll=error".parse() {
+        Ok(directive) => filter.add_directive(directive),
+        Err(_) => filter,
     }
 }
 

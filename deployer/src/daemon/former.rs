@@ -88,6 +88,7 @@ impl Former {
             resumed.records.push(record);
         }
         resumed.records.extend(logs.into_iter().map(|(id, (events, len))| self.remembered(id, events, len)));
+        self.history.only_rolls(&resumed.records.iter().map(|record| record.id.as_str()).collect());
         resumed.records.sort_by_key(|record| (record.result().is_none(), record.begun_ms()));
         resumed
     }

@@ -3,6 +3,7 @@
 use std::net::SocketAddr;
 
 use anyhow::Result;
+use deployer_common::word;
 use tokio::task::JoinError;
 
 use super::{Daemon, LAST_WORDS, lock};
@@ -28,11 +29,17 @@ impl Daemon {
         }
     }
 
-    /// Tells who is bypassed, by the journal.
+    /// Tells who is bypassed. The kernel's word is what holds; the journal, which may be older, is made to say the same.
     pub(super) fn tell_bypassed(&self) {
-        let (all, each) = self.journal.read(|state| {
-            let each: Vec<_> = state.services.iter().map(|(name, known)| (name.clone(), known.bypassed)).collect();
-            (state.bypassed, each)
+        let all = self.tables.bypassed();
+        let is_bypassed = |index| self.tables.service_word(index).mode() == word::Mode::Bypass;
+        let services = self.registry.services().into_iter();
+        let each: Vec<_> = services.map(|(name, service)| (name, is_bypassed(service.index))).collect();
+        self.journal.refresh(|state| {
+            state.bypassed = all;
+            for (name, on) in &each {
+                state.services.entry(name.clone()).or_default().bypassed = *on;
+            }
         });
         self.history.bypass(By::Daemon, About::default(), all);
         for (name, on) in each {
@@ -63,9 +70,13 @@ impl Daemon {
     pub(super) async fn tell_stopped(&self) {
         let (version, pid) = (env!("CARGO_PKG_VERSION").to_owned(), std::process::id());
         self.history.tell(By::Daemon, About::default(), Change::Stopped { version, pid });
-        // A disk that hangs keeps nobody.
-        let _ = tokio::time::timeout(LAST_WORDS, self.history.flush()).await;
+        self.keep_history().await;
         self.history.dismiss();
+    }
+
+    /// Waits until what was told is written. A disk that hangs keeps nobody.
+    pub(super) async fn keep_history(&self) {
+        let _ = tokio::time::timeout(LAST_WORDS, self.history.flush()).await;
     }
 
     /// Tells what is amiss that was not, and what no longer is.

@@ -27,6 +27,12 @@ const CLOSES_WITHIN: Duration = Duration::from_secs(5);
 /// Callers that are named.
 const NAMED: usize = 8;
 
+/// Ends that are still to be told. Those that are left when the daemon stops are told as far as they are known.
+struct Ends<'a> {
+    daemon: &'a Daemon,
+    ends: BTreeMap<u32, End>,
+}
+
 /// The end of a worker's process, as far as it has been told.
 #[derive(Debug)]
 struct End {
@@ -43,27 +49,19 @@ struct End {
 impl Daemon {
     /// Listens for ever.
     pub(super) async fn hear(self: Arc<Self>, mut events: Events, news: Arc<Notify>) {
-        let mut ends: BTreeMap<u32, End> = BTreeMap::new();
+        let mut ends = Ends { daemon: &self, ends: BTreeMap::new() };
         loop {
-            let due = ends.values().map(|end| end.due).min();
+            let due = ends.ends.values().map(|end| end.due).min();
             let far = Instant::now() + Duration::from_secs(3600);
             match timeout_at(due.unwrap_or(far), events.next()).await {
                 Ok(Ok(event)) => {
                     news.notify_one();
                     if event.kind != EVENT_LISTENS {
-                        ends.entry(event.worker).or_insert_with(End::new).take(&event);
+                        ends.ends.entry(event.worker).or_insert_with(End::new).take(&event);
                     }
                 }
                 Ok(Err(error)) => return error!(%error, "what the kernel tells of workers cannot be read any more"),
-                Err(_) => {
-                    let now = Instant::now();
-                    let over: Vec<_> = ends.iter().filter(|(_, end)| end.due <= now).map(|(nth, _)| *nth).collect();
-                    over.into_iter().for_each(|nth| {
-                        if let Some(end) = ends.remove(&nth) {
-                            self.tell_end(nth, end);
-                        }
-                    });
-                }
+                Err(_) => ends.tell(Some(Instant::now())),
             }
         }
     }
@@ -87,14 +85,33 @@ impl Daemon {
         }
         drop(span);
         // A roll that has stopped it itself says so in its own words.
-        let is_planned = cut == 0
-            && matches!(worker.control().phase, Phase::Stopping | Phase::Starting | Phase::Listening | Phase::Warming);
+        let is_planned = cut == 0 && {
+            let control = worker.control();
+            let begins = matches!(control.phase, Phase::Stopping | Phase::Starting | Phase::Listening | Phase::Warming);
+            begins && control.roll().is_some()
+        };
         if !is_planned && (cut > 0 || is_news) {
             self.tell_process_ended(worker, &text, cut, &callers);
         }
         if let Some(roll) = self.running(name).filter(|_| !is_planned) {
             roll.add(What::Ended { worker: at, text, cut, callers });
         }
+    }
+}
+
+impl Ends<'_> {
+    /// Tells those that are due by then, or all.
+    fn tell(&mut self, by: Option<Instant>) {
+        let is_due = |_: &u32, end: &mut End| by.is_none_or(|by| end.due <= by);
+        for (index, end) in self.ends.extract_if(.., is_due) {
+            self.daemon.tell_end(index, end);
+        }
+    }
+}
+
+impl Drop for Ends<'_> {
+    fn drop(&mut self) {
+        self.tell(None);
     }
 }
 

@@ -12,7 +12,7 @@ use tokio::sync::Notify;
 use super::{Daemon, error::Refusal, lock};
 use crate::{
     api::{Done, DrainRequest, EnableRequest, Phase},
-    journal::{ByHand, WorkerState},
+    journal::{ByHand, WorkerState, history::About},
     kernel::host,
     roll::{record::unix_ms, start},
     service::{Claim, Owner, Service, Worker, drain::Drain, holds::Held, listeners, put_up},
@@ -130,6 +130,7 @@ impl Daemon {
             begun.iter_mut().for_each(|begun| begun.close(!is_let_in));
         }
         drop(begun);
+        self.history.let_in(About::worker(&worker.service, worker.at), None);
         self.let_go(worker, lives).await;
         drop(claim);
     }
@@ -164,6 +165,7 @@ impl Daemon {
     /// The dead are nobody's fallback, and no lease brings them back. What listens later is not warm.
     fn ended(&self, worker: &Worker) {
         self.tables.publish(worker.index, State::Down, 0);
+        self.history.let_in(About::worker(&worker.service, worker.at), None);
         worker.enter(Phase::Draining, "by hand; its process has ended meanwhile");
     }
 

@@ -132,7 +132,8 @@ pub async fn run(path: &Path) -> Result<()> {
     signals.until_stopped(&daemon, path).await;
     let _ = sd_notify::notify(&[sd_notify::NotifyState::Stopping]);
     daemon.wind_up().await;
-    drop(tasks);
+    // Waited for: they tell what they still have to tell.
+    let _ = tokio::time::timeout(LAST_WORDS, tasks.shutdown()).await;
     daemon.note();
     // What cannot be written has been told.
     let _ = daemon.journal.flush().await;
@@ -141,6 +142,8 @@ pub async fn run(path: &Path) -> Result<()> {
     // Who follows a roll is to read its last words; who reads nothing is not waited for.
     end.notify_one();
     let _ = tokio::time::timeout(LAST_WORDS, server).await;
+    // Drains, and what clients have asked for, went on until here.
+    daemon.keep_history().await;
     let _ = std::fs::remove_file(path_of_socket);
     info!("stopped; the programs go on steering (deployer detach takes them out of the kernel)");
     Ok(())

@@ -14,7 +14,7 @@ use super::{
 use crate::{
     config::{self, Config},
     keepalive::Keepalive,
-    kernel::{self, Attached, Events, Programs, Tables},
+    kernel::{self, Attached, Attachment, Decisions, Events, Programs, Tables},
     metrics::{Figures, Ledger},
     report::{Meters, Source},
     roll::{
@@ -26,6 +26,19 @@ use crate::{
 
 const LOOKING: &str = "looking for listening workers (sock_diag)";
 
+/// What works with the tables.
+struct Parts {
+    tables: Arc<Tables>,
+    registry: Arc<Registry>,
+    world: Arc<dyn World>,
+    meters: Arc<Meters>,
+    ledger: Arc<Ledger>,
+    keepalive: Arc<Keepalive>,
+}
+
+/// What holds on to the kernel.
+type Held = (Attachment, Programs, Decisions);
+
 /// Attaches, and takes over what is there. The socket is given its name by the caller, who then answers on it.
 pub(super) async fn start(config: Config) -> Result<(Arc<Daemon>, Bound, Events)> {
     // A state directory that is another's, or a later deployer's, is not to be worked with.
@@ -34,21 +47,32 @@ pub(super) async fn start(config: Config) -> Result<(Arc<Daemon>, Bound, Events)
     // Before anything is attached: a second daemon must not even begin.
     let socket = server::bind(&config.daemon)?;
     let Attached { programs, tables, events, decisions } = Programs::attach(&attachment, &config.kernel.pins)?;
-    let tables = Arc::new(tables);
+    let parts = parts(&config, &former, Arc::new(tables)).await?;
+    let resumed = take_up(&config, &former, &parts.registry, &parts.tables, &parts.world).await?;
+    info!(callers = %attachment.callers.display(), services = config.services.len(), "attached");
+    let daemon = Arc::new(assemble(config, former, parts, (attachment, programs, decisions)));
+    daemon.go_on(resumed);
+    Ok((daemon, socket, events))
+}
+
+async fn parts(config: &Config, former: &Former, tables: Arc<Tables>) -> Result<Parts> {
     let root = kernel::cgroup::root().context("looking for the cgroup v2 root")?;
     let registry = Arc::new(Registry::new(Arc::clone(&tables), root)?);
     let meters = Arc::new(Meters::new(Arc::clone(&tables) as Arc<dyn Source>, former.shelf.clone()));
     let keepalive = Arc::new(blocking(|| Ok(Keepalive::load())).await?);
-    let ledger = Arc::new(ledger(&config, &former, &tables, &keepalive));
+    let ledger = Arc::new(ledger(config, former, &tables, &keepalive));
     let world: Arc<dyn World> = Arc::new(Host {
         tables: Arc::clone(&tables),
         meters: Arc::clone(&meters),
         ledger: Arc::clone(&ledger),
         keepalive: Arc::clone(&keepalive),
     });
-    let resumed = take_up(&config, &former, &registry, &tables, &world).await?;
-    info!(callers = %attachment.callers.display(), services = config.services.len(), "attached");
-    let daemon = Arc::new(Daemon {
+    Ok(Parts { tables, registry, world, meters, ledger, keepalive })
+}
+
+fn assemble(config: Config, former: Former, parts: Parts, (attachment, programs, decisions): Held) -> Daemon {
+    let Parts { tables, registry, world, meters, ledger, keepalive } = parts;
+    Daemon {
         tables,
         registry,
         world,
@@ -73,9 +97,7 @@ pub(super) async fn start(config: Config) -> Result<(Arc<Daemon>, Bound, Events)
         gate: Default::default(),
         told: Default::default(),
         closing: false.into(),
-    });
-    daemon.go_on(resumed);
-    Ok((daemon, socket, events))
+    }
 }
 
 /// What is counted by version; no worker has been entered yet.

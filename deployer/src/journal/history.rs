@@ -10,12 +10,14 @@
 
 mod files;
 mod known;
+mod lines;
 mod reader;
 #[cfg(test)]
 mod tests;
+mod text;
 
 use std::{
-    collections::{BTreeSet, VecDeque},
+    collections::BTreeSet,
     fmt, io,
     net::SocketAddr,
     path::Path,
@@ -30,6 +32,8 @@ pub use self::reader::Reader;
 use self::{
     files::{Appender, Files},
     known::Known,
+    lines::Lines,
+    text::{cap, capped},
 };
 use super::State;
 use crate::{
@@ -43,8 +47,6 @@ const RING: usize = 1 << 20;
 const BACKLOG: usize = 256 << 10;
 /// Between two tries to write.
 const AGAIN: Duration = Duration::from_secs(1);
-/// Characters of a text: what processes and workers say of themselves may be of any length.
-const TEXT: usize = 2000;
 
 /// Who has done it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -105,13 +107,6 @@ struct Settled {
     over: bool,
 }
 
-/// Lines with their numbers, and how long they are together.
-#[derive(Default)]
-struct Lines {
-    lines: VecDeque<(u64, Arc<str>)>,
-    bytes: usize,
-}
-
 impl fmt::Display for By<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
@@ -146,6 +141,7 @@ impl History {
     /// When no thread can be started.
     pub fn open(dir: &Path) -> io::Result<Self> {
         let (files, mut known, mut first) = (Files::new(dir), Known::default(), 0);
+        files.known(|entry| known.apply(&entry));
         files.read(|seq, entry| {
             first = seq + 1;
             if let Some(entry) = entry {
@@ -208,6 +204,17 @@ impl History {
         }
     }
 
+    /// Whether a roll has been told to begin, and not to end.
+    #[must_use]
+    pub fn has_roll(&self, id: &str) -> bool {
+        self.0.told().known.has_roll(id)
+    }
+
+    /// Forgets rolls that are none of these.
+    pub fn only_rolls(&self, ids: &BTreeSet<&str>) {
+        self.0.told().known.only_rolls(ids);
+    }
+
     /// Forgets workers that are none of these, by service.
     pub fn only(&self, workers: &BTreeSet<(&str, SocketAddr)>) {
         self.0.told().known.only(workers);
@@ -264,7 +271,18 @@ impl Drop for History {
 }
 
 impl Told {
-    fn tell(&mut self, by: By<'_>, about: About<'_>, change: Change) {
+    /// What is known, in lines that would say it.
+    fn known(&self) -> Vec<u8> {
+        let mut text = Vec::new();
+        for line in self.known.lines(self.next).iter().filter_map(|entry| serde_json::to_vec(entry).ok()) {
+            text.extend(line);
+            text.push(b'\n');
+        }
+        text
+    }
+
+    fn tell(&mut self, by: By<'_>, about: About<'_>, mut change: Change) {
+        cap(&mut change);
         let (seq, by_roll) = (self.next, if let By::Roll(id) = by { Some(id) } else { None });
         let entry = Entry {
             seq,
@@ -288,28 +306,6 @@ impl Told {
     }
 }
 
-impl Lines {
-    fn push(&mut self, seq: u64, line: Arc<str>) {
-        self.bytes += line.len();
-        self.lines.push_back((seq, line));
-    }
-
-    /// Drops the oldest beyond so many bytes; returns how many.
-    fn keep(&mut self, bytes: usize) -> u64 {
-        let before = self.lines.len();
-        while self.bytes > bytes
-            && let Some((_, line)) = self.lines.pop_front()
-        {
-            self.bytes -= line.len();
-        }
-        (before - self.lines.len()) as u64
-    }
-
-    fn text(&self) -> Vec<u8> {
-        self.lines.iter().flat_map(|(_, line)| line.bytes()).collect()
-    }
-}
-
 impl Shared {
     fn told(&self) -> MutexGuard<'_, Told> {
         // A panic elsewhere leaves it as good as it was.
@@ -318,7 +314,7 @@ impl Shared {
 
     fn write(&self, mut file: Appender) {
         while let Some(lines) = self.next() {
-            let result = file.append(&lines.text());
+            let result = file.append(&lines.text(), || self.told().known());
             let next =
                 self.wrote(lines, result.map_err(|error| format!("{} cannot be written: {error}", file.place())));
             self.settled.send_modify(|settled| settled.next = next);
@@ -350,31 +346,29 @@ impl Shared {
         match result {
             Ok(()) => {
                 let lost = std::mem::take(&mut told.lost);
-                if told.trouble.take().is_some() {
-                    info!(lost, "events can be written down again");
-                }
+                let is_over = told.trouble.take().is_some();
                 if lost > 0 {
                     told.tell(By::Daemon, About::default(), Change::Lost { lines: lost });
+                }
+                // The log may be slow, and nobody who tells is to wait for it.
+                drop(told);
+                if is_over {
+                    info!(lost, "events can be written down again");
                 }
             }
             Err(_) if told.closed => told.backlog = Lines::default(),
             Err(why) => {
-                if told.trouble.is_none() {
-                    warn!("{why}; it is tried again every second, and what is too much meanwhile is lost");
-                }
                 let newer = std::mem::take(&mut told.backlog);
                 newer.lines.into_iter().for_each(|(seq, line)| lines.push(seq, line));
                 told.lost += lines.keep(BACKLOG);
-                (told.backlog, told.trouble) = (lines, Some(why));
+                told.backlog = lines;
+                let is_new = told.trouble.replace(why.clone()).is_none();
+                drop(told);
+                if is_new {
+                    warn!("{why}; it is tried again every second, and what is too much meanwhile is lost");
+                }
             }
         }
         next
-    }
-}
-
-fn capped(text: &str) -> String {
-    match text.char_indices().nth(TEXT) {
-        Some((end, _)) => format!("{}…", &text[..end]),
-        None => text.to_owned(),
     }
 }

@@ -85,16 +85,21 @@ fn json_has_it_on_top() {
 /// A span that a filter has switched off would leave its lines without their roll.
 #[test]
 fn a_filter_leaves_the_roll() {
-    let kept = Kept::default();
-    let writer = kept.clone();
-    let builder =
-        tracing_subscriber::fmt().with_env_filter(EnvFilter::new("error")).with_writer(move || writer.clone());
-    with_default(builder.fmt_fields(JsonFields::new()).event_format(Json).finish(), || {
-        let _roll = of_roll("web-1").entered();
-        info!("not to be seen");
-        tracing::error!("to be seen");
-    });
-    assert_eq!(kept.lines().iter().map(|line| line[ROLL].as_str().unwrap()).collect::<Vec<_>>(), ["web-1"]);
+    for asked in ["error", "deployer::log::tests=error", "deployer::log::tests=error,deployer=off", "off,[roll]=error"]
+    {
+        let kept = Kept::default();
+        let writer = kept.clone();
+        let builder =
+            tracing_subscriber::fmt().with_env_filter(filter(Some(asked))).with_writer(move || writer.clone());
+        with_default(builder.fmt_fields(JsonFields::new()).event_format(Json).finish(), || {
+            let _roll = of_roll("web-1").entered();
+            info!("not to be seen");
+            tracing::error!("to be seen");
+        });
+        let rolls: Vec<_> =
+            kept.lines().iter().map(|line| line[ROLL].as_str().unwrap_or_default().to_owned()).collect();
+        assert_eq!(rolls, ["web-1"], "{asked}");
+    }
 }
 
 #[test]

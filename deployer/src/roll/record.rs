@@ -39,6 +39,8 @@ pub struct Record {
 
 struct Told {
     events: Vec<Event>,
+    /// What has come before the roll begins, and is told after that.
+    early: Vec<What>,
     /// Where they outlive the daemon.
     log: Option<Log>,
     /// The log cannot be written, which has been said.
@@ -58,7 +60,7 @@ impl Record {
         let inherited = events.len();
         let (written, _) = watch::channel(inherited);
         let stop = AtomicBool::new(events.iter().any(|event| matches!(event.what, What::StopAsked { .. })));
-        let told = Mutex::new(Told { events, log, torn: false });
+        let told = Mutex::new(Told { events, early: Vec::new(), log, torn: false });
         let (suspend, parked) = (AtomicBool::new(false), AtomicBool::new(false));
         Self { id, service, by, told, written, stop, suspend, parked, inherited, host: None }
     }
@@ -66,6 +68,7 @@ impl Record {
     /// Has the history of the host know of it, too; the workers ran version `before`.
     #[must_use]
     pub fn telling(mut self, history: &Arc<History>, before: Option<String>) -> Self {
+        told::make_up(history, &self, before.as_deref(), &self.told().events);
         self.host = Some((Arc::clone(history), before));
         self
     }
@@ -81,20 +84,36 @@ impl Record {
             if told.result().is_some() {
                 return;
             }
-            let event = Event { seq: told.events.len() as u64, time_ms: unix_ms(), roll: self.id.clone(), what };
-            // Phases are logged by the worker itself.
-            if !matches!(event.what, What::Phase { .. }) {
-                let _in = log::of_roll(&self.id).entered();
-                info!(event = serde_json::to_string(&event.what).unwrap_or_default(), "roll");
+            // It is entered a while before it begins, which is the first thing that is told.
+            if told.events.is_empty() && matches!(what, What::StopAsked { .. } | What::Ended { .. }) {
+                told.early.push(what);
+                return;
             }
-            told.write(&self.id, &event);
-            if let Some((history, before)) = &self.host {
-                told::tell(history, self, before.as_deref(), &event.what);
+            self.push(&mut told, what);
+            for what in std::mem::take(&mut told.early) {
+                self.push(&mut told, what);
             }
-            told.events.push(event);
             told.events.len()
         };
         self.written.send_replace(len);
+    }
+
+    fn push(&self, told: &mut Told, what: What) {
+        // One that is abandoned before it begins.
+        if told.result().is_some() {
+            return;
+        }
+        let event = Event { seq: told.events.len() as u64, time_ms: unix_ms(), roll: self.id.clone(), what };
+        // Phases are logged by the worker itself.
+        if !matches!(event.what, What::Phase { .. }) {
+            let _in = log::of_roll(&self.id).entered();
+            info!(event = serde_json::to_string(&event.what).unwrap_or_default(), "roll");
+        }
+        told.write(&self.id, &event);
+        if let Some((history, before)) = &self.host {
+            told::tell(history, self, before.as_deref(), &event.what);
+        }
+        told.events.push(event);
     }
 
     /// Where a reader goes on who has seen the events before `from`. One who has seen more than there are had them from a
@@ -254,6 +273,42 @@ mod tests {
         record.ask_stop("me");
         assert!(record.stop_asked());
         assert_eq!((record.result(), record.told().events.len()), (Some(Exit::Done), 1));
+    }
+
+    #[test]
+    fn it_begins_with_its_beginning() {
+        let record = record(Vec::new());
+        record.ask_stop("me");
+        assert!(record.is_empty() && record.stop_asked());
+        let (service, by) = ("web".to_owned(), "me".to_owned());
+        record.add(What::Begun { service, to: None, by, batches: Vec::new(), spares: Vec::new() });
+        let events = record.told().events.clone();
+        assert!(matches!(events[0].what, What::Begun { .. }) && matches!(events[1].what, What::StopAsked { .. }));
+        assert_eq!((events[0].seq, events[1].seq, events.len()), (0, 1, 2));
+    }
+
+    /// The daemon is killed when the roll's own log has an event, and the history has not.
+    #[tokio::test]
+    async fn what_the_history_lacks_is_made_up() {
+        let dir = tempfile::tempdir().unwrap();
+        let history = Arc::new(History::open(dir.path()).unwrap());
+        let (service, by) = ("web".to_owned(), "me".to_owned());
+        let begun = What::Begun { service, to: None, by, batches: Vec::new(), spares: Vec::new() };
+        let event = |seq, what| Event { seq, time_ms: 1, roll: "web-1".to_owned(), what };
+        let (begun, ended) = (event(0, begun), event(1, end()));
+        for events in [vec![begun.clone()], vec![begun.clone()], vec![begun.clone(), ended.clone()], vec![begun, ended]]
+        {
+            drop(record(events).telling(&history, None));
+        }
+        history.flush().await;
+        let (mut reader, mut text) = (history.reader(0, false), Vec::new());
+        while let Some(lines) = reader.next().await {
+            text.extend(lines);
+        }
+        let text = String::from_utf8(text).unwrap();
+        let lines: Vec<_> = text.lines().collect();
+        assert_eq!(lines.len(), 2, "{text}");
+        assert!(lines[0].contains("roll-begun") && lines[1].contains("roll-ended"), "{text}");
     }
 
     /// Of five events that a client has seen, two were written down before the daemon was killed.

@@ -2,9 +2,21 @@
 
 use super::record::Record;
 use crate::{
-    api::{Change, What},
+    api::{Change, Event, What},
     journal::history::{About, By, History},
 };
+
+/// Tells what a former daemon could not: it was killed when the roll's own log had it, and the history had not.
+pub(super) fn make_up(history: &History, roll: &Record, before: Option<&str>, events: &[Event]) {
+    let (Some(first), Some(last)) = (events.first(), events.last()) else { return };
+    match (&first.what, &last.what) {
+        (_, What::Finished { .. }) if history.has_roll(&roll.id) => tell(history, roll, before, &last.what),
+        // One that is remembered, and has been told long since.
+        (_, What::Finished { .. }) => {}
+        (What::Begun { .. }, _) if !history.has_roll(&roll.id) => tell(history, roll, before, &first.what),
+        _ => {}
+    }
+}
 
 /// Tells an event of a roll on, if it is one of those; `before` is the version that the workers said they run.
 pub(super) fn tell(history: &History, roll: &Record, before: Option<&str>, what: &What) {

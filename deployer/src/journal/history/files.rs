@@ -9,14 +9,16 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use crate::api::Entry;
+use crate::{api::Entry, journal::file::replace_soon};
 
 const CURRENT: &str = "events.ndjson";
 const FORMER: &str = "events.ndjson.1";
 /// A file that is longer becomes the former one: 8 MiB in all, some 40,000 lines.
 const FILE_MOST: u64 = 4 << 20;
-/// More cannot be a line of ours.
-const LINE_MOST: u64 = 64 << 10;
+/// What the lines before those in the files add up to, in lines that would say it.
+const KNOWN: &str = "events.known";
+/// More cannot be a line of ours: a service of 1,024 workers, as it is and as it was.
+pub(super) const LINE_MOST: u64 = 128 << 10;
 /// So many lines are never told; a number above it is not one of ours.
 const SEQ_MOST: u64 = 1 << 53;
 
@@ -35,6 +37,15 @@ impl Files {
         // In this order, so that what becomes the former one between the two is read twice rather than not at all.
         let files = [CURRENT, FORMER].map(|name| open(&self.0.join(name)).ok());
         Reading { files: files.into_iter().flatten().collect(), next: 0 }
+    }
+
+    /// What was known when the younger file was begun. It is worth nothing where the files do not go back as far: somebody
+    /// has removed them.
+    pub(super) fn known(&self, each: impl FnMut(Entry)) {
+        let Ok(file) = open(&self.0.join(KNOWN)) else { return };
+        let Some((oldest, _)) = self.open().line() else { return };
+        let lines = file.split(b'\n').map_while(Result::ok);
+        lines.filter_map(|line| understood(&line)).filter(|entry| oldest <= entry.seq).for_each(each);
     }
 
     /// Every line with its number, and what it says if that is understood.
@@ -90,6 +101,8 @@ impl Reading {
             && let Some((seq, line)) = self.line()
         {
             if seq >= until {
+                // It has been read, and would be missing from the next chunk.
+                self.files.clear();
                 break;
             }
             // What no client could make anything of.
@@ -97,7 +110,7 @@ impl Reading {
                 chunk.extend(line);
             }
         }
-        (!chunk.is_empty()).then_some((chunk, self.next))
+        (!chunk.is_empty()).then_some((chunk, self.next.min(until)))
     }
 }
 
@@ -136,11 +149,11 @@ impl Appender {
         self.files.0.join(CURRENT).display().to_string()
     }
 
-    /// Adds whole lines.
+    /// Adds whole lines. What is `known` is kept when the older file is given up, in which some of it was told.
     ///
     /// # Errors
     /// None of them is in the file then, but for what a torn end may hold.
-    pub(super) fn append(&mut self, lines: &[u8]) -> io::Result<()> {
+    pub(super) fn append(&mut self, lines: &[u8], known: impl FnOnce() -> Vec<u8>) -> io::Result<()> {
         // Somebody may have removed it.
         if self.file.as_ref().is_some_and(|file| file.metadata().is_ok_and(|found| found.nlink() == 0)) {
             self.file = None;
@@ -150,6 +163,7 @@ impl Appender {
             None => self.reopen()?,
         };
         if self.len > 0 && self.len + lines.len() as u64 > FILE_MOST {
+            replace_soon(&self.files.0, KNOWN, &known())?;
             fs::rename(self.files.0.join(CURRENT), self.files.0.join(FORMER))?;
             file = self.reopen()?;
         }
@@ -173,15 +187,22 @@ impl Appender {
         if !found.is_file() {
             return Err(io::Error::other("it is no plain file"));
         }
-        let (mut end, from) = (Vec::new(), found.len().saturating_sub(LINE_MOST));
-        file.seek(SeekFrom::Start(from))?;
-        (&file).take(LINE_MOST).read_to_end(&mut end)?;
-        let whole = end.iter().rposition(|byte| *byte == b'\n').map_or(0, |last| last as u64 + 1);
-        // Without an end of line in so many bytes there is nothing that could be read.
-        self.len = if whole == 0 { 0 } else { from + whole };
+        self.len = match whole(&mut file, found.len(), LINE_MOST)? {
+            // A long tail that is not ours. What is before as much as a reader looks at could not be read anyway.
+            0 => whole(&mut file, found.len(), 2 * FILE_MOST)?,
+            whole => whole,
+        };
         if self.len < found.len() {
             file.set_len(self.len)?;
         }
         Ok(file)
     }
+}
+
+/// Up to where a file is whole lines, by its last so many bytes; 0: there is no end of a line among them.
+fn whole(file: &mut File, len: u64, most: u64) -> io::Result<u64> {
+    let (mut end, from) = (Vec::new(), len.saturating_sub(most));
+    file.seek(SeekFrom::Start(from))?;
+    file.take(most).read_to_end(&mut end)?;
+    Ok(end.iter().rposition(|byte| *byte == b'\n').map_or(0, |last| from + last as u64 + 1))
 }

@@ -17,8 +17,8 @@ const COLD_WAYS: usize = 16;
 /// How things stand, as told.
 #[derive(Debug, Default)]
 pub(super) struct Known {
-    /// The daemon that told last, and whether it has said its last word.
-    daemon: Option<(String, bool)>,
+    /// The version and process id of the daemon that told last, and whether it has said its last word.
+    daemon: Option<(String, u32, bool)>,
     services: BTreeMap<String, Configured>,
     workers: BTreeMap<(String, SocketAddr), Life>,
     /// `None`: every service.
@@ -26,6 +26,8 @@ pub(super) struct Known {
     let_in: BTreeMap<SocketAddr, String>,
     trouble: BTreeSet<String>,
     self_test: Option<(TestResult, String)>,
+    /// Begun and not ended.
+    rolls: BTreeSet<String>,
 }
 
 /// A worker.
@@ -40,10 +42,10 @@ struct Life {
 impl Known {
     /// Takes note of what is told.
     pub(super) fn apply(&mut self, entry: &Entry) {
-        let Entry { service, worker, change, .. } = entry;
+        let Entry { service, worker, roll, change, .. } = entry;
         match change {
-            Change::Started { version, pid, .. } => self.daemon = Some((format!("{version} (pid {pid})"), false)),
-            Change::Stopped { version, pid } => self.daemon = Some((format!("{version} (pid {pid})"), true)),
+            Change::Started { version, pid, .. } => self.daemon = Some((version.clone(), *pid, false)),
+            Change::Stopped { version, pid } => self.daemon = Some((version.clone(), *pid, true)),
             Change::Service { now, .. } => {
                 let Some(name) = service else { return };
                 self.configure(name, now.as_ref());
@@ -64,14 +66,14 @@ impl Known {
             Change::Trouble { text, on: true } => drop(self.trouble.insert(text.clone())),
             Change::Trouble { text, on: false } => drop(self.trouble.remove(text)),
             Change::SelfTest { result, detail, .. } => self.self_test = Some((*result, detail.clone())),
+            Change::RollBegun { .. } => self.rolls.extend(roll.clone()),
+            Change::RollEnded { .. } => self.rolls.retain(|id| Some(id) != roll.as_ref()),
             Change::Reloaded { .. }
             | Change::ProcessEnded { .. }
             | Change::Detached
-            | Change::RollBegun { .. }
             | Change::RollCommand { .. }
             | Change::RollStopAsked
             | Change::RollResumed { .. }
-            | Change::RollEnded { .. }
             | Change::Lost { .. } => {}
         }
     }
@@ -93,9 +95,60 @@ impl Known {
             cold: Vec::new(),
         });
         (life.phase, life.reason) = (phase, reason.to_owned());
+        if phase != Phase::Draining {
+            self.let_in.remove(&at);
+        }
         if !matches!(phase, Phase::Listening | Phase::Warming) {
             life.cold.clear();
         }
+    }
+
+    /// All of it, as it could have been told: whoever takes note of that knows the same. They bear the number of the next
+    /// line.
+    pub(super) fn lines(&self, seq: u64) -> Vec<Entry> {
+        let mut lines = Vec::new();
+        let mut add = |about: About<'_>, change| lines.push(entry(seq, about, change));
+        if let Some((version, pid, is_done)) = &self.daemon {
+            let (version, pid) = (version.clone(), *pid);
+            let done = Change::Stopped { version: version.clone(), pid };
+            add(About::default(), if *is_done { done } else { Change::Started { version, pid, was: None } });
+        }
+        for (name, now) in &self.services {
+            add(About::service(name), Change::Service { now: Some(now.clone()), was: None });
+        }
+        for ((name, at), Life { phase, reason, .. }) in &self.workers {
+            let (phase, reason) = (*phase, reason.clone());
+            add(About::worker(name, *at), Change::Phase { phase, was: None, reason, reason_was: None });
+        }
+        for service in &self.bypassed {
+            let about = About { service: service.as_deref(), ..About::default() };
+            add(about, Change::Bypass { on: true, was: false });
+        }
+        for (at, now) in &self.let_in {
+            let about = About { worker: Some(*at), ..About::default() };
+            add(about, Change::LetIn { now: Some(now.clone()), was: None });
+        }
+        for text in &self.trouble {
+            add(About::default(), Change::Trouble { text: text.clone(), on: true });
+        }
+        if let Some((result, detail)) = &self.self_test {
+            add(About::default(), Change::SelfTest { result: *result, was: None, detail: detail.clone() });
+        }
+        for id in &self.rolls {
+            let about = About { roll: Some(id), ..About::default() };
+            add(about, Change::RollBegun { to: None, was: None, workers: 0, batches: 0 });
+        }
+        lines
+    }
+
+    /// Whether a roll has begun, and not ended.
+    pub(super) fn has_roll(&self, id: &str) -> bool {
+        self.rolls.contains(id)
+    }
+
+    /// Forgets rolls that are none of these.
+    pub(super) fn only_rolls(&mut self, ids: &BTreeSet<&str>) {
+        self.rolls.retain(|id| ids.contains(id.as_str()));
     }
 
     /// Takes the journal's word for workers that are not known.
@@ -111,8 +164,8 @@ impl Known {
 
     /// The daemon before, in words.
     pub(super) fn daemon(&self) -> Option<String> {
-        let (who, is_done) = self.daemon.as_ref()?;
-        Some(format!("{who}, {}", if *is_done { "stopped" } else { "which ended without a word" }))
+        let (version, pid, is_done) = self.daemon.as_ref()?;
+        Some(format!("{version} (pid {pid}), {}", if *is_done { "stopped" } else { "which ended without a word" }))
     }
 
     /// That a worker is in another phase than was known. The reason is taken note of.
@@ -193,4 +246,9 @@ impl Known {
         }
         Some(Change::SelfTest { result, was: was.map(|(was, _)| *was), detail: detail.to_owned() })
     }
+}
+
+fn entry(seq: u64, about: About<'_>, change: Change) -> Entry {
+    let (service, roll) = (about.service.map(str::to_owned), about.roll.map(str::to_owned));
+    Entry { seq, time_ms: 0, by: By::Daemon.to_string(), service, worker: about.worker, roll, change }
 }

@@ -50,12 +50,16 @@ impl Reader {
                     return Some(lines);
                 }
                 Young::Older(first) => {
-                    let until = first.min(self.until);
+                    let (until, is_held) = (first.min(self.until), self.old.is_some());
                     if let Some(lines) = self.older(until).await {
                         return Some(lines);
                     }
+                    // There may be another file since those that were held have been opened.
+                    if is_held {
+                        continue;
+                    }
                     // What is in no file was lost, or is so old that it has been dropped.
-                    (self.at, self.old) = (until, None);
+                    self.at = until;
                 }
                 Young::Nothing if self.shared.has(self.at).await => {}
                 Young::Nothing => return None,
@@ -64,7 +68,7 @@ impl Reader {
         None
     }
 
-    /// What the files have before `until`.
+    /// What the files have before `until`; `None`: nothing, and no file is held any more.
     async fn older(&mut self, until: u64) -> Option<Vec<u8>> {
         let (files, old, at) = (self.shared.files.clone(), self.old.take(), self.at);
         let read = blocking(move || {

@@ -8,7 +8,9 @@ use std::{
 use proptest::prelude::*;
 use tempfile::TempDir;
 
-use super::*;
+use super::{text::TEXT, *};
+
+mod kept;
 
 const WEB: About<'_> = About {
     service: Some("web"),
@@ -232,6 +234,23 @@ async fn what_is_removed_is_made_anew() {
     lost(&history, 2);
     history.flush().await;
     assert_eq!(fs::read_to_string(file(dir.path())).unwrap().lines().count(), 1);
+}
+
+/// A drain below the floor, twice: the second is told like the first.
+#[tokio::test]
+async fn who_is_let_in_no_longer_is_once_the_drain_is_over() {
+    let (_dir, history) = opened();
+    let let_in = |now: bool| history.let_in(WEB, now.then_some("too few are up"));
+    for _ in 0..2 {
+        phase(&history, By::Daemon, Phase::Draining, "");
+        let_in(true);
+        phase(&history, By::Daemon, Phase::Up, "");
+    }
+    let_in(false);
+    let told = all(&history, 0).await;
+    let told: Vec<_> = told.iter().filter(|entry| matches!(entry.change, Change::LetIn { .. })).collect();
+    assert_eq!(told.len(), 2);
+    assert!(told.iter().all(|entry| matches!(&entry.change, Change::LetIn { now: Some(_), was: None })));
 }
 
 proptest! {
