@@ -131,8 +131,7 @@ fn route(ctx: &SockAddrContext, dialled: &Endpoint) -> Action {
         let verdict = decide(frontend, word, &InKernel { board, slot, service: frontend.service });
         (if word.mode() == Mode::Observe { TRACE_OBSERVED } else { TRACE_DECIDED }, verdict)
     };
-    trace::tell(&Decision { dialled, frontend, why, verdict });
-    match why {
+    let action = match why {
         TRACE_DECIDED => {
             tally(frontend, verdict);
             apply(ctx, dialled, frontend, verdict, board)
@@ -142,7 +141,10 @@ fn route(ctx: &SockAddrContext, dialled: &Endpoint) -> Action {
             pass(ctx, frontend, 0)
         }
         _ => pass(ctx, frontend, 0),
-    }
+    };
+    // Last, when there is least that the verifier has to tell apart.
+    trace::tell(&Decision { dialled, frontend, why, verdict });
+    action
 }
 
 /// Lets a connection go where it was dialled. If that is a worker, its ticket is taken all the same: it is evidence. `to`
