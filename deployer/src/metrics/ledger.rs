@@ -188,11 +188,17 @@ impl Books {
             let left = self.left.remove(&place).filter(|left| left.is_of(worker));
             // Of tables that were made anew.
             let left = left.filter(|left| read(place, worker.at).since(&left.last).is_some());
-            let new = || {
-                let version = worker.control().version.clone();
-                Account::new(worker, version, self.ground.get(place as usize).copied().unwrap_or_default())
+            let account = match left {
+                Some(mut left) => {
+                    // What came since the file was written has been shown, perhaps, and under this version.
+                    left.settle(read(place, worker.at));
+                    left
+                }
+                None => {
+                    let version = worker.control().version.clone();
+                    Account::new(worker, version, self.ground.get(place as usize).copied().unwrap_or_default())
+                }
             };
-            let account = left.unwrap_or_else(new);
             self.accounts.insert(place, account);
             self.is_dirty = true;
         }

@@ -210,6 +210,18 @@ fn the_next_daemon_goes_on() {
 }
 
 #[test]
+fn what_was_shown_of_nobodys_version_stays_there() {
+    let mut scene = Scene::new();
+    (0..2).for_each(|_| {
+        scene.connect(0, 1);
+        scene.page();
+    });
+    scene.says(0, "v1");
+    scene.next(BOOT);
+    assert_eq!(scene.shown(0, "unknown"), Some([2; 3]));
+}
+
+#[test]
 fn tables_that_are_made_anew_count_from_zero() {
     let mut scene = Scene::new();
     scene.says(0, "v1");
