@@ -195,7 +195,6 @@ fn the_next_daemon_goes_on() {
     let before = scene.page();
     // While no daemon runs.
     scene.connect(0, 100);
-    scene.count(0, Count::ReapedQuiet, 0);
     scene.kernel.lock().unwrap()[0].set(Count::ReapedQuiet, 0);
     scene.next(BOOT);
     assert_eq!((scene.shown(0, "v1"), scene.shown(0, "v2")), (Some([10; 3]), Some([105; 3])));
