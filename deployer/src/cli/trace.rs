@@ -85,7 +85,7 @@ mod tests {
             reason: "nobody can take it".to_owned(),
         };
         let text = text(&decision, &mut Some(1_000));
-        assert_eq!(text, "   0.500  a\\u{1b}[2Jb (pid 7)      127.0.0.1:8000 -> nobody  refused: nobody can take it");
+        assert_eq!(text, "   0.500  a\\u{1b}[2Jb (pid 7)       127.0.0.1:8000 -> nobody  refused: nobody can take it");
     }
 
     #[test]
