@@ -24,7 +24,7 @@ pub(crate) const SUITE: &str = "kernels";
 const WITHIN: &[(&str, &[&str])] = &[
     ("harness", &["runs_a_daemon_and_its_command_line"]),
     ("roll", &["one_server_line_is_enough", "a_drain_takes_about_one_request"]),
-    ("steer", &["policies::refuse", "open_is_what_ss_sees", "one_that_came_later_is_killed"]),
+    ("steer", &["policies::refuse", "open_is_what_ss_sees", "one_that_came_later_is_killed", "every_kind_of_decision"]),
     ("kept-alive", &["stop_roll_cuts_no_stream"]),
 ];
 
