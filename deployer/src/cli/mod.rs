@@ -270,9 +270,12 @@ fn failpoints() -> Exit {
 
 fn daemon(config: &Path) -> Exit {
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build();
-    let result = runtime
-        .context("cannot start the daemon: no event loop")
-        .and_then(|runtime| runtime.block_on(crate::daemon::run(config)));
+    let result = runtime.context("cannot start the daemon: no event loop").and_then(|runtime| {
+        let result = runtime.block_on(crate::daemon::run(config));
+        // Threads that wait for a disk that hangs are not waited for.
+        runtime.shutdown_background();
+        result
+    });
     match result {
         Ok(()) => Exit::Done,
         Err(error) => {

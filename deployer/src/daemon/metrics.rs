@@ -10,7 +10,7 @@ use std::{
 use tokio::net::TcpListener;
 use tracing::{debug, error};
 
-use super::{Daemon, lock};
+use super::{Daemon, LAST_WORDS, lock};
 use crate::{
     journal::RollState,
     metrics::{Process, RollSample, ServiceSample, Snapshot, WorkerSample, render, server},
@@ -61,8 +61,8 @@ impl Daemon {
             daemon.ledger.look(&daemon.registry.services());
             daemon.ledger.save();
         });
-        // What has panicked has said so.
-        let _ = closed.await;
+        // What has panicked has said so; a disk that hangs is not waited for.
+        let _ = tokio::time::timeout(LAST_WORDS, closed).await;
     }
 
     /// Everything on the page, as of now. Blocks for some milliseconds.

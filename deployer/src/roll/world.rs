@@ -191,7 +191,9 @@ impl World for Host {
     ) -> Pending<'a, Result<Option<String>, String>> {
         Box::pin(async move {
             let warmed = start::warm_up(service, worker, to, until).await;
-            closes(&self.tables, worker).await;
+            if warmed.is_ok() {
+                closes(&self.tables, worker).await;
+            }
             warmed
         })
     }

@@ -27,6 +27,10 @@ pub(super) const AGAIN: Duration = Duration::from_secs(5);
 const DOUBT: Duration = Duration::from_secs(5);
 /// Between two looks at caller rules and seeds.
 const SLOW: Duration = Duration::from_secs(1);
+/// How long a worker may take to say what it runs.
+const ASKED_WITHIN: Duration = Duration::from_secs(2);
+/// The same while nobody is let in; after that it is asked once more.
+const SOON: Duration = Duration::from_millis(200);
 
 /// Watches for ever; `news` has it look at once.
 pub async fn run((registry, tables, ledger): (Arc<Registry>, Arc<Tables>, Arc<Ledger>), news: Arc<Notify>) {
@@ -51,24 +55,20 @@ pub async fn run((registry, tables, ledger): (Arc<Registry>, Arc<Tables>, Arc<Le
 }
 
 /// Asks every worker that is up what it runs.
-/// A worker whose sockets are those of before runs what it ran, and is not asked: it would count one connection more.
 pub async fn ask_versions(registry: Arc<Registry>) {
     for service in registry.services().values() {
         for worker in service.members() {
-            let is_unknown = {
-                let control = worker.control();
-                control.phase == Phase::Up && control.version.is_none()
-            };
-            if is_unknown {
-                ask_version(service, worker).await;
+            // Also whose version is written down: code may be exchanged behind the same sockets.
+            if worker.control().phase == Phase::Up {
+                ask_version(service, worker, ASKED_WITHIN).await;
             }
         }
     }
 }
 
-async fn ask_version(service: &Service, worker: &Worker) {
+async fn ask_version(service: &Service, worker: &Worker, within: Duration) {
     let Some(ask) = &service.config.version else { return };
-    match warm::version(worker.at, ask, Duration::from_secs(2)).await {
+    match warm::version(worker.at, ask, within).await {
         Ok(version) => worker.control().version = Some(version),
         Err(error) => warn!(%error, "the version stays unknown"),
     }
@@ -237,7 +237,8 @@ async fn warm_up(
     match result {
         Ok(_) => {
             // Before anybody is let in, so that it is known under which version that counts.
-            ask_version(&service, &worker).await;
+            worker.control().version = None;
+            ask_version(&service, &worker, SOON).await;
             super::closes(&tables, &worker).await;
             if !is_ours() {
                 return;
@@ -247,6 +248,9 @@ async fn warm_up(
                 && tables.swap(worker.index, cold, State::Up, 0).is_ok()
             {
                 worker.enter(Phase::Up, "warm after it had started by itself");
+                if worker.control().version.is_none() {
+                    ask_version(&service, &worker, ASKED_WITHIN).await;
+                }
             } else if worker.control().is_watched() && tables.word(worker.index) == cold {
                 worker.enter(Phase::Listening, "could not be looked at after its warm-up; is warmed again in 5 s");
             }
