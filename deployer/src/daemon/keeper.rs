@@ -32,10 +32,15 @@ impl Daemon {
 
     /// What was lost, or cannot be looked at.
     fn look(&self) -> Option<Vec<String>> {
-        let mut programs = lock(&self.programs);
-        let repaired = programs.as_mut()?.repair().and_then(|lost| {
-            // Nobody has told of the sockets that began to listen meanwhile.
+        // A cgroup that was made anew is another one, also to the rules of who is steered. First, so that nobody relies on
+        // links under which callers pass for strangers.
+        let refreshed = self.registry.refresh_callers();
+        let repaired = lock(&self.programs).as_mut()?.repair();
+        let repaired = refreshed.and(repaired).and_then(|lost| {
             if !lost.is_empty() {
+                // It may have been made between the two.
+                self.registry.refresh_callers()?;
+                // Nobody has told of the sockets that began to listen meanwhile.
                 self.tables.count_listeners()?;
             }
             Ok(lost)

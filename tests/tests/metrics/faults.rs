@@ -1,6 +1,8 @@
 //! Something is wrong: Prometheus, with the shipped rules, says so, and says nothing else.
 
 use std::fs;
+use std::thread::sleep;
+use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use deployer_tests::daemon::ServiceConfig;
@@ -54,6 +56,8 @@ fn a_worker_that_is_killed_and_one_that_is_killed_again_and_again() -> Result<()
     let _daemon = stage.daemon(&config())?;
     let prometheus = Prometheus::start(&sandbox, &prometheus::rules()?)?;
     prometheus.settle()?;
+    // The rule counts by steps of 15 s: what was before a series' first is nobody's.
+    sleep(Duration::from_secs(20));
     only(&prometheus, &[])?;
     let kill = || {
         let pid = stage.supervisor.pid_of(8001)?.context("no worker on port 8001")?;
