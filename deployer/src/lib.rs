@@ -8,6 +8,7 @@ pub mod cli;
 mod command;
 pub mod config;
 pub mod daemon;
+pub mod deploy;
 pub mod failpoint;
 pub mod framing;
 pub mod journal;

@@ -1,7 +1,7 @@
 //! Which processes hold which sockets, from `/proc`.
 
 use std::{
-    collections::{BTreeSet, HashMap},
+    collections::{BTreeMap, BTreeSet, HashMap},
     fs,
 };
 
@@ -33,6 +33,13 @@ pub fn holding(inodes: &BTreeSet<u32>) -> HashMap<u32, Process> {
         }
     }
     found
+}
+
+/// Every process that holds any of these sockets, with those that it holds; others are left out as in [`holding`].
+#[must_use]
+pub fn sharing(inodes: &BTreeSet<u32>) -> BTreeMap<u32, BTreeSet<u32>> {
+    let held = |pid| (pid, sockets_of(pid).intersection(inodes).copied().collect());
+    pids().map(held).filter(|(_, held): &(u32, BTreeSet<u32>)| !held.is_empty()).collect()
 }
 
 /// Inodes of the sockets that a process holds; empty if it is gone.
