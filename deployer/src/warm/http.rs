@@ -25,7 +25,7 @@ use crate::config::{Request, Warm};
 /// Between two tries to connect to a port that does not listen yet.
 const RETRY: Duration = Duration::from_millis(20);
 /// The body of an answer to a warm-up request is thrown away, but an endless one must end.
-const DRAIN: Body = Body { limit: 16 << 20, keep: false };
+pub(super) const DRAIN: Body = Body { limit: 16 << 20, keep: false };
 
 /// Why there is no connection.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -8,8 +8,9 @@ mod version;
 use std::{net::SocketAddr, time::Duration};
 
 use deployer_common::layout::BYPASS_MARK;
+use tokio::{net::TcpStream, time::timeout};
 
-use crate::config::{VersionRequest, Warm};
+use crate::config::{Request, VersionRequest, Warm};
 
 /// Why a worker is not warm.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -63,4 +64,25 @@ pub async fn warm(worker: SocketAddr, warm: &Warm, left: Duration) -> Result<u32
 /// [`WarmError::NoVersion`]
 pub async fn version(worker: SocketAddr, ask: &VersionRequest, within: Duration) -> Result<String, WarmError> {
     version::ask(worker, ask, within).await
+}
+
+/// Sends one request to a worker, past all steering, once. The answer is as it must be, or the error says why not:
+/// "status 500, expected 200", "connection refused", "no answer within 5 s".
+pub(crate) async fn ask(worker: SocketAddr, request: &Request, within: Duration) -> Result<(), String> {
+    let whole = async {
+        let stream = connect(worker, within).await?;
+        http::exchange(stream, worker, request, http::DRAIN).await
+    };
+    let answer = timeout(within, whole).await;
+    answer.unwrap_or_else(|_| Err(format!("no answer within {:.1} s", within.as_secs_f32()))).map(drop)
+}
+
+/// Connects to a worker, past all steering; the error says why not.
+pub(crate) async fn connect(worker: SocketAddr, within: Duration) -> Result<TcpStream, String> {
+    http::connect(worker, within).await.map_err(http::ConnectError::words)
+}
+
+/// "GET /pin/1"
+pub(crate) fn label(request: &Request) -> String {
+    http::label(request)
 }
