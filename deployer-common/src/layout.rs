@@ -6,9 +6,9 @@ use crate::histogram::BUCKETS;
 pub const MAX_WORKERS: usize = 1024;
 /// Most services on one host.
 pub const MAX_SERVICES: usize = 64;
-/// Most workers in one pool: every unsettled decision reads all their words.
+/// Most workers of one service, of both pools where it has two: every unsettled decision reads all words of a pool.
 pub const MAX_MEMBERS: usize = 256;
-/// Most caller rules of one service.
+/// Most caller rules of one service, those of who may preview included.
 pub const MAX_CALLERS: usize = 8;
 /// Pool slots: twice the services, so that each can publish a new slot while its old one is still being read.
 pub const MAX_SLOTS: usize = 2 * MAX_SERVICES;
@@ -21,7 +21,7 @@ pub const MAX_FRONTENDS: usize = 8 * MAX_WORKERS;
 
 /// Name and layout version of every table. Tables outlive the daemon, so whoever changes an entry raises its table's
 /// version here, and says in deployer's `kernel/versions.rs` where each word goes.
-pub const TABLES: [(&str, u32); 16] = [
+pub const TABLES: [(&str, u32); 18] = [
     ("SWITCHBOARD", if cfg!(feature = "next-layout") { 2 } else { 1 }),
     ("FRONTENDS", 1),
     ("LISTENERS", 1),
@@ -38,6 +38,8 @@ pub const TABLES: [(&str, u32); 16] = [
     ("LISTENING", 1),
     ("LISTENER_NOTES", 1),
     ("EVENTS", 1),
+    ("LANES", 1),
+    ("LANE_COUNTS", 1),
 ];
 
 /// Words that the tests' next layout has more at the beginning of an entry; none in what is shipped.
@@ -64,10 +66,15 @@ pub struct Switchboard {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Frontend {
     /// Index of the service.
-    pub service: u32,
+    pub service: u16,
+    /// The pool of that worker, 0 or 1; [`LANE_FRONTEND`]: the lane addresses of a port.
+    pub pool: u16,
     /// Index of the worker whose own address this is; [`NO_WORKER`] for a service address.
     pub worker: u32,
 }
+
+/// In place of a pool: this frontend is all lane addresses of its port.
+pub const LANE_FRONTEND: u32 = 2;
 
 /// Socket mark of the daemon's own connections, which the connect hook lets pass: "dp" in ASCII. Setting a mark takes
 /// CAP_NET_ADMIN, so no ordinary process gets past the steering.
@@ -80,13 +87,15 @@ pub const NO_WORKER: u32 = u32::MAX;
 #[repr(C)]
 #[derive(Debug, Clone, Copy)]
 pub struct Slot {
-    /// Number of members, at most [`MAX_MEMBERS`].
-    pub len: u32,
+    /// Number of members of each pool, at most [`MAX_MEMBERS`] together.
+    pub len: [u16; 2],
     /// Number of caller rules; 0: every process is steered.
-    pub callers_len: u32,
+    pub callers_len: u16,
+    /// Number of the rules after those, for who may dial a lane that is not open; 0: nobody may.
+    pub previewers_len: u16,
     /// The rules; one that fits is enough.
     pub callers: [CallerRule; MAX_CALLERS],
-    /// Indices of the workers.
+    /// Indices of the workers: those of pool 0, then those of pool 1.
     pub members: [u16; MAX_MEMBERS],
 }
 
@@ -167,6 +176,29 @@ pub struct ServiceCount {
 pub struct Limits {
     /// [`crate::word::LimitsWord`] of each service.
     pub services: [u64; MAX_SERVICES],
+}
+
+/// Which pools are current, and their lanes, word by word.
+#[repr(C)]
+pub struct Lanes {
+    /// [`crate::lanes::FlipWord`] of each service.
+    pub services: [u64; MAX_SERVICES],
+}
+
+/// How the pool was found, of connections of steered callers, by service; see [`crate::lanes::Way`].
+#[repr(C)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct LaneCount {
+    /// The lane that was dialled names it.
+    pub lane: u64,
+    /// The same, by callers that may preview it.
+    pub preview: u64,
+    /// The current one instead: the lane is retired, or was never given.
+    pub stale: u64,
+    /// The current one instead: the lane has not been current yet.
+    pub unopened: u64,
+    /// The current one instead: the worker that was dialled is of the other.
+    pub moved: u64,
 }
 
 /// What becomes of a worker's process. Written by the programs with atomic adds only.
@@ -360,6 +392,8 @@ const _: () = assert!(size_of::<WorkerAddr>() == 24);
 const _: () = assert!(size_of::<WorkerCount>() == 8 * (MORE + 10));
 const _: () = assert!(size_of::<ServiceCount>() == 32);
 const _: () = assert!(size_of::<SockNote>() == 48);
+const _: () = assert!(size_of::<Lanes>() == 8 * MAX_SERVICES);
+const _: () = assert!(size_of::<LaneCount>() == 40);
 const _: () = assert!(size_of::<Limits>() == 8 * MAX_SERVICES);
 const _: () = assert!(size_of::<WorkerLife>() == 32);
 const _: () = assert!(size_of::<WorkerProof>() == 8 * (5 + BUCKETS));

@@ -7,6 +7,7 @@
 pub mod decide;
 pub mod endpoint;
 pub mod histogram;
+pub mod lanes;
 pub mod layout;
 #[cfg(feature = "user")]
 mod pod;

@@ -1,6 +1,7 @@
 //! Properties of the words and of the decision, over arbitrary tables.
 
 mod floor;
+mod lanes;
 
 use std::cell::Cell;
 
@@ -120,14 +121,14 @@ proptest! {
     fn a_worker_that_is_up_is_left_alone(host in host(), nth: prop::sample::Index, refuse: bool) {
         let worker = nth.index(host.words.len()) as u32;
         prop_assume!(rank(host.words[worker as usize], host.now_ms) == Rank::Up);
-        let verdict = decide(Frontend { service: 0, worker }, service(refuse), &host);
+        let verdict = decide(Frontend { service: 0, pool: 0, worker }, service(refuse), &host);
         prop_assert_eq!(verdict, Verdict { worker, rank: Rank::Up, floor: false });
     }
 
     #[test]
     fn the_best_rank_serves(host in host(), nth in prop::option::of(any::<prop::sample::Index>()), refuse: bool) {
         let worker = nth.map_or(NO_WORKER, |nth| nth.index(host.words.len()) as u32);
-        let verdict = decide(Frontend { service: 0, worker }, service(refuse), &host);
+        let verdict = decide(Frontend { service: 0, pool: 0, worker }, service(refuse), &host);
         let ranks = host.ranks();
         let best = *ranks.iter().min().expect("at least one");
         let own = if worker == NO_WORKER { Rank::None } else { ranks[worker as usize] };
@@ -145,7 +146,7 @@ proptest! {
 
     #[test]
     fn nothing_overrides_stopping_and_failed(host in host(), refuse: bool) {
-        let verdict = decide(Frontend { service: 0, worker: NO_WORKER }, service(refuse), &host);
+        let verdict = decide(Frontend { service: 0, pool: 0, worker: NO_WORKER }, service(refuse), &host);
         if verdict.worker != NO_WORKER {
             let state = host.words[verdict.worker as usize].state();
             prop_assert!(!matches!(state, State::Stopping | State::Failed | State::Down | State::Absent));
@@ -161,7 +162,7 @@ proptest! {
         host.open.fill(1);
         host.open[0] = 2;
         for _ in 0..50 {
-            let verdict = decide(Frontend { service: 0, worker: NO_WORKER }, service(false), &host);
+            let verdict = decide(Frontend { service: 0, pool: 0, worker: NO_WORKER }, service(false), &host);
             prop_assert_ne!(verdict.worker, 0);
         }
     }
@@ -186,7 +187,7 @@ fn equal_workers_share_evenly() {
     };
     let mut hits = [0_u32; 10];
     for _ in 0..100_000 {
-        hits[decide(Frontend { service: 0, worker: NO_WORKER }, service(false), &host).worker as usize] += 1;
+        hits[decide(Frontend { service: 0, pool: 0, worker: NO_WORKER }, service(false), &host).worker as usize] += 1;
     }
     // Binomial: 10,000 each with a standard deviation of 95; 5 of those either way.
     assert!(hits.iter().all(|hits| (9_525..=10_475).contains(hits)), "{hits:?}");

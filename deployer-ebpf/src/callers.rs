@@ -8,17 +8,21 @@ use crate::fields::{OFF_FILE_INODE, OFF_INODE_INO, OFF_INODE_SB, OFF_MM_EXE_FILE
 /// Whether the current process is one of the slot's callers.
 #[inline(always)]
 pub fn is_steered(slot: &Slot) -> bool {
-    let len = slot.callers_len;
-    if len == 0 {
-        return true;
-    }
+    slot.callers_len == 0 || is_among(slot, 0, slot.callers_len)
+}
+
+/// Whether it may dial a lane that is not open.
+pub fn may_preview(slot: &Slot) -> bool {
+    slot.previewers_len != 0 && is_among(slot, slot.callers_len, slot.callers_len + slot.previewers_len)
+}
+
+/// Whether the current process is one that the rules from `first` to before `end` mean.
+#[inline(never)]
+fn is_among(slot: &Slot, first: u16, end: u16) -> bool {
     let executable = executable();
     let mut nth = 0;
     while nth < MAX_CALLERS {
-        if nth as u32 >= len {
-            break;
-        }
-        if matches(&slot.callers[nth], executable) {
+        if nth as u16 >= first && (nth as u16) < end && matches(&slot.callers[nth], executable) {
             return true;
         }
         nth += 1;

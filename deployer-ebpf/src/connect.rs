@@ -13,7 +13,7 @@ use deployer_common::{
     decide::{Rank, Tables, Verdict, decide},
     endpoint::{Endpoint, MAPPED},
     layout::{
-        BYPASS_MARK, Frontend, MAX_MEMBERS, MAX_SERVICES, MAX_WORKERS, NO_WORKER, ServiceCount, Slot, SockNote,
+        BYPASS_MARK, Frontend, LANE_FRONTEND, MAX_SERVICES, MAX_WORKERS, NO_WORKER, ServiceCount, Slot, SockNote,
         Switchboard, TRACE_BYPASSED, TRACE_DAEMON, TRACE_DECIDED, TRACE_OBSERVED, TRACE_UNSTEERED, WorkerCount,
         WorkerProof,
     },
@@ -22,8 +22,9 @@ use deployer_common::{
 
 use crate::{
     address, callers, count,
-    maps::{FRONTENDS, LIMITS, SLOTS, SWITCHBOARD, WORKER_ADDRS, WORKER_COUNTS},
+    maps::{LIMITS, SLOTS, SWITCHBOARD, WORKER_ADDRS, WORKER_COUNTS},
     notes,
+    pools::{self, Pool},
     trace::{self, Decision},
 };
 
@@ -110,12 +111,12 @@ fn refuse(sa: &mut bpf_sock_addr) -> i32 {
 /// Looks the destination up, decides, counts, and takes the ticket.
 #[inline(always)]
 fn route(ctx: &SockAddrContext, dialled: &Endpoint) -> Action {
-    // SAFETY: entries are never removed while a program that found them runs: user space waits for a grace period.
-    let Some(frontend) = (unsafe { FRONTENDS.get(dialled) }).copied() else { return Action::Pass };
+    let Some(frontend) = pools::frontend(dialled) else { return Action::Pass };
+    let service = u32::from(frontend.service);
     let Some(board) = SWITCHBOARD.get_ptr(0) else { return Action::Pass };
     // SAFETY: address arithmetic inside the entry.
     let services = |board: *const Switchboard| unsafe { (&raw const (*board).services).cast() };
-    let word = ServiceWord(word_at(board, services, frontend.service, MAX_SERVICES));
+    let word = ServiceWord(word_at(board, services, service, MAX_SERVICES));
     // SAFETY: `board` is the one entry of an array map; volatile, since user space writes it at any time.
     let bypassed = unsafe { (&raw const (*board).bypass).read_volatile() } != 0 || word.mode() == Mode::Bypass;
     let Some(slot) = SLOTS.get(word.slot()) else { return pass(ctx, frontend, 0) };
@@ -124,11 +125,13 @@ fn route(ctx: &SockAddrContext, dialled: &Endpoint) -> Action {
         (TRACE_BYPASSED, as_dialled)
     } else if is_daemon(ctx) {
         (TRACE_DAEMON, as_dialled)
-    } else if !callers::is_steered(slot) {
-        count::service(frontend.service, offset_of!(ServiceCount, unsteered));
+    } else if !callers::is_steered(slot) && !previews(slot, frontend) {
+        count::service(service, offset_of!(ServiceCount, unsteered));
         (TRACE_UNSTEERED, as_dialled)
     } else {
-        let verdict = decide(frontend, word, &InKernel { board, slot, service: frontend.service });
+        let pool = pools::find(slot, frontend, dialled);
+        let within = Frontend { worker: pool.own, ..frontend };
+        let verdict = decide(within, word, &InKernel { board, slot, pool, service });
         (if word.mode() == Mode::Observe { TRACE_OBSERVED } else { TRACE_DECIDED }, verdict)
     };
     let action = match why {
@@ -145,6 +148,12 @@ fn route(ctx: &SockAddrContext, dialled: &Endpoint) -> Action {
     // Last, when there is least that the verifier has to tell apart.
     trace::tell(&Decision { dialled, frontend, why, verdict });
     action
+}
+
+/// Whether a caller that is not steered dials a lane that it may look at: nobody listens there.
+#[inline(always)]
+fn previews(slot: &Slot, frontend: Frontend) -> bool {
+    u32::from(frontend.pool) == LANE_FRONTEND && callers::may_preview(slot)
 }
 
 /// Lets a connection go where it was dialled. If that is a worker, its ticket is taken all the same: it is evidence. `to`
@@ -250,11 +259,11 @@ fn note(ctx: &SockAddrContext, new: SockNote) {
 fn tally(frontend: Frontend, verdict: Verdict) {
     let own = frontend.worker;
     if own == NO_WORKER {
-        count::service(frontend.service, offset_of!(ServiceCount, dialled));
+        count::service(u32::from(frontend.service), offset_of!(ServiceCount, dialled));
     }
     if verdict.worker == NO_WORKER {
         if verdict.rank == Rank::None {
-            count::service(frontend.service, offset_of!(ServiceCount, exhausted));
+            count::service(u32::from(frontend.service), offset_of!(ServiceCount, exhausted));
         } else {
             count::worker(own, 1, offset_of!(WorkerCount, refused));
         }
@@ -280,7 +289,7 @@ fn tally(frontend: Frontend, verdict: Verdict) {
 #[inline(always)]
 fn observe(frontend: Frontend, verdict: Verdict) {
     if verdict.worker != frontend.worker {
-        count::service(frontend.service, offset_of!(ServiceCount, would_change));
+        count::service(u32::from(frontend.service), offset_of!(ServiceCount, would_change));
     } else {
         count::worker(frontend.worker, 1, offset_of!(WorkerCount, direct));
     }
@@ -312,19 +321,20 @@ fn word_at(
 struct InKernel<'a> {
     board: *const Switchboard,
     slot: &'a Slot,
+    pool: Pool,
     service: u32,
 }
 
 impl Tables for InKernel<'_> {
     #[inline(always)]
     fn members(&self) -> u32 {
-        self.slot.len
+        self.pool.len
     }
 
     #[inline(always)]
     fn member(&self, nth: u32) -> u32 {
         // SAFETY: inside the array by the mask, which the verifier asks for.
-        u32::from(unsafe { *self.slot.members.as_ptr().add(nth as usize & (MAX_MEMBERS - 1)) })
+        u32::from(unsafe { *self.slot.members.as_ptr().add(self.pool.place(nth)) })
     }
 
     #[inline(always)]

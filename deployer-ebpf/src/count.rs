@@ -5,7 +5,7 @@ use deployer_common::layout::{MAX_SERVICES, MAX_WORKERS, WorkerLife};
 
 use crate::{
     atomic,
-    maps::{MMAPABLE, SERVICE_COUNTS, WORKER_COUNTS, WORKER_LIVES, WORKER_PROOFS, WORKER_TIMES},
+    maps::{LANE_COUNTS, MMAPABLE, SERVICE_COUNTS, WORKER_COUNTS, WORKER_LIVES, WORKER_PROOFS, WORKER_TIMES},
 };
 
 /// Adds to the field at byte `offset` of a worker's counters.
@@ -18,6 +18,12 @@ pub fn worker(index: u32, by: i64, offset: usize) {
 #[inline(always)]
 pub fn service(index: u32, offset: usize) {
     add::<_, MAX_SERVICES>(&SERVICE_COUNTS, index, 1, offset);
+}
+
+/// Adds one to the field at byte `offset` of how a service's pools were found.
+#[inline(always)]
+pub fn lane(index: u32, offset: usize) {
+    add::<_, MAX_SERVICES>(&LANE_COUNTS, index, 1, offset);
 }
 
 /// Adds one to the field at byte `offset` of a worker's proofs.

@@ -3,6 +3,7 @@
 //! | file | hook | what it does |
 //! |---|---|---|
 //! | connect | cgroup/connect4, connect6 | steers or refuses a new connection, takes its ticket |
+//! | pools | | finds which of two pools takes a connection
 //! | peername | cgroup/getpeername4, getpeername6 | shows the caller the address it dialled |
 //! | sockets | sock_ops, cgroup/sock_release | hands tickets back, counts open connections, sees workers begin to listen and end |
 //! | deaths | signal_generate, sched_process_exit | marks a worker down whose process is being killed |
@@ -25,6 +26,7 @@ mod listeners;
 mod maps;
 mod notes;
 mod peername;
+mod pools;
 mod sockets;
 mod trace;
 

@@ -8,7 +8,7 @@ use aya_ebpf::{
 use deployer_common::{
     endpoint::Endpoint,
     layout::{
-        Dial, EVENT_BYTES, Event, Frontend, Limits, ListenerNote, Listening, MAX_FRONTENDS, MAX_LISTENING,
+        Dial, EVENT_BYTES, Event, Frontend, LaneCount, Lanes, Limits, ListenerNote, Listening, MAX_FRONTENDS, MAX_LISTENING,
         MAX_SERVICES, MAX_SLOTS, MAX_WORKERS, ServiceCount, Slot, SockNote, Switchboard, Trace, WorkerAddr,
         WorkerCount, WorkerLife, WorkerProof, WorkerTimes,
     },
@@ -51,6 +51,14 @@ pub static NOTES: SkStorage<SockNote> = SkStorage::new();
 /// What services are held to; one entry.
 #[btf_map]
 pub static LIMITS: Array<Limits, 1, MMAPABLE> = Array::new();
+
+/// Which pools are current, and their lanes; one entry.
+#[btf_map]
+pub static LANES: Array<Lanes, 1, MMAPABLE> = Array::new();
+
+/// How pools were found, by service.
+#[btf_map]
+pub static LANE_COUNTS: Array<LaneCount, MAX_SERVICES, MMAPABLE> = Array::new();
 
 /// The lives of workers' processes, by worker.
 #[btf_map]

@@ -8,6 +8,9 @@
 //! | `GET /v1/events?from=SEQ&follow=true` | [`Entry`]s of the host's history, one JSON object a line: all there are, or from SEQ on; with `follow` also what happens from then on |
 //! | `GET /v1/rolls/ID/report` | [`Report`]; with `last` for ID that of the roll which began last |
 //! | `POST /v1/rolls/ID/stop` | [`Done`] |
+//! | `POST /v1/services/NAME/deploy` [`DeployRequest`] | [`DeployStarted`]; a deploy is followed, stopped and reported like a roll |
+//! | `POST /v1/services/NAME/flip` [`FlipRequest`] | [`Done`] when it has been told to |
+//! | `POST /v1/services/NAME/rollback` | [`RollbackStarted`] |
 //! | `POST /v1/services/NAME/drain` [`DrainRequest`] | [`Done`] when the worker is out of rotation |
 //! | `POST /v1/services/NAME/enable` [`EnableRequest`] | [`Done`] |
 //! | `GET /v1/services/NAME/trace?duration_ms=MS&port=P&every=N` | [`Traced`], one JSON object a line, the last of which is its end |
@@ -16,6 +19,7 @@
 //!
 //! Every error is an [`ErrorBody`] with the HTTP status of its [`Exit`].
 
+mod deploy;
 mod event;
 mod history;
 mod report;
@@ -26,6 +30,7 @@ use std::net::SocketAddr;
 use serde::{Deserialize, Serialize};
 
 pub use self::{
+    deploy::{DeployRequest, DeployStarted, FlipRequest, LaneCounts, PoolStatus, RollbackStarted},
     event::{Event, What},
     history::{Change, Configured, Entry},
     report::{Latency, Proof, Report, Tally, Window},
@@ -273,7 +278,14 @@ pub struct ServiceStatus {
     pub address: Option<SocketAddr>,
     /// The roll that runs, if one does.
     pub roll: Option<String>,
-    /// In the order configured; after them the spares that are not down.
+    /// Its pools, if it has two.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub pools: Vec<PoolStatus>,
+    /// How lanes led to pools, if it has two.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub lanes: Option<LaneCounts>,
+    /// Those of the current pool in the order configured; after them the spares, and the workers of the other pool, that
+    /// are not down.
     pub workers: Vec<WorkerStatus>,
     /// Connections refused because no worker could take them.
     pub exhausted: u64,
@@ -290,6 +302,9 @@ pub struct ServiceStatus {
 pub struct WorkerStatus {
     /// Where it listens.
     pub at: SocketAddr,
+    /// Its pool, `a` or `b`, of a service that has two.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pool: Option<String>,
     /// It is a spare, which stands in during a roll.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub spare: bool,

@@ -81,6 +81,18 @@ points! {
     UnswitchJournaled = "unswitch.journaled",
     /// Run, not written down.
     UnswitchDone = "unswitch.done",
+    /// A flip is to be written down.
+    FlipBefore = "flip.before",
+    /// It is written down, and not armed.
+    FlipJournaled = "flip.journaled",
+    /// It is armed, and its instant is to come.
+    FlipArmed = "flip.armed",
+    /// It has happened, and that is not written down.
+    Flipped = "flipped",
+    /// It is written down, and the new pool bakes.
+    FlipDone = "flip.done",
+    /// A deploy was turned back, and that is written down.
+    Returned = "returned",
     /// The roll is to end.
     FinishBefore = "finish.before",
     /// Its end has been told, and the journal still holds it.

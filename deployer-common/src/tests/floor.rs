@@ -22,7 +22,7 @@ impl Host {
 }
 
 fn frontend(host: &Host, nth: Option<prop::sample::Index>) -> Frontend {
-    Frontend { service: 0, worker: nth.map_or(NO_WORKER, |nth| nth.index(host.words.len()) as u32) }
+    Frontend { service: 0, pool: 0, worker: nth.map_or(NO_WORKER, |nth| nth.index(host.words.len()) as u32) }
 }
 
 proptest! {
@@ -91,7 +91,7 @@ fn below_the_floor_all_share_evenly() {
     let host = Host { words, open: vec![0; 6], min_up: 3, now_ms: 0, random: Cell::new(7) };
     let mut hits = [0_u32; 6];
     for _ in 0..40_000 {
-        let verdict = decide(Frontend { service: 0, worker: NO_WORKER }, service(false), &host);
+        let verdict = decide(Frontend { service: 0, pool: 0, worker: NO_WORKER }, service(false), &host);
         assert_eq!(verdict.floor, states[verdict.worker as usize] == State::Draining);
         hits[verdict.worker as usize] += 1;
     }

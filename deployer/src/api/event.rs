@@ -84,6 +84,63 @@ pub enum What {
         /// All of them.
         spares: Vec<SocketAddr>,
     },
+    /// A deploy gives the other pool a lane, and starts it.
+    Pool {
+        /// `a` or `b`.
+        pool: String,
+        /// The lane.
+        lane: u8,
+    },
+    /// The workers of the pool that is not current are drained and stopped.
+    RetirePool {
+        /// All of them.
+        workers: Vec<SocketAddr>,
+    },
+    /// The gate was asked.
+    Gate {
+        /// Why it does not pass; `None`: it does.
+        error: Option<String>,
+    },
+    /// All is ready, and a deploy waits to be told to flip.
+    Holding,
+    /// The flip is armed: the kernel does it at that instant.
+    Armed {
+        /// Milliseconds since 1970.
+        at_ms: u64,
+        /// The lane that will be current.
+        lane: u8,
+    },
+    /// It has been taken back before its instant.
+    Disarmed,
+    /// The new pool is current.
+    Flipped {
+        /// Since, milliseconds since 1970.
+        at_ms: u64,
+        /// Its lane.
+        lane: u8,
+        /// What it runs.
+        version: Option<String>,
+        /// So long both pools stand side by side, milliseconds since 1970.
+        until_ms: u64,
+    },
+    /// The old pool is current again.
+    Returned {
+        /// Since, milliseconds since 1970.
+        at_ms: u64,
+        /// Its lane.
+        lane: u8,
+        /// Why.
+        why: String,
+        /// So long the other stays for the pages of its version, milliseconds since 1970.
+        until_ms: u64,
+    },
+    /// Somebody has asked for a flip that is held, a rollback, or another deploy in place of this one.
+    Asked {
+        /// Who.
+        by: String,
+        /// `flip`, `rollback`, `supersede`.
+        what: String,
+    },
     /// A worker has come into another phase.
     Phase {
         /// The worker.

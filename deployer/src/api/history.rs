@@ -118,6 +118,43 @@ pub enum Change {
         /// Why it failed; `None`: it succeeded.
         error: Option<String>,
     },
+    /// A deploy's gate was asked before the flip.
+    Gate {
+        /// Why it does not pass; `None`: it does.
+        error: Option<String>,
+    },
+    /// A flip is armed.
+    FlipArmed {
+        /// For this instant, milliseconds since 1970.
+        at_ms: u64,
+        /// The lane that will be current.
+        lane: u8,
+    },
+    /// It has been taken back before its instant.
+    FlipDisarmed,
+    /// Another pool is current.
+    Flipped {
+        /// Since, milliseconds since 1970.
+        at_ms: u64,
+        /// Its lane.
+        lane: u8,
+        /// What it runs.
+        version: Option<String>,
+    },
+    /// A deploy was turned back: the former pool is current again.
+    FlippedBack {
+        /// Since, milliseconds since 1970.
+        at_ms: u64,
+        /// Its lane.
+        lane: u8,
+        /// Why.
+        why: String,
+    },
+    /// A flip that is held, a rollback, or another deploy in place of this one was asked for.
+    DeployAsked {
+        /// `flip`, `rollback`, `supersede`.
+        what: String,
+    },
     /// A stop after the batch in hand was asked for.
     RollStopAsked,
     /// This daemon goes on with a roll that another has begun.
@@ -175,6 +212,9 @@ pub struct Configured {
     pub address: Option<SocketAddr>,
     /// The workers: "127.0.0.1:8000-8003 127.0.0.1:8010".
     pub workers: String,
+    /// The workers of its second pool; empty: it has one.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub second: String,
     /// Where spares may listen; empty: there are none.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub spares: String,

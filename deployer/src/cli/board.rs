@@ -44,8 +44,10 @@ impl Board {
     /// Takes an event in; returns the line that stays on the screen, if it leaves one.
     pub(super) fn apply(&mut self, event: &Event) -> Option<String> {
         match &event.what {
-            What::Begun { batches, .. } => {
-                self.total = batches.iter().map(Vec::len).sum();
+            What::Begun { batches, spares, .. } => {
+                // Of a deploy, those of the new pool.
+                let of = batches.iter().map(Vec::len).sum();
+                self.total = if of == 0 { spares.len() } else { of };
                 Some(lines::text(&event.what))
             }
             What::Batch { nth, of, workers, back } => {
@@ -77,9 +79,23 @@ impl Board {
                 self.rows.clear();
                 Some(lines::text(&event.what))
             }
-            What::Command { .. } | What::Ended { .. } | What::Resumed { .. } | What::StopAsked { .. } => {
-                Some(lines::text(&event.what))
+            What::RetirePool { workers } => {
+                "retiring the other pool".clone_into(&mut self.heading);
+                self.rows = workers.iter().map(|worker| (*worker, Row::default())).collect();
+                None
             }
+            What::Pool { .. }
+            | What::Gate { .. }
+            | What::Holding
+            | What::Armed { .. }
+            | What::Disarmed
+            | What::Flipped { .. }
+            | What::Returned { .. }
+            | What::Asked { .. }
+            | What::Command { .. }
+            | What::Ended { .. }
+            | What::Resumed { .. }
+            | What::StopAsked { .. } => Some(lines::text(&event.what)),
         }
     }
 
@@ -161,6 +177,8 @@ impl Board {
                 };
                 Some(row.through(at, &worker.to_string(), reason))
             }
+            // Of a pool that is retired.
+            (_, Phase::Down) if row.empty_ms.is_some() => Some(row.retired(&worker.to_string())),
             _ => {
                 self.rows.insert(worker, row);
                 None

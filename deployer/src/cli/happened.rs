@@ -62,12 +62,26 @@ fn roll(change: &Change) -> String {
                 (None, Some(to)) => format!("to {to}, "),
                 (_, None) => String::new(),
             };
+            if *workers == 0 {
+                return format!("deploy begins: {}", version.trim_end_matches(", "));
+            }
             let (workers, batches) = (out::counted(*workers, "worker"), lines::batches(*batches));
             format!("roll begins: {version}{workers} in {batches}")
         }
         Change::RollCommand { which, argv, error } => {
             format!("{which}: {}{}", argv.join(" "), error.as_ref().map_or(String::new(), |why| format!(": {why}")))
         }
+        Change::Gate { error: None } => "gate passed".to_owned(),
+        Change::Gate { error: Some(why) } => format!("gate did not pass: {why}"),
+        Change::FlipArmed { at_ms, lane } => format!("flip to lane {lane} armed for {}", time(*at_ms)),
+        Change::FlipDisarmed => "flip taken back before its instant".to_owned(),
+        Change::Flipped { at_ms, lane, version } => {
+            format!("flipped to lane {lane}{} at {}", of_version(version.as_deref()), time(*at_ms))
+        }
+        Change::FlippedBack { at_ms, lane, why } => {
+            format!("flipped back to lane {lane} at {}{}", time(*at_ms), because(why))
+        }
+        Change::DeployAsked { what } => format!("{what} asked for"),
         Change::RollStopAsked => "roll is to stop after the batch in hand".to_owned(),
         Change::RollResumed { text } => format!("roll {text}"),
         Change::RollEnded { result, text, seconds, .. } => {
@@ -87,6 +101,10 @@ fn tested(result: TestResult) -> &'static str {
     }
 }
 
+fn of_version(version: Option<&str>) -> String {
+    version.map_or(String::new(), |version| format!(" ({version})"))
+}
+
 fn because(why: &str) -> String {
     if why.is_empty() { String::new() } else { format!(": {why}") }
 }
@@ -104,7 +122,7 @@ fn service(now: Option<&Configured>, was: Option<&Configured>) -> String {
     format!("configured: {}", changes.join(", "))
 }
 
-fn parts(it: &Configured) -> [(&'static str, String); 6] {
+fn parts(it: &Configured) -> [(&'static str, String); 7] {
     [
         ("mode", it.mode.clone()),
         ("policy", it.policy.clone()),
@@ -112,6 +130,7 @@ fn parts(it: &Configured) -> [(&'static str, String); 6] {
         ("address", it.address.map_or(String::new(), |at| at.to_string())),
         ("workers", it.workers.clone()),
         ("spares", it.spares.clone()),
+        ("second pool", it.second.clone()),
     ]
 }
 

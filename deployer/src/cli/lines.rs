@@ -23,8 +23,12 @@ pub(super) fn line(event: &Event, begun_ms: u64) -> String {
 pub(super) fn text(what: &What) -> String {
     match what {
         What::Begun { service, to, by, batches, spares } => {
-            let plan = plan(batches, spares, to.as_deref());
-            format!("{}: rolling {plan}, asked for by {}", clean(service), clean(by))
+            let what = if batches.is_empty() && !spares.is_empty() {
+                deploying(spares, to.as_deref())
+            } else {
+                format!("rolling {}", plan(batches, spares, to.as_deref()))
+            };
+            format!("{}: {what}, asked for by {}", clean(service), clean(by))
         }
         What::Command { which, argv, error } => {
             let end = error.as_ref().map_or("done".to_owned(), |error| format!("failed: {}", clean(error)));
@@ -38,6 +42,22 @@ pub(super) fn text(what: &What) -> String {
         What::Again { workers, back, seconds } => again(workers, *back, *seconds),
         What::Surge { spares } => format!("starting spares: {}", joined(spares, ", ")),
         What::Retire { spares } => format!("retiring spares: {}", joined(spares, ", ")),
+        What::Pool { pool, lane } => format!("starting pool {} as lane {lane}", clean(pool)),
+        What::RetirePool { workers } => format!("retiring the other pool: {}", joined(workers, ", ")),
+        What::Gate { error: None } => "the gate passes".to_owned(),
+        What::Gate { error: Some(why) } => format!("the gate does not pass: {}", clean(why)),
+        What::Holding => "ready; waiting for `deployer flip`".to_owned(),
+        What::Armed { lane, .. } => format!("the flip to lane {lane} is armed in the kernel"),
+        What::Disarmed => "the flip is taken back".to_owned(),
+        What::Flipped { at_ms, lane, version, until_ms } => {
+            let version = version.as_ref().map_or(String::new(), |version| format!(" ({})", clean(version)));
+            format!("flipped to lane {lane}{version}; both versions stay for {}", between(*at_ms, *until_ms))
+        }
+        What::Returned { at_ms, lane, why, until_ms } => {
+            let stays = between(*at_ms, *until_ms);
+            format!("flipped back to lane {lane}: {}; the other version stays {stays} for its pages", clean(why))
+        }
+        What::Asked { by, what } => format!("{} asked for: {}", clean(by), clean(what)),
         What::Phase { worker, spare, phase, was, reason } => {
             let reason = if reason.is_empty() { String::new() } else { format!(" ({})", clean(reason)) };
             format!("{} {} -> {}{reason}", name(*worker, *spare), word(*was), word(*phase))
@@ -64,6 +84,10 @@ pub(super) fn text(what: &What) -> String {
 fn again(workers: &[SocketAddr], back: bool, seconds: f64) -> String {
     let back = if back { "rolling back: " } else { "" };
     format!("{back}waiting for those that were left, at most {}: {}", short(seconds), joined(workers, ", "))
+}
+
+fn between(from_ms: u64, to_ms: u64) -> String {
+    short(to_ms.saturating_sub(from_ms) as f64 / 1000.0)
 }
 
 /// A reason without the worker that it begins with.
@@ -124,6 +148,12 @@ pub(super) fn dry_run(started: &RollStarted) -> String {
 /// `1 batch`, `2 batches`
 pub(super) fn batches(number: usize) -> String {
     if number == 1 { "1 batch".to_owned() } else { format!("{number} batches") }
+}
+
+/// `deploying v2 to the other pool, 40 workers`
+fn deploying<T>(workers: &[T], to: Option<&str>) -> String {
+    let workers = counted(workers.len(), "worker");
+    format!("deploying {} to the other pool, {workers}", to.map_or_else(|| "a version".to_owned(), clean))
 }
 
 /// `40 workers in 10 batches to v2`

@@ -6,10 +6,12 @@ mod board;
 mod bypass;
 mod client;
 mod config;
+mod deploy;
 mod detach;
 mod drain;
 mod events;
 mod happened;
+mod history;
 mod lb;
 mod lines;
 mod out;
@@ -91,6 +93,32 @@ enum Verb {
     /// Restart the workers of a service, batch by batch, without losing a request
     #[command(after_help = EXIT_CODES)]
     Roll(roll::Options),
+    /// Start a version beside the one that serves, warm it, and flip to it at one instant; see `flip` and `rollback`
+    #[command(after_help = EXIT_CODES)]
+    Deploy(deploy::Options),
+    /// Have a deploy flip that was begun with --hold
+    #[command(after_help = EXIT_CODES)]
+    Flip {
+        /// The service
+        #[arg(value_parser = NonEmptyStringValueParser::new())]
+        service: String,
+        /// At this instant: +30s, 14:30:00Z, 2026-01-31T14:30:00Z, or seconds since 1970 [default: now]
+        #[arg(long, value_name = "TIME", value_parser = deploy::instant)]
+        at: Option<u64>,
+    },
+    /// Have the former version serve again: at once while a deploy bakes, else by a deploy of it
+    #[command(after_help = EXIT_CODES)]
+    Rollback(deploy::RollbackOptions),
+    /// Show what was deployed and rolled: when, by whom, from which version to which, and how it ended
+    #[command(after_help = EXIT_CODES)]
+    History {
+        /// The service [default: all]
+        #[arg(value_parser = NonEmptyStringValueParser::new())]
+        service: Option<String>,
+        /// Print one JSON object a line
+        #[arg(long)]
+        json: bool,
+    },
     /// Show services and workers: phases, versions, connections, where connections went
     #[command(after_help = EXIT_CODES)]
     Status {
@@ -232,6 +260,10 @@ fn run(cli: Cli) -> Exit {
         Verb::Lb { balancer, config, service } => lb::run(balancer, config.as_deref(), service.as_deref()),
         Verb::SelfTestProbe => crate::service::selftest::probe::main(),
         Verb::Roll(options) => block_on(roll::run(&client, &options)),
+        Verb::Deploy(options) => block_on(deploy::run(&client, &options)),
+        Verb::Flip { service, at } => block_on(deploy::flip(&client, &service, at)),
+        Verb::Rollback(options) => block_on(deploy::rollback(&client, &options)),
+        Verb::History { service, json } => block_on(history::run(&client, service.as_deref(), json)),
         Verb::Status { json } => block_on(status::run(&client, json)),
         Verb::Report { roll, json } => block_on(report::run(&client, roll.as_deref(), json)),
         Verb::Trace(options) => block_on(trace::run(&client, &options)),

@@ -57,7 +57,7 @@ fn batch(text: &str) -> Result<String, String> {
     text.parse::<Batch>().map(|_| text.to_owned())
 }
 
-fn patience(text: &str) -> Result<Duration, String> {
+pub(super) fn patience(text: &str) -> Result<Duration, String> {
     crate::config::duration(text).ok_or_else(|| "write a whole number and ms, s, m or h: 60s".to_owned())
 }
 
@@ -78,11 +78,7 @@ pub(super) async fn run(client: &Client, options: &Options) -> Result<Exit, Fail
             return Err(Failure::new(Exit::Incomplete, message));
         }
     };
-    let (client, view) = (client.clone(), view::fitting(options.json));
-    let (stops, patience) = (JoinSet::new(), options.wait);
-    Follow { client, roll: started.id, view, stops, interrupted: false, unheard: false, gone: None, patience }
-        .follow(&mut signals)
-        .await
+    Follow::new(client, started.id, options.json, options.wait).follow(&mut signals).await
 }
 
 fn show_plan(plan: &RollStarted, json: bool) -> Result<Exit, Failure> {
@@ -105,6 +101,8 @@ pub(super) struct Follow {
     pub(super) interrupted: bool,
     /// The daemon went away before it had taken the request to stop.
     pub(super) unheard: bool,
+    /// A rollback is followed: it is done when the former version serves.
+    pub(super) until_returned: bool,
     /// Since when it has been gone.
     pub(super) gone: Option<Instant>,
     /// How long a daemon that has gone is waited for.
@@ -123,6 +121,22 @@ pub(super) enum Step {
 type End = ControlFlow<Result<Exit, Failure>>;
 
 impl Follow {
+    /// Of a roll, or a deploy, that has begun.
+    pub(super) fn new(client: &Client, roll: String, json: bool, patience: Duration) -> Self {
+        let (client, view, stops) = (client.clone(), view::fitting(json), JoinSet::new());
+        Self {
+            client,
+            roll,
+            view,
+            stops,
+            interrupted: false,
+            unheard: false,
+            gone: None,
+            until_returned: false,
+            patience,
+        }
+    }
+
     /// To the roll's end, over restarts of the daemon.
     pub(super) async fn follow(mut self, signals: &mut Signals) -> Result<Exit, Failure> {
         let mut ticks = interval(TICK);
@@ -178,6 +192,9 @@ impl Follow {
             return End::Break(Ok(result));
         }
         match shown {
+            Ok(()) if self.until_returned && matches!(received.event.what, What::Returned { .. }) => {
+                End::Break(Ok(Exit::Done))
+            }
             Ok(()) => End::Continue(()),
             Err(error) if quiet(&error) => End::Break(Ok(Exit::Incomplete)),
             Err(error) => {

@@ -4,10 +4,10 @@ use std::{path::Path, time::Duration};
 
 use super::{
     client::{Client, Failure},
-    lines,
-    out::{self, clean},
+    happened, lines,
+    out::{self, clean, short},
 };
-use crate::api::{Exit, Hold, Phase, SelfTest, ServiceStatus, Status, TestResult, WorkerStatus};
+use crate::api::{Exit, Hold, Phase, PoolStatus, SelfTest, ServiceStatus, Status, TestResult, WorkerStatus};
 
 const HEADINGS: [&str; 12] = [
     "address",
@@ -50,9 +50,52 @@ pub(super) fn table(status: &Status) -> String {
     for service in &status.services {
         text.push('\n');
         text.push_str(&heading(service));
+        text.push_str(&pools(service));
         text.push_str(&workers(&service.workers));
     }
     text
+}
+
+/// The pools of a service that has two: a line each, and one for what lanes led to.
+fn pools(service: &ServiceStatus) -> String {
+    let mut text: String = service.pools.iter().map(pool).collect();
+    let Some(lanes) = service.lanes else { return text };
+    let counts = [
+        (lanes.lane, "by their lane"),
+        (lanes.preview, "to look at a version that has not been current"),
+        (lanes.stale, "whose lane is retired, to the current pool"),
+        (lanes.unopened, "whose lane has not been current, to the current pool"),
+        (lanes.moved, "that dialled the other pool, to the current one"),
+    ];
+    let counts = counts.iter().filter(|(count, _)| *count > 0);
+    let counts: Vec<_> = counts.map(|(count, what)| format!("{count} {what}")).collect();
+    if !counts.is_empty() {
+        text.push_str(&format!("  lanes: {}\n", counts.join(", ")));
+    }
+    text
+}
+
+/// `  pool b  lane 3  v2  current  8 of 8 up  12 open  100 % of new connections  for 34 s`
+fn pool(pool: &PoolStatus) -> String {
+    let version = pool.version.as_ref().map_or_else(|| "-".to_owned(), |version| clean(version));
+    let is = match (pool.current, pool.flips_at_ms) {
+        (true, _) => "current".to_owned(),
+        (false, Some(at)) => format!("current from {} on", happened::time(at)),
+        (false, None) if pool.open_lane => "by its lane".to_owned(),
+        (false, None) if pool.lane != 0 => "by preview".to_owned(),
+        (false, None) => "retired".to_owned(),
+    };
+    let lane = if pool.lane == 0 { "no lane".to_owned() } else { format!("lane {}", pool.lane) };
+    let mut line = format!("  pool {}  {lane}  {version}  {is}", clean(&pool.pool));
+    line.push_str(&format!("  {} of {} up  {} open", pool.up, pool.workers, pool.open));
+    if let Some(share) = pool.share {
+        line.push_str(&format!("  {:.0} % of new connections", share * 100.0));
+    }
+    if let Some(former) = pool.former.filter(|former| *former > 0) {
+        line.push_str(&format!("  {former} kept alive since before the flip"));
+    }
+    line.push_str(&format!("  for {}\n", short(pool.age_s)));
+    line
 }
 
 /// What the daemon at a configuration's socket, or else at the client's, says of itself; `None`: none answers.

@@ -5,7 +5,9 @@ use std::{collections::BTreeMap, ops::RangeInclusive, path::Path, path::PathBuf,
 use toml::de::DeTable;
 
 use super::{
-    Config, ConfigError, DEFAULT_PINS, Daemon, Kernel, Metrics, Mode, OnStart, Service, drain,
+    Config, ConfigError, DEFAULT_PINS, Daemon, Kernel, Manager, Metrics, Mode, OnStart, Service,
+    deploy::{self, Around},
+    drain,
     error::Report,
     http, limits, manager,
     paths::{self, Mounts},
@@ -41,9 +43,18 @@ fn file(mut root: Table<'_>, mounts: &Mounts) -> Option<Config> {
     let mode = daemon.as_ref().and_then(|(_, mode)| *mode);
     let mut claims = Claims::default();
     let metrics = root.maybe("metrics", |value| metrics(value, &mut claims));
-    let services = root.section("service").and_then(|table| services(&table, mode, mounts, claims));
+    let state = daemon.as_ref().and_then(|(daemon, _)| Some(daemon.as_ref()?.state.clone())).unwrap_or_default();
+    let default = Defaults { mode, state: &state, mounts };
+    let services = root.section("service").and_then(|table| services(&table, &default, claims));
     root.done();
     Some(Config { daemon: daemon?.0?, kernel: kernel?, metrics: metrics?, services: services? })
+}
+
+/// What the rest of the file, and the machine, say for all services.
+struct Defaults<'a> {
+    mode: Option<Mode>,
+    state: &'a Path,
+    mounts: &'a Mounts,
 }
 
 /// The section and the services' default mode, which may be right where the rest is not.
@@ -94,8 +105,7 @@ fn mode(value: &Value<'_>) -> Option<Mode> {
 
 fn services<'a>(
     table: &Table<'a>,
-    mode: Option<Mode>,
-    mounts: &Mounts,
+    default: &Defaults<'_>,
     mut claims: Claims<'a>,
 ) -> Option<BTreeMap<String, Service>> {
     let entries = table.entries();
@@ -104,51 +114,66 @@ fn services<'a>(
     }
     let mut services = Vec::new();
     for (name, value) in entries {
-        services.push(service(name, &value, mode, mounts, &mut claims));
+        services.push(service(name, &value, default, &mut claims));
     }
     claims.check();
     let services: Option<Vec<_>> = services.into_iter().collect();
     Some(services?.into_iter().map(|service| (service.name.clone(), service)).collect())
 }
 
-fn service<'a>(
-    name: &str,
-    value: &Value<'a>,
-    default: Option<Mode>,
-    mounts: &Mounts,
-    claims: &mut Claims<'a>,
-) -> Option<Service> {
+fn service<'a>(name: &str, value: &Value<'a>, default: &Defaults<'_>, claims: &mut Claims<'a>) -> Option<Service> {
     let name = service_name(name, value);
     let mut table = value.table()?;
     let (workers, spares) = members(&mut table, claims);
     let (count, spare) = (workers.as_ref().map(Vec::len), spares.as_ref().map(Vec::len));
-    let (mode, address) = mode_and_address(&mut table, default);
+    let pools = table.has("deploy");
+    let (mode, address) = mode_and_address(&mut table, default.mode);
     if let Some(Some((address, value))) = &address {
         claims.service(*address, value.clone());
         ports::same_family(value, *address, workers.as_deref().unwrap_or_default());
     }
-    let callers = table.or("callers", Vec::new(), |value| paths::callers(value, mounts));
+    let callers = table.or("callers", Vec::new(), |value| paths::callers(value, default.mounts));
     let example = "manager = { supervisord = \"/run/supervisor.sock\", program = \"web:web_{port}\" }";
-    let manager =
-        table.need("manager", example, |value| manager::manager(value, count.map(|count| count + spare.unwrap_or(0))));
+    let manager = table.need("manager", example, |value| {
+        manager::manager(value, count.map(|count| count + spare.unwrap_or(0)), pools)
+    });
     let drain = table.section("drain").and_then(drain::drain);
     let policy = drain.as_ref().map(|drain| drain.policy);
     let roll = table.section("roll").and_then(|table| roll::roll(table, spare, policy));
     let limits = limits::limits(&mut table, count, roll.as_ref());
     let warm = table.section("warm").and_then(http::warm);
     let version = table.maybe("version", http::version);
+    let around = Around {
+        name: name.as_deref().unwrap_or_default(),
+        workers: workers.as_deref().unwrap_or_default(),
+        spares: spare.unwrap_or(0),
+        address: address.as_ref().and_then(|address| Some(address.as_ref()?.0)),
+        state: default.state,
+    };
+    let deploy = table.maybe("deploy", |value| deploy::deploy(value, &around, default.mounts));
     table.done();
+    let (deploy, second) = deploy?.unzip();
+    claims.workers(second.as_deref().unwrap_or_default());
+    let all = workers.iter().chain(&second).flatten().cloned();
+    ports::one_family(&all.collect::<Vec<_>>());
+    let workers: Vec<_> = workers?.into_iter().map(|(worker, _)| worker).collect();
+    let mut manager = manager?;
+    if let (Manager::Builtin(builtin), Some(deploy)) = (&mut manager, &deploy) {
+        let pools = [&workers, &deploy.second].into_iter().zip(&deploy.files);
+        builtin.told = pools.flat_map(|(pool, file)| pool.iter().map(|at| (*at, file.clone()))).collect();
+    }
     Some(Service {
         name: name?,
         mode: mode?,
         address: address?.map(|(address, _)| address),
-        workers: workers?.into_iter().map(|(worker, _)| worker).collect(),
+        workers,
         spares: spares?.into_iter().map(|(spare, _)| spare).collect(),
         callers: callers?,
-        manager: manager?,
+        manager,
         limits: limits?,
         drain: drain?,
         roll: roll?,
+        deploy,
         warm: warm?,
         version: version?,
     })

@@ -52,7 +52,7 @@ fn json(value: &Value<'_>) -> Option<String> {
 }
 
 /// `"GET /path"`, or a table.
-fn request(value: &Value<'_>) -> Option<Request> {
+pub(super) fn request(value: &Value<'_>) -> Option<Request> {
     if value.is_table() {
         return request_table(value.table()?);
     }

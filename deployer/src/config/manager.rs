@@ -16,6 +16,8 @@ use super::{
 
 /// What is replaced in a worker's command, environment and log.
 const OF_A_WORKER: &[&str] = &["port", "address", "service"];
+/// The same in the command of a worker of one of two pools.
+const OF_A_POOL: &[&str] = &["port", "address", "service", "pool", "lane", "version"];
 
 /// The kinds, by their key.
 #[derive(Clone, Copy)]
@@ -29,8 +31,8 @@ enum Kind {
 const KINDS: &[(&str, Kind)] =
     &[("supervisord", Kind::Supervisord), ("systemd", Kind::Systemd), ("builtin", Kind::Builtin), ("exec", Kind::Exec)];
 
-/// `manager`; `workers`: how many, if that is known.
-pub(super) fn manager(value: &Value<'_>, workers: Option<usize>) -> Option<Manager> {
+/// `manager`; `workers`: how many, if that is known; `pools`: whether there are two of them.
+pub(super) fn manager(value: &Value<'_>, workers: Option<usize>, pools: bool) -> Option<Manager> {
     let mut table = value.table()?;
     let several = workers.is_some_and(|workers| workers > 1);
     let kind = match table.take("kind") {
@@ -42,7 +44,9 @@ pub(super) fn manager(value: &Value<'_>, workers: Option<usize>) -> Option<Manag
     };
     let manager = match kind {
         Kind::Supervisord => supervisord(&mut table, several),
-        Kind::Builtin => builtin::builtin(&mut table, several).map(|builtin| Manager::Builtin(Box::new(builtin))),
+        Kind::Builtin => {
+            builtin::builtin(&mut table, several, pools).map(|builtin| Manager::Builtin(Box::new(builtin)))
+        }
         Kind::Exec => exec::exec(&mut table, several).map(Manager::Exec),
         Kind::Systemd => systemd::systemd(&mut table, several),
     };

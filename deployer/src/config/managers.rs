@@ -1,6 +1,6 @@
 //! The process managers, as configured.
 
-use std::{collections::BTreeMap, fmt, path::PathBuf, time::Duration};
+use std::{collections::BTreeMap, fmt, net::SocketAddr, path::PathBuf, time::Duration};
 
 use rustix::process::Signal;
 
@@ -38,7 +38,7 @@ pub enum Manager {
 }
 
 /// Workers that the daemon starts itself. `{port}`, `{address}` and `{service}` are replaced in the command's words, in
-/// the environment's values and in `log`.
+/// the environment's values and in `log`; of a service with two pools `{pool}`, `{lane}` and `{version}` in the command's words, too.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Builtin {
     /// The worker's program, which stays in the foreground.
@@ -66,6 +66,8 @@ pub struct Builtin {
     pub stop_within: Duration,
     /// Whether it is killed then, and what it leaves behind with it; default true.
     pub kill: bool,
+    /// By worker: the file with what its pool is told, whose lines are added to its environment; see [`super::Deploy`].
+    pub told: BTreeMap<SocketAddr, PathBuf>,
     /// How soon it is started again when it has ended unasked.
     pub restart: Backoff,
 }

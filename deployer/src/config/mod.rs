@@ -1,10 +1,11 @@
 //! The configuration, checked: what the rest of the daemon may rely on without looking again.
 //!
 //! `raw` is the file as written, `check` turns it into these types and says by line and key what is wrong, with
-//! `command`, `drain`, `http`, `limits`, `manager`, `paths`, `ports` and `roll` for the parts.
+//! `command`, `deploy`, `drain`, `http`, `limits`, `manager`, `paths`, `ports` and `roll` for the parts.
 
 mod check;
 mod command;
+mod deploy;
 mod drain;
 mod error;
 mod http;
@@ -115,6 +116,8 @@ pub struct Service {
     pub drain: Drain,
     /// How a roll goes.
     pub roll: Roll,
+    /// How two versions stand side by side; `None`: the service has one pool.
+    pub deploy: Option<Deploy>,
     /// How a started worker is warmed.
     pub warm: Warm,
     /// How a worker says which version it runs; `None`: it is not asked.
@@ -235,6 +238,45 @@ pub struct Roll {
     pub switch_within: Duration,
 }
 
+/// Two versions side by side: the service's second pool, and how a deploy goes.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Deploy {
+    /// The addresses of the second pool; with the workers 256 at most.
+    pub second: Vec<SocketAddr>,
+    /// Lanes in the ring, 3-255, default 16.
+    pub lanes: u8,
+    /// Which processes may dial a lane that has not been current yet; empty: none.
+    pub preview: Vec<Caller>,
+    /// Command that is run before the pool is started. `{version}`, `{service}`, `{pool}` and `{lane}` in its words are
+    /// replaced.
+    pub prepare: Option<Command>,
+    /// What must hold before the flip, and while it bakes.
+    pub gate: Option<Gate>,
+    /// Longest run of `prepare`, and of the gate; 100 ms to 1 h, default 60 s.
+    pub within: Duration,
+    /// Between two looks at the gate while it bakes; 1 s to 1 h, default 10 s.
+    pub gate_every: Duration,
+    /// How long both versions stand side by side after a flip; 1 s to 7 days, default 10 min.
+    pub bake: Duration,
+    /// Workers of the new pool that are started at a time; default 25 %.
+    pub batch: Batch,
+    /// More crashes of new workers than this while it bakes roll the deploy back; default 0.
+    pub max_crashes: u64,
+    /// A larger share of failed connections than this while it bakes rolls it back, 0 to 1; default 0.05.
+    pub max_failed: f64,
+    /// What the workers of each pool are told of it: a file of lines `NAME=VALUE`, below `daemon.state`.
+    pub files: [PathBuf; 2],
+}
+
+/// A condition for a flip.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Gate {
+    /// It exits with 0.
+    Command(Command),
+    /// Each worker of the new pool answers it as it must.
+    Request(Request),
+}
+
 /// A command in words; never a shell's line.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Command {
@@ -309,9 +351,15 @@ impl Config {
 }
 
 impl Service {
-    /// Where its workers and spares listen.
+    /// Where its workers and spares listen, and the workers of its second pool, in this order.
     pub fn members(&self) -> impl Iterator<Item = SocketAddr> {
-        self.workers.iter().chain(&self.spares).copied()
+        self.workers.iter().chain(&self.spares).chain(self.second()).copied()
+    }
+
+    /// Where the workers of its second pool listen; none, if it has one pool.
+    #[must_use]
+    pub fn second(&self) -> &[SocketAddr] {
+        self.deploy.as_ref().map_or(&[], |deploy| &deploy.second)
     }
 }
 
@@ -329,7 +377,9 @@ impl Batch {
         self.count(total).min(surge).clamp(1, total.max(1))
     }
 
-    fn count(self, total: usize) -> usize {
+    /// So many of `total`, rounded down; it may be none, and more than there are.
+    #[must_use]
+    pub fn count(self, total: usize) -> usize {
         match self {
             Self::Count(count) => count,
             Self::Percent(percent) => total * usize::from(percent) / 100,

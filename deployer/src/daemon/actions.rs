@@ -24,7 +24,7 @@ use crate::{
         Record,
         machine::{Machine, Plan},
         record::unix_ms,
-        run::{Roll, entry, version_before},
+        run::{Roll, version_before},
     },
     service::Service,
 };
@@ -62,25 +62,17 @@ impl Daemon {
         self.must_steer(&service)?;
         no_hands(&service)?;
         is_manager_fit(&service, &plan).await?;
-        let gate = lock(&self.gate);
-        if !Arc::ptr_eq(&service, &self.service(&service.config.name)?) {
-            return Err(Refusal::busy("the configuration was read again just now; try again"));
-        }
-        self.must_steer(&service)?;
-        no_hands(&service)?;
-        let record = self.begin(&service, by)?;
-        started.id.clone_from(&record.id);
-        let roll = self.prepared(service, record, request.to, Machine::new(plan));
-        let entry = entry(&roll.record, &roll.service, roll.to.clone(), &roll.machine);
-        // A task of its own: it must come to its end even if the client does not wait for it.
-        let daemon = Arc::clone(self);
-        let written = tokio::spawn(async move { daemon.write_down(roll, entry).await });
-        drop(gate);
-        written.await.unwrap_or_else(|error| Err(Refusal::failed(error.to_string())))?;
+        started.id = self.begin_roll(service, request.to, plan, by).await?;
         Ok(started)
     }
 
-    fn prepared(&self, service: Arc<Service>, record: Arc<Record>, to: Option<String>, machine: Machine) -> Roll {
+    pub(super) fn prepared(
+        &self,
+        service: Arc<Service>,
+        record: Arc<Record>,
+        to: Option<String>,
+        machine: Machine,
+    ) -> Roll {
         let before = version_before(&service);
         let lease = lock(&self.config).kernel.lease;
         let (world, journal) = (Arc::clone(&self.world), Arc::clone(&self.journal));
@@ -88,7 +80,7 @@ impl Daemon {
     }
 
     /// Begins a roll that is entered, as soon as the journal has it.
-    async fn write_down(&self, roll: Roll, entry: RollState) -> Result<(), Refusal> {
+    pub(super) async fn write_down(&self, roll: Roll, entry: RollState) -> Result<(), Refusal> {
         match self.journal.commit(|state| state.rolls.push(entry)).await {
             Ok(()) => {
                 tokio::spawn(roll.run());
@@ -107,7 +99,7 @@ impl Daemon {
     }
 
     /// Enters a roll of a service, unless one runs.
-    fn begin(&self, service: &Service, by: String) -> Result<Arc<Record>, Refusal> {
+    pub(super) fn begin(&self, service: &Service, by: String) -> Result<Arc<Record>, Refusal> {
         let (before, service) = (version_before(service), &service.config.name);
         let record = {
             let mut rolls = self.rolls();
@@ -228,7 +220,7 @@ impl Daemon {
 
 /// Whether the process manager answers, and knows the workers and the spares that are to be started or stopped.
 async fn is_manager_fit(service: &Service, plan: &Plan) -> Result<(), Refusal> {
-    let workers: Vec<_> = service.workers.iter().map(|worker| worker.at).collect();
+    let workers: Vec<_> = service.workers().iter().map(|worker| worker.at).collect();
     let checked = service.manager.check(&workers).await;
     checked.map_err(|error| Refusal::failed(format!("{error}; no worker was touched")))?;
     let spares = plan.surge.iter().chain(&plan.leftover).filter_map(|nth| service.member(*nth));

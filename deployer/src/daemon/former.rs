@@ -3,13 +3,14 @@
 use std::{collections::BTreeMap, net::SocketAddr, sync::Arc, time::Duration};
 
 use anyhow::{Context, Result};
+use deployer_common::lanes::FlipWord;
 use tracing::{error, warn};
 
 use crate::{
     api::{Event, What},
     config::{Config, OnStart},
     journal::{ByHand, Folder, Hand, History, Journal, RollState, State, WorkerState, events::Shelf, folder::boot_id},
-    roll::{Record, run::Roll, world::World},
+    roll::{Record, record::unix_ms, run::Roll, world::World},
     service::{Service, Worker, registry::Services},
 };
 
@@ -74,6 +75,12 @@ impl Former {
         Ok(Self { journal, shelf, history, warnings: contents.warnings, state, boot, rebooted })
     }
 
+    /// Which pools were current when that was last written down.
+    pub(super) fn flips(&self) -> BTreeMap<String, FlipWord> {
+        let known = self.state.services.iter().filter_map(|(name, service)| Some((name, service.lanes.as_ref()?)));
+        known.map(|(name, lanes)| (name.clone(), lanes.word(unix_ms()))).collect()
+    }
+
     /// The rolls that were under way, and those that had ended.
     pub(super) fn rolls(&self, scene: &Scene<'_>) -> Resumed {
         let mut logs = self.shelf.read();
@@ -102,7 +109,10 @@ impl Former {
         }
         let service = scene.services.get(&roll.service).cloned();
         let are = |all: &[Arc<Worker>], were: &[SocketAddr]| all.iter().map(|worker| &worker.at).eq(were);
-        let same = |service: &Arc<Service>| are(&service.workers, &roll.workers) && are(&service.spares, &roll.spares);
+        let same = |service: &Arc<Service>| {
+            let pools = are(service.pool(0), &roll.workers) && are(service.pool(1), &roll.second);
+            pools && are(&service.spares, &roll.spares)
+        };
         match service {
             Some(service) if !self.rebooted && same(&service) => {
                 warn!(roll = roll.id, in_hand = roll.hand.len(), "a roll that a former daemon had begun goes on");
@@ -110,7 +120,7 @@ impl Former {
             }
             service => {
                 let end = roll.machine.abandoned(if self.rebooted { REBOOTED } else { RECONFIGURED });
-                let failed = roll.machine.failed().filter_map(|nth| roll.workers.get(nth)).copied().collect();
+                let failed = roll.machine.failed().filter_map(|nth| roll.members().nth(nth)).collect();
                 let (result, text, changed) = (end.result, end.text, roll.machine.changed());
                 record.add(What::Finished { result, text, changed, failed, seconds: 0.0 });
                 drop_it();
@@ -170,7 +180,11 @@ fn anew(state: &State, boot: &str) -> State {
 
 /// The workers in hand that the service still has, by their present numbers. Spares are left to the watch.
 fn moved(roll: &RollState, service: &Service) -> BTreeMap<usize, Hand> {
-    let now = |nth: &usize| service.workers.iter().position(|worker| Some(&worker.at) == roll.workers.get(*nth));
+    let at = |nth: &usize| roll.members().nth(*nth);
+    let now = |nth: &usize| {
+        let at = at(nth)?;
+        service.members().position(|worker| worker.at == at && !service.is_spare(worker))
+    };
     let hand = roll.hand.iter().filter(|(_, hand)| hand.outcome.is_none());
     hand.filter_map(|(nth, hand)| Some((now(nth)?, hand.clone()))).collect()
 }

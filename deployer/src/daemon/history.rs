@@ -95,6 +95,7 @@ fn configured(service: &Service) -> Configured {
         min_up: service.limits.min_up,
         address: service.address,
         workers: ranges(&service.workers),
+        second: ranges(service.second()),
         spares: ranges(&service.spares),
     }
 }

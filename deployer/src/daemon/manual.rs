@@ -214,7 +214,7 @@ impl Daemon {
         let _claim = {
             let _gate = lock(&self.gate);
             let still = self.service(&service.config.name)?;
-            if !still.workers.iter().any(|now| Arc::ptr_eq(now, worker)) {
+            if !still.members().any(|now| Arc::ptr_eq(now, worker)) {
                 return Err(Refusal::busy("the configuration was read again just now; try again"));
             }
             worker.claim(Owner::Enabling(by)).map_err(Refusal::busy)?
@@ -272,7 +272,7 @@ fn worker(service: &Service, port: u16) -> Result<&Arc<Worker>, Refusal> {
                 spare.at, service.config.name
             ));
         }
-        let ports: Vec<_> = service.workers.iter().map(|worker| worker.at.port().to_string()).collect();
+        let ports: Vec<_> = service.workers().iter().map(|worker| worker.at.port().to_string()).collect();
         Refusal::usage(format!("{} has no worker on port {port}; it has {}", service.config.name, ports.join(" ")))
     })
 }

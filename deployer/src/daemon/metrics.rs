@@ -115,7 +115,7 @@ impl Daemon {
 
     /// Where a roll stands. One that has only just begun has nobody in hand.
     fn roll_sample(&self, roll: &Record, service: &Service) -> RollSample {
-        let all = service.workers.len();
+        let all = service.workers().len();
         let nobody = RollSample { waiting: all, ..RollSample::default() };
         self.journal
             .read(|state| state.rolls.iter().find(|known| known.id == roll.id).map_or(nobody, |roll| sum(roll, all)))

@@ -1,6 +1,7 @@
 //! The daemon: attaches the programs, watches the workers, runs rolls, answers on its socket.
 
 mod actions;
+mod deploy;
 mod error;
 mod floor;
 mod former;

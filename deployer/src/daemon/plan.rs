@@ -19,7 +19,7 @@ pub(super) fn plan(service: &Service, request: &RollRequest) -> Result<Plan, Ref
         is_version(service, to)?;
     }
     let switch = config.switch.is_some() && request.to.is_some();
-    let (total, surge) = (service.workers.len(), config.surge.min(service.spares.len()));
+    let (total, surge) = (service.workers().len(), config.surge.min(service.spares.len()));
     if total == 1 && surge == 0 && service.config.drain.on_deadline != OnDeadline::Kill {
         return Err(Refusal::failed(format!(
             "{name} has one worker, and nobody would serve while it restarts; add a worker, or a spare and \
@@ -33,7 +33,7 @@ pub(super) fn plan(service: &Service, request: &RollRequest) -> Result<Plan, Ref
     }
     let left = service.spares.iter().enumerate().filter(|(_, spare)| spare.control().phase != Phase::Down);
     Ok(Plan {
-        batches: Plan::batches(total, at_a_time),
+        batches: Plan::batches_of(service.numbers(service.current()), at_a_time),
         max_failures: config.max_failures,
         rollback: config.on_failure == OnFailure::Rollback,
         switch,
@@ -42,12 +42,13 @@ pub(super) fn plan(service: &Service, request: &RollRequest) -> Result<Plan, Ref
         leftover: left.map(|(nth, _)| total + nth).collect(),
         // Without spares.
         back: Batch::Count(at_a_time).of(total).min(total.saturating_sub(service.config.limits.min_up)).max(1),
+        deploy: None,
     })
 }
 
 /// A batch that would wait for its deadline, and no other could ever be up.
 fn below_the_floor(service: &Service, request: &RollRequest, at_a_time: usize, most: usize) -> Refusal {
-    let (name, total, min_up) = (&service.config.name, service.workers.len(), service.config.limits.min_up);
+    let (name, total, min_up) = (&service.config.name, service.workers().len(), service.config.limits.min_up);
     let told = format!(
         "a batch of {at_a_time} would leave {} of the {total} workers of {name} up, and min_up = {min_up}; the largest \
          batch that works is {most}",
@@ -60,7 +61,7 @@ fn below_the_floor(service: &Service, request: &RollRequest, at_a_time: usize, m
 }
 
 /// Whether a version can be asked for.
-fn is_version(service: &Service, to: &str) -> Result<(), Refusal> {
+pub(super) fn is_version(service: &Service, to: &str) -> Result<(), Refusal> {
     let name = &service.config.name;
     let fine = !to.is_empty() && to.len() <= 128 && to.chars().all(|c| c.is_ascii_graphic() && c != '/');
     if !fine || to.starts_with('.') {
@@ -80,7 +81,7 @@ fn is_version(service: &Service, to: &str) -> Result<(), Refusal> {
 
 /// A roll would have to overrule an operator who has drained a worker.
 pub(super) fn no_hands(service: &Service) -> Result<(), Refusal> {
-    let held = service.workers.iter().find(|worker| worker.control().by_hand().is_some());
+    let held = service.workers().iter().find(|worker| worker.control().by_hand().is_some());
     match held {
         Some(worker) => Err(Refusal::busy(format!(
             "{} is drained by hand ({}); put it back first: deployer enable {} {}",
@@ -115,7 +116,7 @@ mod tests {
         let mut workers: Vec<_> = members.map(|(nth, at)| Arc::new(Worker::new(nth as u32, at, "web", 0))).collect();
         let spares = workers.split_off(config.workers.len());
         let manager = manager(&config);
-        Service { index: 0, config, workers, spares, manager }
+        Service { index: 0, config, pools: [workers, Vec::new()], current: Arc::default(), spares, manager }
     }
 
     fn planned(service: &Service, batch: Option<&str>) -> Plan {

@@ -111,6 +111,9 @@ pub(super) async fn run(listener: UnixListener, daemon: Arc<Daemon>, end: Arc<No
     let router = Router::new()
         .route("/v1/status", get(status))
         .route("/v1/services/{name}/roll", post(roll))
+        .route("/v1/services/{name}/deploy", post(deploy))
+        .route("/v1/services/{name}/flip", post(flip))
+        .route("/v1/services/{name}/rollback", post(rollback))
         .route("/v1/services/{name}/drain", post(drain))
         .route("/v1/services/{name}/enable", post(enable))
         .route("/v1/services/{name}/trace", get(trace))
@@ -173,6 +176,19 @@ async fn roll(State(daemon): Shared, Name(name): Name<String>, who: Who, body: B
     run.await.map(Json).into_response()
 }
 
+async fn deploy(State(daemon): Shared, Name(name): Name<String>, who: Who, body: Bytes) -> Response {
+    let run = async { daemon.deploy(&name, parse(&body)?, who.0.0).await };
+    run.await.map(Json).into_response()
+}
+
+async fn flip(State(daemon): Shared, Name(name): Name<String>, who: Who, body: Bytes) -> Answer<Done> {
+    daemon.flip(&name, &parse(&body)?, &who.0.0).map(Json)
+}
+
+async fn rollback(State(daemon): Shared, Name(name): Name<String>, who: Who) -> Response {
+    daemon.rollback(&name, who.0.0).await.map(Json).into_response()
+}
+
 async fn drain(State(daemon): Shared, Name(name): Name<String>, who: Who, body: Bytes) -> Answer<Done> {
     daemon.drain(&name, &parse(&body)?, &who.0.0).await.map(Json)
 }
@@ -197,6 +213,7 @@ async fn stop(State(daemon): Shared, Name(id): Name<String>, who: Who) -> Answer
     if roll.result().is_some() {
         return Ok(Json(Done { done: format!("roll {id} has ended already") }));
     }
+    daemon.may_stop(&roll)?;
     roll.ask_stop(&who.0.0);
     Ok(Json(Done { done: format!("roll {id} stops after the batch in hand") }))
 }

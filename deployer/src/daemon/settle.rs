@@ -87,7 +87,9 @@ impl Former {
                 _ => {
                     let lost = self.settle_worker(scene, worker, now, &mut resumed.drains);
                     match lost {
-                        Some(lost) if nth < service.workers.len() => drop(orphans.insert(nth, lost)),
+                        Some(lost) if service.numbers(service.current()).contains(&nth) => {
+                            drop(orphans.insert(nth, lost))
+                        }
                         // It is capacity that nobody counts on: what listens the watch warms, the next roll retires it.
                         Some(_) => down(scene, worker, Word::Down, "was in hand of a roll that cannot go on"),
                         None => {}
@@ -163,7 +165,7 @@ impl Former {
         let machine = Machine::new(Plan { batches, max_failures: orphans.len(), ..Plan::default() });
         let mut hand = BTreeMap::new();
         for (nth, held) in &orphans {
-            let worker = &service.workers[*nth];
+            let Some(worker) = service.member(*nth) else { continue };
             let now = scene.world.listeners(worker).await?;
             hand.insert(*nth, (held.clone(), worker.claim(Owner::Roll(id.clone())).ok()));
             take_in_hand(scene, worker, held, &now);

@@ -58,6 +58,7 @@ pub(super) async fn start(config: Config) -> Result<(Arc<Daemon>, Bound, Events)
 async fn parts(config: &Config, former: &Former, tables: Arc<Tables>) -> Result<Parts> {
     let root = kernel::cgroup::root().context("looking for the cgroup v2 root")?;
     let registry = Arc::new(Registry::new(Arc::clone(&tables), root)?);
+    registry.remember(former.flips());
     let meters = Arc::new(Meters::new(Arc::clone(&tables) as Arc<dyn Source>, former.shelf.clone()));
     let keepalive = Arc::new(blocking(|| Ok(Keepalive::load())).await?);
     let ledger = Arc::new(ledger(config, former, &tables, &keepalive));

@@ -1,12 +1,19 @@
 //! Everything there is to know, as of now.
 
-use deployer_common::word;
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
+
+use deployer_common::{layout::LaneCount, word};
 
 use super::{Daemon, history, holds::Held, lock};
 use crate::{
-    api::{Phase, ServiceStatus, Status, WorkerStatus},
-    service::{Service, Worker},
+    api::{LaneCounts, Phase, PoolStatus, ServiceStatus, Status, WorkerStatus},
+    kernel::host,
+    roll::record::unix_ms,
+    service::{Service, Worker, pools},
 };
+
+/// New connections of so long are shared out.
+const RECENT: Duration = Duration::from_secs(10);
 
 impl Daemon {
     pub(super) async fn status(&self) -> Status {
@@ -34,8 +41,9 @@ impl Daemon {
     fn service_status(&self, service: &Service, held: &Held) -> ServiceStatus {
         let count = self.tables.counts().service(service.index);
         let policy = history::policy(service.config.drain.policy);
-        let workers = service.workers.iter().map(|worker| self.worker_status(service, worker, held));
-        let spares = service.spares.iter().filter(|spare| spare.control().phase != Phase::Down);
+        let workers = service.workers().iter().map(|worker| self.worker_status(service, worker, held));
+        let others = service.spares.iter().chain(service.pool(1 - service.current()));
+        let spares = others.filter(|other| other.control().phase != Phase::Down);
         let spares = spares.map(|spare| self.worker_status(service, spare, held));
         ServiceStatus {
             name: service.config.name.clone(),
@@ -44,6 +52,8 @@ impl Daemon {
             min_up: service.config.limits.min_up,
             address: service.config.address,
             roll: self.running(&service.config.name).map(|roll| roll.id.clone()),
+            pools: self.pools(service),
+            lanes: service.config.deploy.as_ref().map(|_| self.lanes(service)),
             workers: workers.chain(spares).collect(),
             exhausted: count.exhausted,
             unsteered: count.unsteered,
@@ -72,6 +82,7 @@ impl Daemon {
         let reasons: Vec<_> = reasons.cloned().collect();
         WorkerStatus {
             at: worker.at,
+            pool: service.config.deploy.as_ref().map(|_| pools::NAMES[service.pool_of(worker) as usize].to_owned()),
             spare: service.is_spare(worker),
             phase: control.phase,
             reason: reasons.join("; "),
@@ -98,5 +109,48 @@ impl Daemon {
             holds: holds.listed,
             more_holds: holds.more,
         }
+    }
+}
+
+impl Daemon {
+    /// The pools of a service that has two.
+    fn pools(&self, service: &Service) -> Vec<PoolStatus> {
+        if service.config.deploy.is_none() {
+            return Vec::new();
+        }
+        let recent = self.meters.recent(service, RECENT);
+        let all: u64 = recent.values().sum();
+        [0, 1].map(|pool| self.pool(service, pool, &recent, all)).into()
+    }
+
+    fn pool(&self, service: &Service, pool: u32, recent: &BTreeMap<Option<String>, u64>, all: u64) -> PoolStatus {
+        let (word, now) = (self.tables.flip(service.index), host::now_ms());
+        let workers = service.pool(pool);
+        let opened =
+            |worker: &Arc<Worker>| self.tables.counts().worker(worker.index).open + self.tables.seed(worker.index);
+        let version = super::deploy::version(service, pool);
+        let mine = recent.get(&version).copied().unwrap_or_default();
+        let former: Vec<_> = workers.iter().filter_map(|worker| self.keepalive.former(worker.at)).collect();
+        let since = workers.iter().map(|worker| worker.control().entered.elapsed()).min().unwrap_or_default();
+        let flips = word.is_armed(now) && word.current(word.at_ms()) == pool;
+        PoolStatus {
+            pool: pools::NAMES[pool as usize & 1].to_owned(),
+            lane: word.lane(pool),
+            current: word.current(now) == pool,
+            open_lane: word.lane(pool) != 0 && word.is_open(pool, now),
+            version,
+            up: workers.iter().filter(|worker| worker.control().phase == Phase::Up).count(),
+            workers: workers.len(),
+            open: workers.iter().map(opened).sum(),
+            share: (all > 0).then(|| mine as f64 / all as f64),
+            age_s: since.as_secs_f64(),
+            former: (!former.is_empty()).then(|| former.iter().sum()),
+            flips_at_ms: flips.then(|| unix_ms() + (word.at_ms() - now)),
+        }
+    }
+
+    fn lanes(&self, service: &Service) -> LaneCounts {
+        let LaneCount { lane, preview, stale, unopened, moved } = self.tables.counts().lanes(service.index);
+        LaneCounts { lane, preview, stale, unopened, moved }
     }
 }

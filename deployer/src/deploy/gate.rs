@@ -12,7 +12,7 @@ use tracing::Instrument as _;
 use super::door::Door;
 use crate::{
     command::{CommandError, run_with},
-    config::{Command, Request},
+    config::{Command, Gate, Request},
     warm,
 };
 
@@ -20,16 +20,6 @@ use crate::{
 const AT_A_TIME: usize = 8;
 /// Workers that are named in a message.
 const NAMED: usize = 3;
-
-// Moves to config.
-/// What the new pool must pass.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Gate {
-    /// It must end with status 0. In its words `{version}`, `{service}`, `{pool}` and `{lane}` are replaced.
-    Command(Command),
-    /// Every worker must answer it.
-    Request(Request),
-}
 
 /// What is deployed, for commands.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

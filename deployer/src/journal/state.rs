@@ -5,6 +5,7 @@ use std::{
     net::SocketAddr,
 };
 
+use deployer_common::lanes::FlipWord;
 use serde::{Deserialize, Serialize};
 
 use crate::{
@@ -47,6 +48,38 @@ pub struct ServiceState {
     pub callers: Option<Vec<Caller>>,
     /// By address.
     pub workers: BTreeMap<SocketAddr, WorkerState>,
+    /// Of a service with two pools, which is current.
+    #[serde(default)]
+    pub lanes: Option<LaneState>,
+    /// Of a service with two pools, what the pool ran that was retired last.
+    #[serde(default)]
+    pub former: Option<String>,
+}
+
+/// Which of two pools is current, for the time after the machine was started anew: until then the kernel knows.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LaneState {
+    /// The lane of each pool; 0: none.
+    pub lanes: [u8; 2],
+    /// Whether everybody may dial it.
+    pub open: [bool; 2],
+    /// The pool that is current, 0 or 1.
+    pub from: u32,
+    /// The one that is after a flip.
+    pub to: u32,
+    /// When that is, milliseconds since 1970; 0: no flip is to come.
+    pub at_ms: u64,
+    /// The lane that was given last.
+    pub last: u8,
+}
+
+impl LaneState {
+    /// What the kernel is to be told of it.
+    #[must_use]
+    pub fn word(&self, now_unix_ms: u64) -> FlipWord {
+        let current = if now_unix_ms >= self.at_ms { self.to } else { self.from };
+        FlipWord::new(self.lanes, [0, 1].map(|pool| self.open[pool as usize] || pool == current), current)
+    }
 }
 
 /// A worker, as last known.
@@ -95,6 +128,9 @@ pub struct RollState {
     /// The spares, whose numbers come after those of the workers.
     #[serde(default)]
     pub spares: Vec<SocketAddr>,
+    /// The workers of the second pool, whose numbers come after those.
+    #[serde(default)]
+    pub second: Vec<SocketAddr>,
     /// Where it stands.
     pub machine: Machine,
     /// The workers of the batch in hand that have been touched.
@@ -137,7 +173,8 @@ impl State {
     pub fn revived(&mut self, service: &str, at: SocketAddr, known: WorkerState) {
         self.services.entry(service.to_owned()).or_default().workers.insert(at, known);
         for roll in self.rolls.iter_mut().filter(|roll| roll.service == service) {
-            let Some(nth) = roll.workers.iter().position(|worker| *worker == at) else { continue };
+            let mut all = roll.workers.iter().chain(&roll.spares).chain(&roll.second);
+            let Some(nth) = all.position(|worker| *worker == at) else { continue };
             if let Some(hand) = roll.hand.get_mut(&nth)
                 && matches!(hand.outcome, Some(Outcome::Failed(_)))
             {
@@ -159,15 +196,20 @@ impl State {
 }
 
 impl RollState {
+    /// All that it may name, by number.
+    pub fn members(&self) -> impl Iterator<Item = SocketAddr> {
+        self.workers.iter().chain(&self.spares).chain(&self.second).copied()
+    }
+
     fn check(&self) -> Result<(), String> {
-        let Self { id, workers, spares, machine, hand, .. } = self;
+        let Self { id, workers, spares, second, machine, hand, .. } = self;
         if !is_id(id) {
             return Err(format!("`{}` is no name of a roll", id.escape_debug()));
         }
-        machine.check(workers.len(), spares.len()).map_err(|why| format!("roll {id}: {why}"))?;
-        let all = workers.len() + spares.len();
+        machine.check(workers.len(), spares.len(), second.len()).map_err(|why| format!("roll {id}: {why}"))?;
+        let all = workers.len() + spares.len() + second.len();
         match hand.keys().find(|nth| **nth >= all) {
-            Some(nth) => Err(format!("roll {id} has {all} workers and spares, and number {nth} in hand")),
+            Some(nth) => Err(format!("roll {id} has {all} workers, and number {nth} in hand")),
             None => Ok(()),
         }
     }

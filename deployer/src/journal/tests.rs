@@ -34,8 +34,13 @@ pub(crate) fn state() -> State {
     let workers = ["127.0.0.1:8000", "[::1]:8001"].map(|at| at.parse().unwrap());
     let hand =
         |outcome| Hand { intent: Phase::Stopping, before: Phase::Up, was: String::new(), serving: [7].into(), outcome };
-    let service =
-        ServiceState { bypassed: true, callers: None, workers: workers.map(|at| (at, worker(Phase::Up))).into() };
+    let service = ServiceState {
+        bypassed: true,
+        workers: workers.map(|at| (at, worker(Phase::Up))).into(),
+        lanes: Some(LaneState { lanes: [3, 4], open: [true, false], from: 0, to: 1, at_ms: u64::MAX, last: 4 }),
+        former: Some("v1".to_owned()),
+        ..ServiceState::default()
+    };
     let plan = Plan {
         batches: Plan::batches(2, 2),
         max_failures: 1,
@@ -52,6 +57,7 @@ pub(crate) fn state() -> State {
         before: None,
         workers: workers.to_vec(),
         spares: Vec::new(),
+        second: Vec::new(),
         machine: Machine::new(plan),
         hand: [(0, hand(None)), (1, hand(Some(Outcome::Failed("broken".to_owned()))))].into(),
     };

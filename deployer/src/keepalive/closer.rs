@@ -56,6 +56,7 @@ struct State {
 struct Draining {
     watch: Arc<FramingWatch>,
     quiet_after: Option<Duration>,
+    scope: Scope,
     /// A drain may begin before the hold on a worker that was left ends.
     users: usize,
     /// Where others listen at the worker's port, on other addresses; `None`: not looked at yet.
@@ -66,6 +67,35 @@ struct Draining {
     quiet: HashSet<Pair>,
     /// Of the roll that drains it, for the log.
     span: Span,
+}
+
+/// Which connections to a worker are closed.
+enum Scope {
+    /// All of them: it drains.
+    All,
+    /// Those that are there at the first look.
+    Former,
+    /// Those that were, as far as they are still there.
+    These(HashSet<Pair>),
+}
+
+impl Scope {
+    fn has(&self, pair: &Pair) -> bool {
+        match self {
+            Self::All => true,
+            Self::Former => false,
+            Self::These(pairs) => pairs.contains(pair),
+        }
+    }
+
+    /// After a look at all there are.
+    fn look(&mut self, there: &HashMap<Pair, Seen>) {
+        match self {
+            Self::All => {}
+            Self::Former => *self = Self::These(there.keys().copied().collect()),
+            Self::These(pairs) => pairs.retain(|pair| there.contains_key(pair)),
+        }
+    }
 }
 
 /// What the watch tells as soon as it is seen: a hot connection is complete for 100 µs at a time.
@@ -100,12 +130,24 @@ impl Closer {
         Aim(Arc::clone(&self.shared))
     }
 
-    pub(super) fn begin(&self, worker: SocketAddr, watch: Arc<FramingWatch>, quiet_after: Option<Duration>) {
+    /// With `former` only the connections that there are now.
+    pub(super) fn begin(
+        &self,
+        worker: SocketAddr,
+        watch: Arc<FramingWatch>,
+        quiet_after: Option<Duration>,
+        former: bool,
+    ) {
         let mut state = self.shared.state();
         watch.set_draining(worker, true);
         let (answers, quiet, span) = (HashMap::new(), HashSet::new(), Span::current());
-        let new = || Draining { watch, quiet_after, users: 0, others: None, answers, quiet, span };
-        state.draining.entry(worker).or_insert_with(new).users += 1;
+        let scope = if former { Scope::Former } else { Scope::All };
+        let new = || Draining { watch, quiet_after, scope, users: 0, others: None, answers, quiet, span };
+        let draining = state.draining.entry(worker).or_insert_with(new);
+        draining.users += 1;
+        if !former {
+            draining.scope = Scope::All;
+        }
         state.has_news = true;
         self.shared.news.notify_one();
     }
@@ -127,6 +169,14 @@ impl Closer {
 
     pub(super) fn answer(&self, pair: &Pair) -> Option<Answer> {
         self.shared.state().draining.values().find_map(|draining| draining.answers.get(pair).copied())
+    }
+
+    /// Of those that were there when it began, how many still are; `None`: all are closed, or it has not looked yet.
+    pub(super) fn former(&self, worker: SocketAddr) -> Option<usize> {
+        match &self.shared.state().draining.get(&worker)?.scope {
+            Scope::These(pairs) => Some(pairs.len()),
+            Scope::All | Scope::Former => None,
+        }
     }
 
     pub(super) fn closed(&self, worker: SocketAddr) -> Closed {
@@ -179,7 +229,7 @@ impl Draining {
     /// Whether a connection is one to the worker `at`, and to nobody else who listens at its port.
     fn owns(&self, at: SocketAddr, pair: &Pair) -> bool {
         let is_others = || self.others.as_ref().is_none_or(|others| others.contains(&pair.worker));
-        pair.worker == at || diag::is_end(pair.worker, pair.caller, at) && !is_others()
+        self.scope.has(pair) && (pair.worker == at || diag::is_end(pair.worker, pair.caller, at) && !is_others())
     }
 }
 
@@ -253,6 +303,7 @@ impl Shared {
         let Some(draining) = state.draining.get_mut(worker) else { return };
         draining.others = Some(others);
         draining.quiet.clear();
+        draining.scope.look(&seen);
         for (pair, seen) in &seen {
             if !draining.owns(*worker, pair) {
                 continue;

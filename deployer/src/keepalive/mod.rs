@@ -170,9 +170,24 @@ impl Keepalive {
 
     /// Closes kept-alive connections to a worker, whose drain has been published, until the result is dropped.
     pub fn closing(&self, worker: &Worker, quiet_after: Option<Duration>) -> Closing {
+        self.close(worker, quiet_after, false)
+    }
+
+    /// The same for those that are there now, of a worker that goes on serving: others than those were made knowing it.
+    pub fn closing_former(&self, worker: &Worker, quiet_after: Option<Duration>) -> Closing {
+        self.close(worker, quiet_after, true)
+    }
+
+    /// Of those, how many are left; `None`: nobody closes them.
+    #[must_use]
+    pub fn former(&self, worker: SocketAddr) -> Option<usize> {
+        self.closer.as_ref().ok()?.former(worker)
+    }
+
+    fn close(&self, worker: &Worker, quiet_after: Option<Duration>, former: bool) -> Closing {
         let watch = self.watched().get(&worker.service).and_then(|known| known.watch.clone().ok());
         let closer = self.closer.as_ref().ok().zip(watch).map(|(closer, watch)| {
-            closer.begin(worker.at, watch, quiet_after);
+            closer.begin(worker.at, watch, quiet_after, former);
             Arc::clone(closer)
         });
         Closing { closer, worker: worker.at }

@@ -6,7 +6,7 @@ use anyhow::Result;
 use aya::Ebpf;
 use deployer_common::{
     histogram::BUCKETS,
-    layout::{MAX_SERVICES, MAX_WORKERS, ServiceCount, WorkerCount, WorkerLife, WorkerProof, WorkerTimes},
+    layout::{LaneCount, MAX_SERVICES, MAX_WORKERS, ServiceCount, WorkerCount, WorkerLife, WorkerProof, WorkerTimes},
 };
 
 use super::{mapping::Mapping, tables::map};
@@ -17,6 +17,7 @@ const WORD: usize = size_of::<u64>();
 pub struct Counts {
     workers: Mapping,
     services: Mapping,
+    lanes: Mapping,
     lives: Mapping,
     proofs: Mapping,
     times: Mapping,
@@ -27,6 +28,7 @@ impl Counts {
         Ok(Self {
             workers: map(ebpf, "WORKER_COUNTS", size_of::<WorkerCount>() * MAX_WORKERS)?,
             services: map(ebpf, "SERVICE_COUNTS", size_of::<ServiceCount>() * MAX_SERVICES)?,
+            lanes: map(ebpf, "LANE_COUNTS", size_of::<LaneCount>() * MAX_SERVICES)?,
             lives: map(ebpf, "WORKER_LIVES", size_of::<WorkerLife>() * MAX_WORKERS)?,
             proofs: map(ebpf, "WORKER_PROOFS", size_of::<WorkerProof>() * MAX_WORKERS)?,
             times: map(ebpf, "WORKER_TIMES", size_of::<WorkerTimes>() * MAX_WORKERS)?,
@@ -62,6 +64,19 @@ impl Counts {
             unsteered: count(offset_of!(ServiceCount, unsteered)),
             dialled: count(offset_of!(ServiceCount, dialled)),
             would_change: count(offset_of!(ServiceCount, would_change)),
+        }
+    }
+
+    /// How the pools of a service's connections were found.
+    #[must_use]
+    pub fn lanes(&self, service: u32) -> LaneCount {
+        let count = reader::<LaneCount>(&self.lanes, service);
+        LaneCount {
+            lane: count(offset_of!(LaneCount, lane)),
+            preview: count(offset_of!(LaneCount, preview)),
+            stale: count(offset_of!(LaneCount, stale)),
+            unopened: count(offset_of!(LaneCount, unopened)),
+            moved: count(offset_of!(LaneCount, moved)),
         }
     }
 
@@ -114,9 +129,10 @@ impl Counts {
 
     /// The same for the service at a place.
     pub fn begin_service(&self, service: u32) {
-        let words = size_of::<ServiceCount>() / WORD;
-        let at = words * service as usize;
-        self.services.words()[at..at + words].iter().for_each(|word| word.store(0, SeqCst));
+        for (table, bytes) in [(&self.services, size_of::<ServiceCount>()), (&self.lanes, size_of::<LaneCount>())] {
+            let (words, at) = (bytes / WORD, bytes / WORD * service as usize);
+            table.words()[at..at + words].iter().for_each(|word| word.store(0, SeqCst));
+        }
     }
 
     /// Forgets that sockets have listened for a worker, before it is entered anew: they are counted again.

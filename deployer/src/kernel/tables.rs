@@ -20,7 +20,10 @@ use aya::{
 };
 use deployer_common::{
     endpoint::Endpoint,
-    layout::{CallerRule, Frontend, Limits, MAX_SERVICES, MAX_WORKERS, NO_WORKER, Slot, Switchboard, WorkerAddr},
+    lanes::FlipWord,
+    layout::{
+        CallerRule, Frontend, Lanes, Limits, MAX_SERVICES, MAX_WORKERS, NO_WORKER, Slot, Switchboard, WorkerAddr,
+    },
     word::{LimitsWord, ServiceWord, State, WorkerWord},
 };
 
@@ -35,6 +38,7 @@ const WORD: usize = size_of::<u64>();
 pub struct Tables {
     board: Mapping,
     limits: Mapping,
+    lanes: Mapping,
     counts: Counts,
     entries: Mutex<Entries>,
     netns: u64,
@@ -93,6 +97,7 @@ impl Tables {
         Ok(Self {
             board: map(ebpf, "SWITCHBOARD", size_of::<Switchboard>())?,
             limits: map(ebpf, "LIMITS", size_of::<Limits>())?,
+            lanes: map(ebpf, "LANES", size_of::<Lanes>())?,
             counts: Counts::take(ebpf)?,
             entries: Mutex::new(entries),
             netns,
@@ -239,6 +244,21 @@ impl Tables {
         self.limit(service).store(limits.0, SeqCst);
     }
 
+    /// Which pool of a service is current, or will be, and how they are named.
+    #[must_use]
+    pub fn flip(&self, service: u32) -> FlipWord {
+        FlipWord(self.lane(service).load(SeqCst))
+    }
+
+    /// Says it, in one write.
+    pub fn publish_flip(&self, service: u32, word: FlipWord) {
+        self.lane(service).store(word.0, SeqCst);
+    }
+
+    fn lane(&self, service: u32) -> &AtomicU64 {
+        &self.lanes.words()[offset_of!(Lanes, services) / WORD + service as usize]
+    }
+
     /// The end of a quarantine that begins now, in milliseconds of `CLOCK_MONOTONIC`.
     #[must_use]
     pub fn quarantine(&self, service: u32) -> u64 {
@@ -368,7 +388,9 @@ impl Tables {
         for entry in entries.frontends.iter() {
             let (key, frontend) = entry.context("reading the frontends")?;
             if key.netns == self.netns && frontend.worker == NO_WORKER {
-                found.addresses.insert(SocketAddr::new(address(key.addr), key.port as u16), frontend.service);
+                found
+                    .addresses
+                    .insert(SocketAddr::new(address(key.addr), key.port as u16), u32::from(frontend.service));
             }
         }
         found.services = (0..MAX_SERVICES as u32).filter(|index| self.service_word(*index).0 != 0).collect();

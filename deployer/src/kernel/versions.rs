@@ -13,9 +13,9 @@ use aya::maps::MapInfo;
 use deployer_common::{
     endpoint::Endpoint,
     layout::{
-        Dial, EVENT_BYTES, Frontend, Limits, ListenerNote, Listening, MAX_FRONTENDS, MAX_LISTENING, MAX_SERVICES,
-        MAX_SLOTS, MAX_WORKERS, ServiceCount, Slot, SockNote, Switchboard, TABLES, WorkerAddr, WorkerCount, WorkerLife,
-        WorkerProof, WorkerTimes,
+        Dial, EVENT_BYTES, Frontend, LaneCount, Lanes, Limits, ListenerNote, Listening, MAX_FRONTENDS, MAX_LISTENING,
+        MAX_SERVICES, MAX_SLOTS, MAX_WORKERS, ServiceCount, Slot, SockNote, Switchboard, TABLES, WorkerAddr,
+        WorkerCount, WorkerLife, WorkerProof, WorkerTimes,
     },
 };
 
@@ -118,6 +118,8 @@ fn shape(table: &str) -> (u32, u32, u32) {
         "WORKER_COUNTS" => array(size_of::<WorkerCount>(), MAX_WORKERS),
         "SERVICE_COUNTS" => array(size_of::<ServiceCount>(), MAX_SERVICES),
         "LIMITS" => array(size_of::<Limits>(), 1),
+        "LANES" => array(size_of::<Lanes>(), 1),
+        "LANE_COUNTS" => array(size_of::<LaneCount>(), MAX_SERVICES),
         "WORKER_LIVES" => array(size_of::<WorkerLife>(), MAX_WORKERS),
         "WORKER_PROOFS" => array(size_of::<WorkerProof>(), MAX_WORKERS),
         "WORKER_TIMES" => array(size_of::<WorkerTimes>(), MAX_WORKERS),

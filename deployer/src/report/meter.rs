@@ -125,6 +125,16 @@ impl Meter {
         self.count(source, worker, Look::Up);
     }
 
+    /// Connections established in the last so long, by the version that took them.
+    pub(super) fn recent(&self, now: Instant, span: Duration) -> BTreeMap<Option<String>, u64> {
+        let mut recent = BTreeMap::new();
+        let ticks = self.ring.iter().rev().take_while(|(at, _)| now.saturating_duration_since(*at) < span);
+        for tally in ticks.flat_map(|(_, window)| &window.versions) {
+            *recent.entry(tally.version.clone()).or_default() += tally.connections;
+        }
+        recent
+    }
+
     /// The report as it is to be kept.
     pub(super) fn kept(&self) -> Option<Kept> {
         self.open.clone().map(|kept| self.with_workers(kept))

@@ -17,7 +17,7 @@ use std::{
         Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicBool, Ordering},
     },
-    time::Instant,
+    time::{Duration, Instant},
 };
 
 use tracing::{info, warn};
@@ -172,6 +172,12 @@ impl Meters {
         }
         // Nothing is added any more to one that is only read.
         Kept::read(&self.shelf, roll).map(|kept| Kept { complete: true, ..kept })
+    }
+
+    /// Connections established in the last so long, by the version that took them.
+    #[must_use]
+    pub fn recent(&self, service: &Service, span: Duration) -> BTreeMap<Option<String>, u64> {
+        self.meters().get(&service.config.name).map(|meter| meter.recent(Instant::now(), span)).unwrap_or_default()
     }
 
     /// The proofs of a service since the kernel's tables were made.

@@ -54,7 +54,7 @@ fn service() -> Service {
         worker.control().version = Some("v1".to_owned());
     }
     let manager = manager(&config);
-    Service { index: 0, config, workers, spares: Vec::new(), manager }
+    Service { index: 0, config, pools: [workers, Vec::new()], current: Arc::default(), spares: Vec::new(), manager }
 }
 
 /// A meter, the seconds that have passed, and what it looks at.
@@ -101,7 +101,7 @@ impl Scene {
 
     /// A restart, in which the worker gets 9 connections from the daemon.
     fn restart(&mut self, nth: u32, to: &str) {
-        let worker = &self.service.workers[nth as usize];
+        let worker = &self.service.workers()[nth as usize];
         self.meter.stopped(&self.fake, worker);
         worker.enter(Phase::Warming, "");
         self.fake.connect(nth, 5);
@@ -153,7 +153,7 @@ fn connections_go_to_the_version_that_took_them() {
 fn a_warm_up_is_thrown_away_and_a_proof_is_not() {
     let mut scene = Scene::new();
     scene.begin("web-1");
-    let worker = Arc::clone(&scene.service.workers[0]);
+    let worker = Arc::clone(&scene.service.workers()[0]);
     scene.meter.stopped(&scene.fake, &worker);
     worker.enter(Phase::Warming, "");
     scene.fake.connect(0, 9);
@@ -179,7 +179,7 @@ fn a_warm_up_is_thrown_away_and_a_proof_is_not() {
 fn what_a_worker_out_has_met_is_told_at_the_end() {
     let mut scene = Scene::new();
     scene.begin("web-1");
-    let worker = Arc::clone(&scene.service.workers[0]);
+    let worker = Arc::clone(&scene.service.workers()[0]);
     scene.meter.stopped(&scene.fake, &worker);
     worker.enter(Phase::Failed, "");
     scene.fake.add(0, Tally { connections: 9, late: 1, ..Tally::default() });
@@ -255,14 +255,14 @@ fn another_daemon_misses_nothing() {
     let mut scene = Scene::new();
     scene.begin("web-1");
     scene.fake.connect(1, 10);
-    let worker = Arc::clone(&scene.service.workers[0]);
+    let worker = Arc::clone(&scene.service.workers()[0]);
     scene.meter.stopped(&scene.fake, &worker);
     scene.kept().write(&shelf, 1_000, false).unwrap();
     scene.fake.connect(0, 9);
     scene.fake.connect(1, 20);
     // The next daemon does not know yet what runs.
     worker.control().version = None;
-    scene.service.workers[1].control().version = None;
+    scene.service.workers()[1].control().version = None;
     worker.enter(Phase::Warming, "");
     let now = scene.now();
     scene.meter = Meter::new(now);

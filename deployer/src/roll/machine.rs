@@ -5,6 +5,7 @@
 //! as it is, and the roll is incomplete. A roll that ends, or turns back, earlier leaves them as they are: they run the
 //! former version. Who is left on the way back is taken again at the end of that, and spoils it otherwise.
 
+mod deploy;
 mod done;
 mod ends;
 mod parts;
@@ -13,7 +14,10 @@ use std::ops::Range;
 
 use serde::{Deserialize, Serialize};
 
-pub use self::parts::{End, Outcome, Plan, Step};
+pub use self::{
+    deploy::{Baked, Deploy},
+    parts::{End, Outcome, Plan, Step},
+};
 use crate::api::Exit;
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -23,6 +27,14 @@ enum Stage {
     Clear,
     Switch,
     Surge,
+    /// The next four are a deploy's.
+    Gate,
+    Hold,
+    Flip,
+    Bake,
+    /// Flips back, and waits for the pages of the version that was turned back.
+    Return,
+    Linger,
     Forward(usize),
     /// Takes again who was left; on the way back, too.
     Again {
@@ -66,6 +78,9 @@ pub struct Machine {
     /// When those that were left were taken again, milliseconds since 1970.
     #[serde(default)]
     again_ms: Option<u64>,
+    /// When a deploy has flipped last, or will, milliseconds since 1970.
+    #[serde(default)]
+    flip_at_ms: Option<u64>,
 }
 
 impl Machine {
@@ -84,6 +99,7 @@ impl Machine {
             unretired: Vec::new(),
             behind: Vec::new(),
             again_ms: None,
+            flip_at_ms: None,
         };
         machine.settle();
         machine
@@ -95,7 +111,13 @@ impl Machine {
         match &self.stage {
             Stage::Clear => Step::Retire { spares: self.plan.leftover.clone() },
             Stage::Switch => Step::Switch,
-            Stage::Surge => Step::Surge { spares: self.plan.surge.clone() },
+            Stage::Surge => Step::Surge { spares: self.surging() },
+            Stage::Gate => Step::Gate,
+            Stage::Hold => Step::Hold,
+            Stage::Flip => Step::Flip { at_ms: self.flip_at_ms.or(self.plan.deploy.as_ref().and_then(|it| it.at_ms)) },
+            Stage::Bake => Step::Bake { until_ms: self.side_by_side_until() },
+            Stage::Return => Step::Return { why: self.cause.clone() },
+            Stage::Linger => Step::Linger { until_ms: self.side_by_side_until() },
             Stage::Retire(_) => Step::Retire { spares: self.surged.clone() },
             Stage::Forward(nth) => batch(&self.plan.batches, *nth, false),
             Stage::Again { back } => Step::Again { workers: self.left().collect(), back: *back },
@@ -158,11 +180,12 @@ impl Machine {
         }
     }
 
-    /// Whether its numbers fit each other and this many workers and spares: it may come from a file.
+    /// Whether its numbers fit each other and this many workers of the first pool, spares and workers of the second: it may
+    /// come from a file.
     ///
     /// # Errors
     /// What does not fit.
-    pub fn check(&self, workers: usize, spares: usize) -> Result<(), String> {
+    pub fn check(&self, workers: usize, spares: usize, second: usize) -> Result<(), String> {
         let batches = self.plan.batches.iter().chain(&self.back);
         let failed = self.failed.iter().map(|(worker, _)| worker);
         let stage = match self.stage {
@@ -176,8 +199,16 @@ impl Machine {
         }
         let spare = self.plan.surge.iter().chain(&self.plan.leftover).chain(&self.surged);
         let left = self.behind.iter().map(|(worker, _)| worker);
-        within(batches.flatten().chain(&self.changed).chain(failed).chain(left), 0..workers, "workers")?;
-        within(spare, workers..workers + spares, "spares")
+        let (all, first_spare) = (workers + spares + second, workers..workers + spares);
+        let named = batches.flatten().chain(&self.changed).chain(failed).chain(left);
+        let Some(deploy) = &self.plan.deploy else {
+            let mut named = named.peekable();
+            // A roll is of one pool.
+            let is_first = named.peek().is_none_or(|nth| **nth < workers);
+            within(named, if is_first { 0..workers } else { first_spare.end..all }, "workers")?;
+            return within(spare, first_spare, "spares");
+        };
+        within(named.chain(spare).chain(&deploy.old), 0..all, "workers")
     }
 
     /// Goes past stages in which there is nothing (more) to do.
@@ -190,7 +221,13 @@ impl Machine {
                 }
                 Stage::Clear if self.plan.leftover.is_empty() => self.stage = Stage::Switch,
                 Stage::Switch if !self.plan.switch => self.stage = Stage::Surge,
-                Stage::Surge if self.plan.surge.is_empty() => self.stage = Stage::Forward(0),
+                Stage::Surge if self.surging().is_empty() && self.stop.is_none() => self.stage = self.after_surge(),
+                Stage::Gate if self.plan.deploy.as_ref().is_some_and(|deploy| !deploy.gate) => self.stage = Stage::Hold,
+                Stage::Hold if self.plan.deploy.as_ref().is_some_and(|deploy| !deploy.hold) => self.stage = Stage::Flip,
+                Stage::Gate | Stage::Hold if self.stop.is_some() => self.stop_before_flip(),
+                Stage::Surge if self.stop.is_some() && self.plan.deploy.is_some() => self.stop_before_flip(),
+                // One that is armed has to be taken back first.
+                Stage::Flip if self.stop.is_some() && self.flip_at_ms.is_none() => self.stop_before_flip(),
                 Stage::Forward(nth) if *nth >= self.plan.batches.len() => self.end_forward(),
                 Stage::Surge | Stage::Forward(_) if self.stop.is_some() => {
                     let text = format!("{}; {}", self.why(), self.so_far());

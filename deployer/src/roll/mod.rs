@@ -1,12 +1,15 @@
 //! The roll: which workers, in which order, what becomes of a failure.
 //!
 //! `machine` decides and touches nothing; `worker` takes one worker through its restart, in a `world`; `run` connects the
-//! two, batch by batch, and `record` is what it tells; `left` holds the workers that were left.
+//! two, batch by batch, and `record` is what it tells; `left` holds the workers that were left. `deploy` does what a deploy has more
+//! than a roll, and `orders` is what it is asked for meanwhile.
 
 mod batch;
 mod command;
+mod deploy;
 mod left;
 pub mod machine;
+pub mod orders;
 pub mod record;
 pub mod run;
 pub(crate) mod start;

@@ -11,7 +11,10 @@ use std::{
 use tokio::sync::watch;
 use tracing::{info, warn};
 
-use super::told;
+use super::{
+    orders::{Order, Orders},
+    told,
+};
 use crate::{
     api::{Event, Exit, What},
     journal::{History, events::Log},
@@ -31,6 +34,7 @@ pub struct Record {
     stop: AtomicBool,
     suspend: AtomicBool,
     parked: AtomicBool,
+    orders: Orders,
     /// So many events are a former daemon's.
     inherited: usize,
     /// The history of the host, and the version that the workers said they run before.
@@ -62,7 +66,8 @@ impl Record {
         let stop = AtomicBool::new(events.iter().any(|event| matches!(event.what, What::StopAsked { .. })));
         let told = Mutex::new(Told { events, early: Vec::new(), log, torn: false });
         let (suspend, parked) = (AtomicBool::new(false), AtomicBool::new(false));
-        Self { id, service, by, told, written, stop, suspend, parked, inherited, host: None }
+        let orders = Orders::default();
+        Self { id, service, by, told, written, stop, suspend, parked, orders, inherited, host: None }
     }
 
     /// Has the history of the host know of it, too; the workers ran version `before`.
@@ -195,7 +200,20 @@ impl Record {
     pub fn ask_stop(&self, by: &str) {
         if !self.stop.swap(true, Ordering::SeqCst) {
             self.add(What::StopAsked { by: by.to_owned() });
+            self.orders.wake();
         }
+    }
+
+    /// Has a deploy asked for something; `what` in a word.
+    pub fn order(&self, order: Order, what: &str, by: &str) {
+        self.add(What::Asked { by: by.to_owned(), what: what.to_owned() });
+        self.orders.give(order);
+    }
+
+    /// What is asked of a deploy.
+    #[must_use]
+    pub fn orders(&self) -> &Orders {
+        &self.orders
     }
 
     /// Whether a stop was asked for.
@@ -207,6 +225,7 @@ impl Record {
     /// Leaves the roll to the next daemon, after the batch in hand.
     pub fn suspend(&self) {
         self.suspend.store(true, Ordering::SeqCst);
+        self.orders.wake();
     }
 
     /// Whether it is to be left to the next daemon.

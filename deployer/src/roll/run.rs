@@ -65,8 +65,9 @@ pub fn entry(record: &Record, service: &Service, to: Option<String>, machine: &M
         by: record.by.clone(),
         to,
         before: version_before(service),
-        workers: service.workers.iter().map(|worker| worker.at).collect(),
+        workers: service.pool(0).iter().map(|worker| worker.at).collect(),
         spares: service.spares.iter().map(|spare| spare.at).collect(),
+        second: service.pool(1).iter().map(|worker| worker.at).collect(),
         machine: machine.clone(),
         hand: BTreeMap::new(),
     }
@@ -75,7 +76,7 @@ pub fn entry(record: &Record, service: &Service, to: Option<String>, machine: &M
 /// What the workers that are up last said they run.
 #[must_use]
 pub fn version_before(service: &Service) -> Option<String> {
-    service.workers.iter().find_map(|worker| {
+    service.workers().iter().find_map(|worker| {
         let control = worker.control();
         if control.phase == Phase::Up { control.version.clone() } else { None }
     })
@@ -115,12 +116,15 @@ impl Roll {
     /// Does a step other than the last, and tells the machine.
     async fn act(&mut self, left: &Arc<Left>, step: Step) {
         match step {
+            Step::Switch if self.machine.plan().deploy.is_some() => self.prepare().await,
             Step::Switch => {
+                self.tell_version(self.to.clone()).await;
                 let command = self.service.config.roll.switch.clone();
                 let points = [Point::SwitchBefore, Point::SwitchJournaled, Point::SwitchDone];
                 self.command("switch", command.as_ref(), self.to.clone(), points).await;
             }
             Step::Unswitch => {
+                self.tell_version(self.before.clone()).await;
                 let command = self.service.config.roll.unswitch.clone();
                 let points = [Point::UnswitchBefore, Point::UnswitchJournaled, Point::UnswitchDone];
                 self.command("unswitch", command.as_ref(), self.before.clone(), points).await;
@@ -131,15 +135,23 @@ impl Roll {
                 self.together(left, &workers, Task::Restart { to }).await;
             }
             Step::Again { workers, back } => self.again(left, &workers, back).await,
+            Step::Surge { spares } if self.machine.plan().deploy.is_some() => self.start_pool(left, &spares).await,
             Step::Surge { spares } => {
                 self.record.add(What::Surge { spares: self.addresses(&spares) });
                 let to = self.to.clone();
                 self.together(left, &spares, Task::Restart { to }).await;
             }
+            Step::Retire { spares } if self.machine.plan().deploy.is_some() => self.retire_pool(left, &spares).await,
             Step::Retire { spares } => {
                 self.record.add(What::Retire { spares: self.addresses(&spares) });
                 self.together(left, &spares, Task::Retire).await;
             }
+            Step::Gate => self.gate().await,
+            Step::Hold => self.hold().await,
+            Step::Flip { at_ms } => self.flip_at(at_ms).await,
+            Step::Bake { until_ms } => self.bake(until_ms).await,
+            Step::Return { why } => self.go_back(why).await,
+            Step::Linger { until_ms } => self.linger(until_ms).await,
             Step::Finish(_) => {}
         }
     }
@@ -170,7 +182,7 @@ impl Roll {
     async fn wait_for_manager(&mut self) {
         let until = Instant::now() + MANAGER_WITHIN;
         let in_hand = self.hand.keys().filter_map(|nth| self.service.member(*nth));
-        let workers: Vec<_> = self.service.workers.iter().chain(in_hand).map(|worker| worker.at).collect();
+        let workers: Vec<_> = self.service.workers().iter().chain(in_hand).map(|worker| worker.at).collect();
         while let Err(error) = self.service.manager.check(&workers).await {
             if Instant::now() >= until {
                 let why = format!("stopped: {} s after a restart of the daemon, {error}", MANAGER_WITHIN.as_secs());
@@ -201,7 +213,7 @@ impl Roll {
     }
 
     /// Runs a command, which is run once more where the daemon ends before it is written down that it was.
-    async fn command(
+    pub(super) async fn command(
         &mut self,
         which: &str,
         command: Option<&config::Command>,
@@ -214,12 +226,9 @@ impl Roll {
             return self.machine.commanded(Err(format!("it was not run: {why}")));
         }
         reach(journaled, None).await;
-        let replace = |word: &String| {
-            word.replace("{version}", version.as_deref().unwrap_or_default())
-                .replace("{service}", &self.service.config.name)
-        };
-        let argv: Vec<_> = command.argv.iter().map(replace).collect();
-        let result = execute(&argv, self.service.config.roll.switch_within).await;
+        let about = self.about(version.as_deref().unwrap_or_default());
+        let argv: Vec<_> = command.argv.iter().map(|word| about.fill(word)).collect();
+        let result = execute(&argv, self.switch_within()).await;
         self.record.add(What::Command { which: which.to_owned(), argv, error: result.clone().err() });
         reach(done, None).await;
         self.machine.commanded(result);

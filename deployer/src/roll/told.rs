@@ -32,6 +32,22 @@ pub(super) fn tell(history: &History, roll: &Record, before: Option<&str>, what:
             let (which, argv, error) = (which.clone(), argv.clone(), error.clone());
             history.tell(its_own, about, Change::RollCommand { which, argv, error });
         }
+        What::Gate { error } => history.tell(its_own, about, Change::Gate { error: error.clone() }),
+        What::Armed { at_ms, lane } => {
+            history.tell(its_own, about, Change::FlipArmed { at_ms: *at_ms, lane: *lane });
+        }
+        What::Disarmed => history.tell(its_own, about, Change::FlipDisarmed),
+        What::Flipped { at_ms, lane, version, .. } => {
+            let (at_ms, lane, version) = (*at_ms, *lane, version.clone());
+            history.tell(its_own, about, Change::Flipped { at_ms, lane, version });
+        }
+        What::Returned { at_ms, lane, why, .. } => {
+            let (at_ms, lane, why) = (*at_ms, *lane, why.clone());
+            history.tell(its_own, about, Change::FlippedBack { at_ms, lane, why });
+        }
+        What::Asked { by, what } => {
+            history.tell(By::Somebody(by), about, Change::DeployAsked { what: what.clone() });
+        }
         What::StopAsked { by } => history.tell(By::Somebody(by), about, Change::RollStopAsked),
         What::Resumed { text } => history.tell(By::Daemon, about, Change::RollResumed { text: text.clone() }),
         What::Finished { result, text, changed, failed, seconds } => {
@@ -39,7 +55,10 @@ pub(super) fn tell(history: &History, roll: &Record, before: Option<&str>, what:
             let (result, changed, seconds) = (*result, *changed, *seconds);
             history.tell(its_own, about, Change::RollEnded { result, text, changed, failed, seconds });
         }
-        What::Batch { .. }
+        What::Pool { .. }
+        | What::RetirePool { .. }
+        | What::Holding
+        | What::Batch { .. }
         | What::Left { .. }
         | What::Again { .. }
         | What::Surge { .. }

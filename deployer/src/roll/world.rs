@@ -8,11 +8,15 @@ use std::{
     time::{Duration, Instant},
 };
 
-use deployer_common::word::{Mode, State};
+use deployer_common::{
+    lanes::FlipWord,
+    word::{Mode, State},
+};
 
 use super::start;
 use crate::{
     api::Exit,
+    deploy::health::{self, Figures},
     keepalive::{Closing, Keepalive},
     kernel::{Tables, host},
     metrics::Ledger,
@@ -69,6 +73,18 @@ pub trait World: Send + Sync {
         to: Option<&'a str>,
         until: Instant,
     ) -> Pending<'a, Result<Option<String>, String>>;
+
+    /// Which pool of a service is current, and the lanes.
+    fn flip(&self, service: &Service) -> FlipWord;
+
+    /// Says it, in one write.
+    fn publish_flip(&self, service: &Service, word: FlipWord);
+
+    /// Has the kept-alive connections to a worker closed that there are now, until the result is dropped.
+    fn closing_former(&self, worker: &Worker, quiet_after: Option<Duration>) -> Closing;
+
+    /// What tells whether a pool is well.
+    fn figures(&self, service: &Service, pool: u32) -> Figures;
 
     /// Has what was counted so far put down for the roll's report.
     fn mark(&self, moment: Moment<'_>);
@@ -196,6 +212,23 @@ impl World for Host {
             }
             warmed
         })
+    }
+
+    fn flip(&self, service: &Service) -> FlipWord {
+        self.tables.flip(service.index)
+    }
+
+    fn publish_flip(&self, service: &Service, word: FlipWord) {
+        self.tables.publish_flip(service.index, word);
+    }
+
+    fn closing_former(&self, worker: &Worker, quiet_after: Option<Duration>) -> Closing {
+        self.keepalive.closing_former(worker, quiet_after)
+    }
+
+    fn figures(&self, service: &Service, pool: u32) -> Figures {
+        let workers: Vec<_> = service.pool(pool).iter().map(|worker| worker.index).collect();
+        health::figures(&self.tables, &workers)
     }
 
     fn mark(&self, moment: Moment<'_>) {

@@ -48,7 +48,8 @@ impl Service {
     }
 
     fn floor(&self, counts: impl Fn(&Worker) -> bool) -> Result<(), Short> {
-        let (others, min_up) = (self.members().filter(|worker| counts(worker)).count(), self.config.limits.min_up);
+        let members = self.workers().iter().chain(&self.spares);
+        let (others, min_up) = (members.filter(|worker| counts(worker)).count(), self.config.limits.min_up);
         if others < min_up { Err(Short { others, min_up }) } else { Ok(()) }
     }
 }
@@ -72,7 +73,7 @@ mod tests {
         let mut workers: Vec<_> = members.map(|(nth, at)| Arc::new(Worker::new(nth as u32, at, "web", 0))).collect();
         let spares = workers.split_off(4);
         let manager = manager(&config);
-        Service { index: 0, config, workers, spares, manager }
+        Service { index: 0, config, pools: [workers, Vec::new()], current: Arc::default(), spares, manager }
     }
 
     fn up(places: &'static [u32]) -> impl Fn(&Worker) -> State {
@@ -94,7 +95,7 @@ mod tests {
     fn who_is_in_a_hand_counts_for_nobody() {
         let service = service();
         let all = || up(&[0, 1, 2, 3]);
-        let claim = service.workers[0].claim(Owner::Roll("web-1".to_owned())).unwrap();
+        let claim = service.workers()[0].claim(Owner::Roll("web-1".to_owned())).unwrap();
         assert_eq!(service.can_spare(&[1], all()), Err(Short { others: 2, min_up: 3 }));
         // The kernel, which knows no hands, sees four that are up.
         assert_eq!(service.is_served(all()), Ok(()));

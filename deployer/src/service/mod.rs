@@ -6,6 +6,7 @@ pub mod floor;
 pub mod holds;
 pub mod moves;
 pub mod phase;
+pub mod pools;
 pub mod registry;
 pub mod selftest;
 pub mod watch;
@@ -13,7 +14,7 @@ pub mod watch;
 use std::{
     collections::BTreeSet,
     net::SocketAddr,
-    sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, atomic::AtomicU32},
     time::{Duration, Instant},
 };
 
@@ -35,14 +36,16 @@ use crate::{
 };
 
 /// A service as configured, with its place in the tables. Replaced whole when the configuration changes; the workers
-/// that stay are the same objects.
+/// that stay are the same objects, and which pool is current is one thing in all of them.
 pub struct Service {
     /// Index in the tables.
     pub index: u32,
     /// As configured.
     pub config: config::Service,
-    /// In the order configured.
-    pub workers: Vec<Arc<Worker>>,
+    /// The workers of each pool in the order configured; the second has none, where there is one pool.
+    pub pools: [Vec<Arc<Worker>>; 2],
+    /// See [`Service::current`].
+    pub current: Arc<AtomicU32>,
     /// Workers that stand in during a roll: members of the pool, without a frontend, and otherwise down.
     pub spares: Vec<Arc<Worker>>,
     /// What starts and stops them.
@@ -53,25 +56,25 @@ impl Service {
     /// The worker that listens on a port.
     #[must_use]
     pub fn worker(&self, port: u16) -> Option<&Arc<Worker>> {
-        self.workers.iter().find(|worker| worker.at.port() == port)
+        self.pools.iter().flatten().find(|worker| worker.at.port() == port)
     }
 
-    /// Workers, then spares: who may serve. A roll numbers them in this order.
+    /// The first pool, the spares, the second pool. A roll numbers them in this order.
     pub fn members(&self) -> impl Iterator<Item = &Arc<Worker>> {
-        self.workers.iter().chain(&self.spares)
+        self.pools[0].iter().chain(&self.spares).chain(&self.pools[1])
     }
 
     /// A member by number.
     #[must_use]
     pub fn member(&self, nth: usize) -> Option<&Arc<Worker>> {
-        self.workers.get(nth).or_else(|| self.spares.get(nth.checked_sub(self.workers.len())?))
+        self.members().nth(nth)
     }
 
     /// What it has gone through.
     #[must_use]
     pub fn moves(&self) -> Option<&Moves> {
         // All of them have the same.
-        self.workers.first().map(|worker| &*worker.moves)
+        self.pools[0].first().map(|worker| &*worker.moves)
     }
 
     /// Whether it is one of the spares.
@@ -99,11 +102,16 @@ pub fn manager(service: &config::Service) -> Box<dyn ProcessManager> {
     }
 }
 
+/// Who is not to be started, but looked after if it runs: spares, and the pool that is not current.
+fn standby(service: &Service) -> Vec<Arc<Worker>> {
+    service.spares.iter().chain(service.pool(1 - service.current())).cloned().collect()
+}
+
 /// Has every manager take charge of its workers. What fails is logged: the workers that run are steered all the same.
 pub async fn adopt(services: &registry::Services) {
     for service in services.values() {
         let addresses = |all: &[Arc<Worker>]| all.iter().map(|worker| worker.at).collect::<Vec<_>>();
-        let (workers, spares) = (addresses(&service.workers), addresses(&service.spares));
+        let (workers, spares) = (addresses(service.workers()), addresses(&standby(service)));
         if let Err(error) = service.manager.adopt(&workers, &spares).await {
             tracing::error!(service = service.config.name, %error, "not all workers are in the manager's hands");
         }

@@ -12,7 +12,10 @@ use std::{
 
 use anyhow::{Context, Result, bail};
 use deployer_common::{
-    layout::{CallerRule, Frontend, MAX_CALLERS, MAX_MEMBERS, MAX_SERVICES, MAX_WORKERS, NO_WORKER, Slot},
+    lanes::{FlipWord, LANE_NET},
+    layout::{
+        CallerRule, Frontend, LANE_FRONTEND, MAX_CALLERS, MAX_MEMBERS, MAX_SERVICES, MAX_WORKERS, NO_WORKER, Slot,
+    },
     word::{self, LimitsWord, ServiceWord, State},
 };
 
@@ -42,6 +45,10 @@ struct Places {
     bypassed: BTreeSet<u32>,
     /// By service index: caller rules as last published.
     rules: BTreeMap<u32, Vec<CallerRule>>,
+    /// By service index: rules of who may preview, as last published.
+    previewers: BTreeMap<u32, Vec<CallerRule>>,
+    /// By service's name: which pool was current before the machine was started anew.
+    remembered: BTreeMap<String, FlipWord>,
     /// What an earlier daemon has left in the tables, until the first configuration is applied.
     found: Found,
 }
@@ -58,6 +65,8 @@ impl Registry {
             services: vec![false; MAX_SERVICES],
             bypassed: BTreeSet::new(),
             rules: BTreeMap::new(),
+            previewers: BTreeMap::new(),
+            remembered: BTreeMap::new(),
             found,
         };
         for index in places.found.workers.iter().map(|worker| worker.index).chain(places.found.strays.clone()) {
@@ -92,6 +101,12 @@ impl Registry {
                 places.rules.remove(&index);
             }
         }
+    }
+
+    /// Which pools were current, and their lanes, when they were last written down: for services of which the kernel knows
+    /// nothing any more.
+    pub fn remember(&self, flips: BTreeMap<String, FlipWord>) {
+        self.places.lock().unwrap_or_else(PoisonError::into_inner).remembered = flips;
     }
 
     /// The services as they are now.
@@ -155,8 +170,13 @@ impl Registry {
             });
         }
         workers.iter().for_each(|worker| worker.control().patience = wanted.warm.within + watch::AGAIN);
+        let second = workers.split_off(wanted.workers.len() + wanted.spares.len());
         let spares = workers.split_off(wanted.workers.len());
-        let service = Service { index, config: wanted.clone(), workers, spares, manager: manager(wanted) };
+        let flip = self.flip(places, index, before.is_some() || inherited.is_some(), wanted)?;
+        let current = before.map_or_else(Arc::default, |before| Arc::clone(&before.current));
+        let manager = manager(wanted);
+        let service = Service { index, config: wanted.clone(), pools: [workers, second], current, spares, manager };
+        service.set_current(flip.current(host::now_ms()));
         let now = callers::rules(&wanted.callers, &self.cgroup_root);
         let rules = match (before, places.rules.get(&index)) {
             (Some(before), Some(known)) if before.config.callers == wanted.callers => {
@@ -167,19 +187,49 @@ impl Registry {
             _ => now,
         };
         places.rules.insert(index, rules);
+        places.previewers.insert(index, self.previewers(wanted));
         self.publish(places, &service)?;
+        self.tables.publish_flip(index, flip);
         self.insert_frontends(&service)?;
         Ok(service)
     }
 
-    /// The workers' own addresses, and the service's. Nobody dials a spare.
+    /// Which pool is current, and the lanes: as the kernel has it, else as was written down; else the first is.
+    fn flip(&self, places: &Places, index: u32, known: bool, wanted: &config::Service) -> Result<FlipWord> {
+        let found = if known { self.tables.flip(index) } else { FlipWord::default() };
+        if wanted.deploy.is_none() {
+            if found.current(host::now_ms()) != 0 {
+                bail!(
+                    "its second pool is current; deploy once more, which makes the first current, before `deploy` is taken out"
+                );
+            }
+            return Ok(FlipWord::default());
+        }
+        let first = FlipWord::new([1, 0], [true, false], 0);
+        let is_one = |word: &&FlipWord| **word != FlipWord::default();
+        Ok(*[&found].into_iter().chain(places.remembered.get(&wanted.name)).find(is_one).unwrap_or(&first))
+    }
+
+    fn previewers(&self, service: &config::Service) -> Vec<CallerRule> {
+        let preview = service.deploy.as_ref().map_or(&[][..], |deploy| &deploy.preview);
+        callers::rules(preview, &self.cgroup_root)
+    }
+
+    /// The workers' own addresses, the service's, and those of its lanes. Nobody dials a spare.
     fn insert_frontends(&self, service: &Service) -> Result<()> {
-        let index = service.index;
-        for worker in &service.workers {
-            self.tables.insert_frontend(worker.at, Frontend { service: index, worker: worker.index })?;
+        let index = service.index as u16;
+        for pool in 0..2 {
+            for worker in service.pool(pool) {
+                let frontend = Frontend { service: index, pool: pool as u16, worker: worker.index };
+                self.tables.insert_frontend(worker.at, frontend)?;
+            }
         }
         if let Some(address) = service.config.address {
-            self.tables.insert_frontend(address, Frontend { service: index, worker: NO_WORKER })?;
+            self.tables.insert_frontend(address, Frontend { service: index, pool: 0, worker: NO_WORKER })?;
+        }
+        if let Some(lanes) = lanes(service) {
+            let frontend = Frontend { service: index, pool: LANE_FRONTEND as u16, worker: NO_WORKER };
+            self.tables.insert_frontend(lanes, frontend)?;
         }
         Ok(())
     }
@@ -204,7 +254,8 @@ impl Registry {
         let first = (2 * service.index) as u16;
         let index = if self.tables.service_word(service.index).slot() == u32::from(first) { first + 1 } else { first };
         let rules = places.rules.get(&service.index).map_or(&[][..], Vec::as_slice);
-        self.tables.write_slot(u32::from(index), &slot(service, rules)?)?;
+        let previewers = places.previewers.get(&service.index).map_or(&[][..], Vec::as_slice);
+        self.tables.write_slot(u32::from(index), &slot(service, rules, previewers)?)?;
         self.tables.set_limits(service.index, limits(service));
         self.tables.publish_service(service.index, ServiceWord::new(places.mode(service), policy(service), index));
         host::grace_period().context("waiting for an RCU grace period (membarrier)")
@@ -231,6 +282,11 @@ impl Registry {
         let mut places = self.places.lock().unwrap_or_else(PoisonError::into_inner);
         for service in self.services().values() {
             let now = callers::rules(&service.config.callers, &self.cgroup_root);
+            let previewers = self.previewers(&service.config);
+            if places.previewers.get(&service.index) != Some(&previewers) {
+                places.previewers.insert(service.index, previewers);
+                self.publish(&places, service)?;
+            }
             let known = places.rules.get(&service.index).map_or(&[][..], Vec::as_slice);
             if now.iter().any(|rule| !known.contains(rule)) {
                 let rules = callers::succeed(known, &now, MAX_CALLERS);
@@ -267,10 +323,11 @@ impl Registry {
     fn give_up(&self, places: &mut Places, after: &Services, gone: &Gone) -> Result<()> {
         for service in &gone.services {
             self.tables.publish_service(*service, ServiceWord(0));
+            self.tables.publish_flip(*service, FlipWord::default());
         }
         let members: Vec<_> = after.values().flat_map(|new| new.members().map(|worker| worker.at)).collect();
-        let workers = after.values().flat_map(|new| new.workers.iter().map(|worker| worker.at));
-        let addresses = after.values().filter_map(|new| new.config.address);
+        let workers = after.values().flat_map(|new| new.pools.iter().flatten().map(|worker| worker.at));
+        let addresses = after.values().flat_map(|new| new.config.address.into_iter().chain(lanes(new)));
         let frontends: Vec<_> = workers.chain(addresses).collect();
         self.tables.retain(&frontends, &members)?;
         host::grace_period().context("waiting for an RCU grace period (membarrier)")?;
@@ -333,6 +390,7 @@ impl Places {
             self.services[*service as usize] = false;
             self.bypassed.remove(service);
             self.rules.remove(service);
+            self.previewers.remove(service);
         }
         for worker in &gone.workers {
             self.workers[*worker as usize] = false;
@@ -346,17 +404,30 @@ fn take(places: &mut [bool]) -> Option<u32> {
     Some(free as u32)
 }
 
-fn slot(service: &Service, rules: &[CallerRule]) -> Result<Slot> {
-    if rules.len() > MAX_CALLERS {
-        bail!("{} callers; the most is {MAX_CALLERS}", rules.len());
+/// The address under which its lane addresses are entered, if it has any.
+fn lanes(service: &Service) -> Option<SocketAddr> {
+    let [first, second] = LANE_NET;
+    let port = service.config.address.filter(|_| service.config.deploy.is_some())?.port();
+    Some(SocketAddr::from(([first, second, 0, 0], port)))
+}
+
+fn slot(service: &Service, callers: &[CallerRule], previewers: &[CallerRule]) -> Result<Slot> {
+    if callers.len() > MAX_CALLERS {
+        bail!("{} callers; the most is {MAX_CALLERS}", callers.len());
     }
+    // Callers succeed each other for a while, and fill the room that there is; who previews can wait for that to end.
+    let previewers = &previewers[..previewers.len().min(MAX_CALLERS - callers.len())];
+    let second = service.pool(1).len();
     let mut slot = Slot {
-        len: service.members().count() as u32,
-        callers_len: rules.len() as u32,
+        len: [(service.members().count() - second) as u16, second as u16],
+        callers_len: callers.len() as u16,
+        previewers_len: previewers.len() as u16,
         callers: [CallerRule { kind: 0, place: 0, id: 0 }; MAX_CALLERS],
         members: [0; MAX_MEMBERS],
     };
-    slot.callers[..rules.len()].copy_from_slice(rules);
+    for (place, rule) in slot.callers.iter_mut().zip(callers.iter().chain(previewers)) {
+        *place = *rule;
+    }
     for (member, worker) in slot.members.iter_mut().zip(service.members()) {
         *member = worker.index as u16;
     }

@@ -131,9 +131,10 @@ impl Entries<'_> {
         self.tables.publish(workers[0], State::Up, 0);
         self.tables.publish(workers[1], State::Down, 0);
         let mut slot = Slot {
-            len: 2,
+            len: [2, 0],
             // No rules: whoever dials is steered.
             callers_len: 0,
+            previewers_len: 0,
             callers: [CallerRule { kind: 0, place: 0, id: 0 }; MAX_CALLERS],
             members: [0; MAX_MEMBERS],
         };
@@ -141,8 +142,9 @@ impl Entries<'_> {
         self.tables.write_slot(2 * service, &slot)?;
         self.tables.set_limits(service, LimitsWord::new(0, 0));
         self.tables.publish_service(service, ServiceWord::new(Mode::Enforce, Policy::Refuse, (2 * service) as u16));
-        self.tables.insert_frontend(self.stage.address, Frontend { service, worker: NO_WORKER })?;
-        self.tables.insert_frontend(self.stage.at[1], Frontend { service, worker: workers[1] })
+        self.tables
+            .insert_frontend(self.stage.address, Frontend { service: service as u16, pool: 0, worker: NO_WORKER })?;
+        self.tables.insert_frontend(self.stage.at[1], Frontend { service: service as u16, pool: 0, worker: workers[1] })
     }
 
     /// Takes all of it out again.

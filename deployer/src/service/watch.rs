@@ -75,14 +75,14 @@ async fn ask_version(service: &Service, worker: &Worker, within: Duration) {
 }
 
 /// Finds the state of every worker of services that are new here, but for `known` ones: what listens has been serving,
-/// and goes on. A spare has served nobody: the watch warms it first.
+/// and goes on. A spare has served nobody, nor has the pool that is not current: the watch warms them first.
 ///
 /// # Errors
 /// When sock_diag fails.
 pub async fn adopt(registry: &Registry, tables: &Tables, known: &BTreeSet<String>) -> std::io::Result<()> {
     let listening = listening().await?;
     for service in registry.services().values().filter(|service| !known.contains(&service.config.name)) {
-        for worker in &service.workers {
+        for worker in service.workers() {
             let cookies = cookies(&listening, worker.at);
             // What a roll had in hand, or had given up, is not to be judged by its listening.
             let untouched = !matches!(tables.word(worker.index).state(), State::Stopping | State::Failed);

@@ -65,6 +65,7 @@ impl Fixture for Builtin {
         argv.extend(["{port}".to_owned(), directory.display().to_string()]);
         let config = config::Builtin {
             command: Command { argv },
+            told: [].into(),
             user: None,
             group: None,
             directory: "/".into(),

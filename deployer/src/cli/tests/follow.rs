@@ -38,7 +38,17 @@ impl View for Screen {
 fn following(screen: &Screen, client: Client) -> Follow {
     let (view, roll) = (Box::new(screen.clone()), "web-1".to_owned());
     let patience = std::time::Duration::from_secs(1);
-    Follow { client, roll, view, stops: JoinSet::new(), interrupted: false, unheard: false, gone: None, patience }
+    Follow {
+        client,
+        roll,
+        view,
+        stops: JoinSet::new(),
+        interrupted: false,
+        until_returned: false,
+        unheard: false,
+        gone: None,
+        patience,
+    }
 }
 
 fn nowhere(screen: &Screen) -> Follow {

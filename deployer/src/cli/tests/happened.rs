@@ -56,6 +56,7 @@ fn a_service_says_what_is_another() {
         address: None,
         workers: "127.0.0.1:8000-8003".to_owned(),
         spares: String::new(),
+        second: String::new(),
     };
     let now = Configured { mode: "enforce".to_owned(), spares: "127.0.0.1:9000".to_owned(), ..was.clone() };
     let change = |now: Option<&Configured>, was: Option<&Configured>| {

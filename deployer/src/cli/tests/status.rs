@@ -4,6 +4,7 @@ use crate::api::{Hold, ServiceStatus, Status, WorkerStatus};
 fn worker(port: u16, phase: Phase, reason: &str) -> WorkerStatus {
     WorkerStatus {
         at: ([127, 0, 0, 1], port).into(),
+        pool: None,
         spare: false,
         phase,
         reason: reason.to_owned(),
@@ -47,6 +48,8 @@ fn status() -> Status {
         min_up: 1,
         address: Some(([127, 0, 0, 1], 9000).into()),
         roll: Some("web-1".to_owned()),
+        pools: Vec::new(),
+        lanes: None,
         workers: vec![worker(8000, Phase::Up, ""), down],
         exhausted: 0,
         unsteered: 7,

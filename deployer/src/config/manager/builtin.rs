@@ -17,7 +17,7 @@ use super::{
         paths,
         raw::{Table, Value, quoted},
     },
-    OF_A_WORKER, tells_apart,
+    OF_A_POOL, OF_A_WORKER, tells_apart,
 };
 
 const EXAMPLE: &str = "[\"/usr/bin/python3\", \"app.py\", \"--port={port}\"]";
@@ -35,8 +35,9 @@ const SIGNALS: &[(&str, Signal)] = &[
     ("KILL", Signal::KILL),
 ];
 
-pub(super) fn builtin(table: &mut Table<'_>, several: bool) -> Option<Builtin> {
-    let run = table.need("command", &format!("command = {EXAMPLE}"), |value| command(value, EXAMPLE, OF_A_WORKER));
+pub(super) fn builtin(table: &mut Table<'_>, several: bool, pools: bool) -> Option<Builtin> {
+    let replaced = if pools { OF_A_POOL } else { OF_A_WORKER };
+    let run = table.need("command", &format!("command = {EXAMPLE}"), |value| command(value, EXAMPLE, replaced));
     let user = table.maybe("user", account);
     let group = table.maybe("group", account);
     let directory = table.or("directory", PathBuf::from("/"), paths::absolute);
@@ -62,6 +63,7 @@ pub(super) fn builtin(table: &mut Table<'_>, several: bool) -> Option<Builtin> {
         stop_signal: stop_signal?,
         stop_within: stop_within?,
         kill: kill?,
+        told: BTreeMap::new(),
         restart: restart?,
     })
 }

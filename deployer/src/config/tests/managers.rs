@@ -64,6 +64,7 @@ fn plain() -> Builtin {
         stop_signal: Signal::TERM,
         stop_within: Duration::from_secs(10),
         kill: true,
+        told: [].into(),
         restart: Backoff { first: Duration::from_secs(1), most: Duration::from_secs(60) },
     }
 }

@@ -57,7 +57,14 @@ fn service(sim: &Arc<Sim>, how: How) -> Arc<Service> {
     let members = config.members().enumerate();
     let mut workers: Vec<_> = members.map(|(nth, at)| Arc::new(Worker::new(nth as u32, at, "web", 0))).collect();
     let spares = workers.split_off(WORKERS);
-    Arc::new(Service { index: 0, config, workers, spares, manager: Box::new(SimManager(Arc::clone(sim))) })
+    Arc::new(Service {
+        index: 0,
+        config,
+        pools: [workers, Vec::new()],
+        current: Arc::default(),
+        spares,
+        manager: Box::new(SimManager(Arc::clone(sim))),
+    })
 }
 
 /// One daemon's life: takes over what is there, begins a roll if there is none yet, and lives until that has ended or
@@ -287,7 +294,7 @@ fn what_a_roll_has_written_stays() {
     let sim = Sim::new(&[], 0);
     let service = service(&sim, PLAIN);
     let (services, worker) =
-        (BTreeMap::from([("web".to_owned(), Arc::clone(&service))]), Arc::clone(&service.workers[0]));
+        (BTreeMap::from([("web".to_owned(), Arc::clone(&service))]), Arc::clone(&service.workers()[0]));
     let mut state = State::new("boot");
     note(&mut state, &services);
     let _claim = worker.claim(crate::service::Owner::Roll("web-1".to_owned())).ok().unwrap();

@@ -73,6 +73,12 @@ impl Known {
             | Change::Detached
             | Change::RollCommand { .. }
             | Change::RollStopAsked
+            | Change::Gate { .. }
+            | Change::FlipArmed { .. }
+            | Change::FlipDisarmed
+            | Change::Flipped { .. }
+            | Change::FlippedBack { .. }
+            | Change::DeployAsked { .. }
             | Change::RollResumed { .. }
             | Change::Lost { .. } => {}
         }

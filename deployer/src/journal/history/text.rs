@@ -22,6 +22,8 @@ pub(super) fn cap(change: &mut Change) {
         Change::Stopped { version: text, .. }
         | Change::RollResumed { text }
         | Change::RollEnded { text, .. }
+        | Change::FlippedBack { why: text, .. }
+        | Change::DeployAsked { what: text }
         | Change::Trouble { text, .. }
         | Change::SelfTest { detail: text, .. } => cut(text),
         Change::Phase { reason, reason_was, .. } => {
@@ -32,7 +34,8 @@ pub(super) fn cap(change: &mut Change) {
             cut(text);
             cap_all(callers);
         }
-        Change::Reloaded { error } => error.iter_mut().for_each(cut),
+        Change::Reloaded { error } | Change::Gate { error } => error.iter_mut().for_each(cut),
+        Change::Flipped { version, .. } => version.iter_mut().for_each(cut),
         Change::LetIn { now: one, was: other } | Change::RollBegun { to: one, was: other, .. } => {
             one.iter_mut().chain(other).for_each(cut);
         }
@@ -45,6 +48,8 @@ pub(super) fn cap(change: &mut Change) {
         | Change::Bypass { .. }
         | Change::Detached
         | Change::RollStopAsked
+        | Change::FlipArmed { .. }
+        | Change::FlipDisarmed
         | Change::Lost { .. } => {}
     }
 }

@@ -36,7 +36,14 @@ fn services() -> Services {
         worker.enter(Phase::Up, "");
     }
     let manager = manager(&config);
-    let service = Service { index: 0, config, workers, spares: Vec::new(), manager };
+    let service = Service {
+        index: 0,
+        config,
+        pools: [workers, Vec::new()],
+        current: Arc::default(),
+        spares: Vec::new(),
+        manager,
+    };
     BTreeMap::from([("web".to_owned(), Arc::new(service))])
 }
 
@@ -54,7 +61,7 @@ impl Scene {
     }
 
     fn worker(&self, nth: usize) -> &Arc<Worker> {
-        &self.services["web"].workers[nth]
+        &self.services["web"].workers()[nth]
     }
 
     fn says(&self, nth: usize, version: &str) {

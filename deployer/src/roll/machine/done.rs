@@ -1,6 +1,6 @@
 //! What came of a step.
 
-use super::{Exit, Machine, Next, Outcome, Stage};
+use super::{Exit, Machine, Next, Outcome, Stage, deploy::UNTOUCHED};
 
 impl Machine {
     /// What came of [`Step::Switch`] or [`Step::Unswitch`].
@@ -8,7 +8,8 @@ impl Machine {
         match (&self.stage, result) {
             (Stage::Switch, Ok(())) => self.stage = Stage::Surge,
             (Stage::Switch, Err(why)) => {
-                self.over(Exit::Failed, format!("the switch command failed: {why}; no worker was touched"));
+                let which = if self.plan.deploy.is_some() { "prepare" } else { "switch" };
+                self.over(Exit::Failed, format!("the {which} command failed: {why}; no worker was touched"));
             }
             (Stage::Unswitch, Ok(())) => self.begin_back(),
             (Stage::Unswitch, Err(why)) => {
@@ -44,6 +45,7 @@ impl Machine {
             }
             Stage::Back(nth) => self.back_done(nth, outcomes, &kept),
             Stage::Switch | Stage::Unswitch | Stage::Over(_) => {}
+            Stage::Gate | Stage::Hold | Stage::Flip | Stage::Bake | Stage::Return | Stage::Linger => {}
         }
         self.settle();
     }
@@ -76,12 +78,17 @@ impl Machine {
             }
         }
         if !failed.is_empty() {
-            self.cause = format!("a spare did not come up: {}; no worker was touched", failed.join("; "));
+            let (who, rest) = match self.plan.deploy {
+                None => ("a spare", "no worker was touched"),
+                Some(_) => ("a worker of the new pool", UNTOUCHED),
+            };
+            self.cause = format!("{who} did not come up: {}; {rest}", failed.join("; "));
             self.turn_back(self.cause.clone());
         } else if let Some(why) = kept.first() {
-            self.over(Exit::Stopped, format!("stopped: {why}; no worker was touched"));
-        } else {
-            self.stage = Stage::Forward(0);
+            let rest = if self.plan.deploy.is_some() { UNTOUCHED } else { "no worker was touched" };
+            self.over(Exit::Stopped, format!("stopped: {why}; {rest}"));
+        } else if self.surging().is_empty() {
+            self.stage = self.after_surge();
         }
     }
 

@@ -2,6 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
+use super::Deploy;
 use crate::api::Exit;
 
 /// What is fixed before a roll begins. Workers are named by their place in the service, spares by theirs after them.
@@ -26,13 +27,22 @@ pub struct Plan {
     /// Workers at a time on the way back, which has no spares; 0: as on the way there.
     #[serde(default)]
     pub back: usize,
+    /// It is a deploy: the spares are the other pool.
+    #[serde(default)]
+    pub deploy: Option<Deploy>,
 }
 
 impl Plan {
-    /// Cuts `workers` into batches.
+    /// Cuts the first so many workers into batches.
     #[must_use]
     pub fn batches(workers: usize, batch: usize) -> Vec<Vec<usize>> {
-        let all: Vec<_> = (0..workers).collect();
+        Self::batches_of(0..workers, batch)
+    }
+
+    /// Cuts these workers into batches.
+    #[must_use]
+    pub fn batches_of(workers: std::ops::Range<usize>, batch: usize) -> Vec<Vec<usize>> {
+        let all: Vec<_> = workers.collect();
         all.chunks(batch.max(1)).map(<[usize]>::to_vec).collect()
     }
 }
@@ -62,7 +72,7 @@ impl Outcome {
     }
 }
 
-/// What to do next.
+/// What to do next. The last six before the end are a deploy's.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Step {
     /// Put the new version in place.
@@ -97,6 +107,30 @@ pub enum Step {
     },
     /// Put the former version back.
     Unswitch,
+    /// Ask whether the new pool may be flipped to.
+    Gate,
+    /// Wait until somebody says that it is to flip.
+    Hold,
+    /// Have the other pool current from an instant on.
+    Flip {
+        /// Milliseconds since 1970; `None`: as soon as it can be.
+        at_ms: Option<u64>,
+    },
+    /// Look after the new pool while both are warm.
+    Bake {
+        /// Milliseconds since 1970.
+        until_ms: u64,
+    },
+    /// Have the old pool current again, at once.
+    Return {
+        /// For this reason.
+        why: String,
+    },
+    /// Keep the pool that was turned back for the pages of its version.
+    Linger {
+        /// Milliseconds since 1970.
+        until_ms: u64,
+    },
     /// It is over.
     Finish(End),
 }

@@ -1,5 +1,6 @@
 //! Rolls played with arbitrary outcomes.
 
+mod deploy;
 mod left;
 
 use proptest::prelude::*;
@@ -17,6 +18,7 @@ fn plan() -> impl Strategy<Value = Plan> {
             surge: (workers..workers + surge).collect(),
             leftover: (workers..workers + leftover).collect(),
             back: 1,
+            deploy: None,
         },
     )
 }
@@ -54,6 +56,7 @@ fn play(plan: Plan, draws: &[u8]) -> (Machine, Vec<Step>) {
                 }
                 machine.batch_done(workers.iter().map(|worker| (*worker, outcome(draws.next()))).collect());
             }
+            step => panic!("{step:?} is a deploy's"),
         }
     }
     (machine, steps)
@@ -143,6 +146,7 @@ proptest! {
                     prop_assert_eq!(&up, &all);
                     machine.batch_done(workers.iter().map(|worker| (*worker, outcome(draws.next()))).collect());
                 }
+                step => panic!("{step:?} is a deploy's"),
             }
         }
         prop_assert!(up.is_empty());
@@ -155,7 +159,7 @@ proptest! {
         let text = serde_json::to_string(&machine).unwrap();
         let read: Machine = serde_json::from_str(&text).unwrap();
         prop_assert_eq!(&read, &machine);
-        prop_assert_eq!(read.check(workers, 6), Ok(()));
+        prop_assert_eq!(read.check(workers, 6, 0), Ok(()));
     }
 }
 
@@ -262,10 +266,10 @@ fn what_was_left_running_goes_first() {
 #[test]
 fn spares_and_workers_are_not_mixed_up() {
     let machine = surging(false);
-    assert_eq!(machine.check(4, 2), Ok(()));
-    assert!(machine.check(3, 3).is_err(), "a worker's number is a spare's");
-    assert!(machine.check(5, 1).is_err(), "a spare's number is a worker's");
-    assert!(machine.check(4, 1).is_err());
+    assert_eq!(machine.check(4, 2, 0), Ok(()));
+    assert!(machine.check(3, 3, 0).is_err(), "a worker's number is a spare's");
+    assert!(machine.check(5, 1, 0).is_err(), "a spare's number is a worker's");
+    assert!(machine.check(4, 1, 0).is_err());
 }
 
 fn fail(machine: &mut Machine, worker: usize) {

@@ -21,6 +21,6 @@ impl Restart {
     }
 
     pub(super) fn may_be_alone(&self) -> bool {
-        self.service.workers.len() == 1 && self.kills()
+        self.service.workers().len() == 1 && self.kills()
     }
 }

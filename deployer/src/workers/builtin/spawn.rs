@@ -14,7 +14,7 @@ use super::{
     process::Process,
     trouble::Trouble,
 };
-use crate::{config, workers::filled};
+use crate::{config, service::pools, workers::filled};
 
 /// Longest wait for the launcher, which only makes a few system calls; its directory may be a remote one.
 const LAUNCHED: Duration = Duration::from_secs(10);
@@ -47,15 +47,34 @@ pub(super) fn plan(
         ]
         .map(|(name, value)| (name.to_owned(), value)),
     );
+    let told = told(config, at)?;
+    let command = |word: &String| of_pool(filled(word, service, at), &told);
+    let argv = config.command.argv.iter().map(command).collect();
+    environment.extend(told);
     environment.extend(config.environment.iter().map(|(name, value)| (name.clone(), filled(value, service, at))));
     Ok(Plan {
         cgroup: cgroup.to_owned(),
         identity,
         directory: config.directory.clone(),
-        argv: config.command.argv.iter().map(|word| filled(word, service, at)).collect(),
+        argv,
         environment,
         log: log.to_owned(),
     })
+}
+
+/// What the worker's pool is told, of a service that has two.
+fn told(config: &config::Builtin, at: SocketAddr) -> Result<BTreeMap<String, String>, Trouble> {
+    let Some(file) = config.told.get(&at) else { return Ok(BTreeMap::new()) };
+    pools::told(file).map_err(|error| Trouble::new(format!("reading {}", file.display()), error, ""))
+}
+
+/// A word of the command with what the pool is told in its places.
+fn of_pool(word: String, told: &BTreeMap<String, String>) -> String {
+    let places = [("{pool}", "DEPLOYER_POOL"), ("{lane}", "DEPLOYER_LANE"), ("{version}", "DEPLOYER_VERSION")];
+    if told.is_empty() {
+        return word;
+    }
+    places.iter().fold(word, |word, (place, name)| word.replace(place, told.get(*name).map_or("", String::as_str)))
 }
 
 /// Whose the worker is.

@@ -10,10 +10,11 @@ use std::{
     time::{Duration, Instant},
 };
 
-use deployer_common::word::State as Word;
+use deployer_common::{lanes::FlipWord, word::State as Word};
 
 use crate::{
     api::Phase,
+    deploy::health::Figures,
     journal::Store,
     keepalive::Closing,
     roll::world::{How, Moment, World},
@@ -312,6 +313,20 @@ impl World for Sim {
             one.warm = true;
             Ok(None)
         }))
+    }
+
+    fn flip(&self, _: &Service) -> FlipWord {
+        FlipWord::default()
+    }
+
+    fn publish_flip(&self, _: &Service, _: FlipWord) {}
+
+    fn closing_former(&self, worker: &Worker, quiet_after: Option<Duration>) -> Closing {
+        self.closing(worker, quiet_after)
+    }
+
+    fn figures(&self, _: &Service, _: u32) -> Figures {
+        Figures::default()
     }
 
     fn mark(&self, _: Moment<'_>) {}

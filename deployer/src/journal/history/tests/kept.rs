@@ -11,7 +11,7 @@ async fn what_is_known_outlives_its_lines() {
     let (dir, history) = opened();
     let (mode, policy) = ("enforce".to_owned(), "steer".to_owned());
     let (workers, spares) = ("127.0.0.1:8000".to_owned(), String::new());
-    let service = Configured { mode, policy, min_up: 1, address: None, workers, spares };
+    let service = Configured { mode, policy, min_up: 1, address: None, workers, spares, second: String::new() };
     let other = About::worker("web", "127.0.0.1:8001".parse().unwrap());
     let roll = About { roll: Some("web-1"), ..About::service("web") };
     let begun = || Change::RollBegun { to: None, was: None, workers: 1, batches: 1 };

@@ -29,6 +29,14 @@ fn play_on(mut machine: Machine, draws: &[u8]) -> Played {
                 played.end = Some(end.result);
                 break;
             }
+            step @ (Step::Gate
+            | Step::Hold
+            | Step::Flip { .. }
+            | Step::Bake { .. }
+            | Step::Return { .. }
+            | Step::Linger { .. }) => {
+                panic!("{step:?} is a deploy's")
+            }
             Step::Switch | Step::Unswitch => machine.commanded(Ok(())),
             Step::Surge { spares } | Step::Retire { spares } => {
                 machine.batch_done(spares.iter().map(|spare| (*spare, Outcome::Changed)).collect());
@@ -232,7 +240,7 @@ fn a_journal_without_any_is_read() {
     assert_eq!(read, begun(1, false));
     let mut wrong = two_left(1, false);
     wrong.behind[0].0 = 9;
-    assert!(wrong.check(4, 0).is_err(), "a worker that is not there");
+    assert!(wrong.check(4, 0, 0).is_err(), "a worker that is not there");
     wrong.behind.clear();
-    assert!(wrong.check(4, 0).is_err(), "a wait for nobody");
+    assert!(wrong.check(4, 0, 0).is_err(), "a wait for nobody");
 }

@@ -1,0 +1,94 @@
+//! Which of a service's two pools takes a connection.
+
+use core::mem::offset_of;
+
+use aya_ebpf::helpers::bpf_ktime_get_ns;
+use deployer_common::{
+    endpoint::Endpoint,
+    lanes::{self, Dialled, FlipWord, Way, lane_key, lane_of},
+    layout::{Frontend, LANE_FRONTEND, LaneCount, Lanes, MAX_MEMBERS, MAX_SERVICES, NO_WORKER, Slot},
+};
+
+use crate::{
+    callers, count,
+    maps::{FRONTENDS, LANES},
+};
+
+/// The pool that takes a connection.
+#[derive(Clone, Copy)]
+pub struct Pool {
+    /// Its first member in the slot.
+    first: u32,
+    /// Number of its members.
+    pub len: u32,
+    /// The worker that was dialled, if it is of this pool; else [`NO_WORKER`].
+    pub own: u32,
+}
+
+impl Pool {
+    /// Place of a member in the slot.
+    #[inline(always)]
+    pub fn place(&self, nth: u32) -> usize {
+        // Masked because the verifier must see that it stays inside.
+        (self.first + nth) as usize & (MAX_MEMBERS - 1)
+    }
+}
+
+/// What an address is in the tables. All lane addresses of a port are one frontend.
+#[inline(always)]
+pub fn frontend(dialled: &Endpoint) -> Option<Frontend> {
+    let key = if lane_of(dialled).is_some() { lane_key(dialled) } else { *dialled };
+    // SAFETY: entries are never removed while a program that found them runs: user space waits for a grace period.
+    unsafe { FRONTENDS.get(&key) }.copied()
+}
+
+/// Finds the pool, and counts how.
+#[inline(always)]
+pub fn find(slot: &Slot, frontend: Frontend, dialled: &Endpoint) -> Pool {
+    let choice = choose(slot, frontend, dialled);
+    // All ones, or all zeros; no branches, since the verifier would follow each of them through the decision.
+    let (is_second, is_moved) = ((choice & 1).wrapping_neg() as u32, (choice >> 1 & 1).wrapping_neg() as u32);
+    let [len, second] = slot.len;
+    Pool {
+        first: u32::from(len) & is_second,
+        len: u32::from(len) & !is_second | u32::from(second) & is_second,
+        own: frontend.worker | is_moved,
+    }
+}
+
+/// The pool in bit 0, whether the worker that was dialled is passed over in bit 1. The verifier does not know that the
+/// number is one of four, so that it goes through what follows once.
+#[inline(always)]
+fn choose(slot: &Slot, frontend: Frontend, dialled: &Endpoint) -> u64 {
+    let word = word_of(frontend.service);
+    let lane = u32::from_be(dialled.addr[3]) as u8;
+    let what = match u32::from(frontend.pool) {
+        LANE_FRONTEND if lane != 0 => Dialled::Lane(lane),
+        pool if pool < LANE_FRONTEND && frontend.worker != NO_WORKER => Dialled::Worker(pool),
+        _ => Dialled::Current,
+    };
+    // SAFETY: no arguments.
+    let now_ms = unsafe { bpf_ktime_get_ns() } / 1_000_000;
+    let (pool, way) = lanes::choose(what, word, now_ms, || callers::may_preview(slot));
+    let counted = match way {
+        Way::Current => None,
+        Way::Lane => Some(offset_of!(LaneCount, lane)),
+        Way::Preview => Some(offset_of!(LaneCount, preview)),
+        Way::Stale => Some(offset_of!(LaneCount, stale)),
+        Way::Unopened => Some(offset_of!(LaneCount, unopened)),
+        Way::Moved => Some(offset_of!(LaneCount, moved)),
+    };
+    if let Some(offset) = counted {
+        count::lane(u32::from(frontend.service), offset);
+    }
+    (u64::from(pool) | u64::from(way == Way::Moved) << 1) ^ word.unknown_zero()
+}
+
+#[inline(always)]
+fn word_of(service: u16) -> FlipWord {
+    let Some(lanes) = LANES.get_ptr(0) else { return FlipWord(0) };
+    // SAFETY: address arithmetic inside the entry, by the mask; volatile, since user space writes these words at any time.
+    FlipWord(unsafe { (&raw const (*lanes).services).cast::<u64>().add(service as usize & (MAX_SERVICES - 1)).read_volatile() })
+}
+
+const _: () = assert!(size_of::<Lanes>() == 8 * MAX_SERVICES);

@@ -1,0 +1,159 @@
+//! What a deploy has more than a roll: the other pool is started in place of spares, and then there is a flip.
+//!
+//! Until the flip everything that goes wrong ends it with the new pool retired, and nobody has met it. After the flip it
+//! bakes, both pools warm; then the old pool is retired. Turned back while it bakes, it flips to the old pool, and the new
+//! one is retired as late as the old one would have been: pages of its version are still open.
+
+use serde::{Deserialize, Serialize};
+
+use super::{Exit, Machine, Stage};
+
+/// What of a deploy is fixed before it begins. The new pool are the plan's spares.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Deploy {
+    /// The workers of the pool that is current.
+    pub old: Vec<usize>,
+    /// Workers of the new pool that are started at a time, at least 1.
+    pub batch: usize,
+    /// Whether there is a gate.
+    pub gate: bool,
+    /// Whether it waits to be told to flip.
+    pub hold: bool,
+    /// When it flips, milliseconds since 1970; `None`: as soon as it can.
+    pub at_ms: Option<u64>,
+    /// How long both pools stand side by side after a flip, milliseconds.
+    pub bake_ms: u64,
+}
+
+/// Why a bake is over.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Baked {
+    /// Its time is.
+    Done,
+    /// Another deploy takes its place, asked for by somebody.
+    Superseded(String),
+    /// It is to be turned back, and why.
+    Bad(String),
+}
+
+impl Machine {
+    /// The workers that are to be started next, of those that stand in.
+    pub(super) fn surging(&self) -> Vec<usize> {
+        let batch = self.plan.deploy.as_ref().map_or(usize::MAX, |deploy| deploy.batch.max(1));
+        self.plan.surge.iter().copied().filter(|nth| !self.surged.contains(nth)).take(batch).collect()
+    }
+
+    /// Whether two versions may be met now: from when the flip is armed on.
+    #[must_use]
+    pub fn has_flipped(&self) -> bool {
+        matches!(self.stage, Stage::Bake | Stage::Return | Stage::Linger)
+    }
+
+    /// Whether it has flipped and may still be turned back.
+    #[must_use]
+    pub fn is_baking(&self) -> bool {
+        matches!(self.stage, Stage::Bake)
+    }
+
+    /// When it has flipped, or will, in milliseconds since 1970; `None`: it is not armed.
+    #[must_use]
+    pub fn flip_at_ms(&self) -> Option<u64> {
+        self.flip_at_ms
+    }
+
+    /// Which batch of the new pool is started, from 1, and of how many.
+    #[must_use]
+    pub fn surge_batch(&self) -> (usize, usize) {
+        let batch = self.plan.deploy.as_ref().map_or(usize::MAX, |deploy| deploy.batch.max(1));
+        (self.surged.len() / batch + 1, self.plan.surge.len().div_ceil(batch))
+    }
+
+    pub(super) fn after_surge(&self) -> Stage {
+        if self.plan.deploy.is_some() { Stage::Gate } else { Stage::Forward(0) }
+    }
+
+    pub(super) fn stop_before_flip(&mut self) {
+        let text = format!("{}; {UNTOUCHED}", self.why());
+        self.over(Exit::Stopped, text);
+    }
+
+    /// What came of the gate.
+    pub fn gated(&mut self, result: Result<(), String>) {
+        let Stage::Gate = self.stage else { return };
+        match result {
+            Ok(()) => self.stage = Stage::Hold,
+            Err(why) => self.over(Exit::Failed, format!("the gate did not pass: {why}; {UNTOUCHED}")),
+        }
+        self.settle();
+    }
+
+    /// It is told to flip; at an instant in milliseconds since 1970, or as planned.
+    pub fn released(&mut self, at_ms: Option<u64>) {
+        if let (Stage::Hold, Some(deploy)) = (&self.stage, &mut self.plan.deploy) {
+            deploy.at_ms = at_ms.or(deploy.at_ms);
+            self.stage = Stage::Flip;
+        }
+    }
+
+    /// The flip is about to be armed for an instant.
+    pub fn arming(&mut self, at_ms: u64) {
+        self.flip_at_ms = Some(at_ms);
+    }
+
+    /// The flip will not happen: it was taken back before its instant.
+    pub fn disarmed(&mut self) {
+        self.flip_at_ms = None;
+        self.settle();
+    }
+
+    /// The flip has happened.
+    pub fn flipped(&mut self) {
+        if let Stage::Flip = self.stage {
+            self.stage = Stage::Bake;
+        }
+    }
+
+    /// The bake is over.
+    pub fn baked(&mut self, why: Baked) {
+        let Some(deploy) = self.plan.deploy.as_ref().filter(|_| matches!(self.stage, Stage::Bake)) else { return };
+        let workers = self.surged.len();
+        let done = format!("{workers} workers of the new version serve, and those of the old one are retired");
+        let text = match why {
+            Baked::Bad(why) => {
+                self.cause = why;
+                self.stage = Stage::Return;
+                return;
+            }
+            Baked::Done => done,
+            Baked::Superseded(by) => format!("{done}; it was superseded ({by})"),
+        };
+        self.changed = std::mem::replace(&mut self.surged, deploy.old.clone());
+        self.over(Exit::Done, text);
+        self.settle();
+    }
+
+    /// The old pool is current again since an instant, milliseconds since 1970.
+    pub fn returned(&mut self, at_ms: u64) {
+        if let Stage::Return = self.stage {
+            self.flip_at_ms = Some(at_ms);
+            self.stage = Stage::Linger;
+        }
+    }
+
+    /// The pages of the version that was turned back have had their time.
+    pub fn lingered(&mut self) {
+        if let Stage::Linger = self.stage {
+            self.over(Exit::RolledBack, format!("{}; the old version serves again", self.cause));
+            self.settle();
+        }
+    }
+
+    /// Until when both pools stand side by side, milliseconds since 1970.
+    pub(super) fn side_by_side_until(&self) -> u64 {
+        let bake = self.plan.deploy.as_ref().map_or(0, |deploy| deploy.bake_ms);
+        self.flip_at_ms.unwrap_or_default().saturating_add(bake)
+    }
+}
+
+/// How the text of an end goes on that comes before the flip.
+pub(super) const UNTOUCHED: &str = "nobody has met the new version, and the old one is untouched";

@@ -1,0 +1,144 @@
+//! Deploys played with arbitrary outcomes.
+
+use std::collections::BTreeSet;
+
+use super::*;
+use crate::roll::machine::{Baked, Deploy};
+
+fn deploy() -> impl Strategy<Value = Plan> {
+    (1..20_usize, 1..20_usize, 1..8_usize, 0..3_usize, any::<[bool; 4]>()).prop_map(
+        |(old, new, batch, leftover, [second, gate, hold, switch])| {
+            // Either pool may be the one that is current.
+            let (old, new) = if second { (new..new + old, 0..new) } else { (0..old, old..old + new) };
+            Plan {
+                max_failures: 1,
+                switch,
+                leftover: new.clone().take(leftover).collect(),
+                surge: new.collect(),
+                deploy: Some(Deploy { old: old.collect(), batch, gate, hold, at_ms: None, bake_ms: 1000 }),
+                ..Plan::default()
+            }
+        },
+    )
+}
+
+/// What a deploy has done, by the numbers of its workers.
+#[derive(Debug, Default)]
+struct World {
+    up: BTreeSet<usize>,
+    current_is_new: bool,
+    has_flipped: bool,
+    gated: bool,
+    end: Option<End>,
+}
+
+impl World {
+    fn do_it(&mut self, machine: &mut Machine, draw: &mut impl Iterator<Item = u8>) {
+        let plan = machine.plan().clone();
+        let deploy = plan.deploy.unwrap();
+        if draw.next() == Some(7) {
+            machine.stop("stopped on request", true);
+        }
+        match machine.step() {
+            Step::Finish(end) => self.end = Some(end),
+            Step::Switch => machine.commanded(if draw.next() == Some(0) { Err("no".to_owned()) } else { Ok(()) }),
+            Step::Surge { spares } => {
+                assert!(spares.len() <= deploy.batch && !self.has_flipped);
+                let outcomes: Vec<_> = spares.iter().map(|nth| (*nth, outcome(draw.next()))).collect();
+                let up = outcomes.iter().filter(|(_, it)| !matches!(it, Outcome::Kept(_) | Outcome::Left(_)));
+                self.up.extend(up.map(|(nth, _)| *nth));
+                machine.batch_done(outcomes);
+            }
+            Step::Retire { spares } => {
+                let current = if self.current_is_new { &plan.surge } else { &deploy.old };
+                assert!(spares.iter().all(|nth| !current.contains(nth)), "the pool that serves is retired");
+                self.up.retain(|nth| !spares.contains(nth));
+                machine.batch_done(spares.iter().map(|nth| (*nth, Outcome::Changed)).collect());
+            }
+            Step::Gate => {
+                let result = if draw.next() == Some(2) { Err("no".to_owned()) } else { Ok(()) };
+                self.gated = result.is_ok();
+                machine.gated(result);
+            }
+            Step::Hold => {
+                assert!(deploy.hold);
+                machine.released(None);
+            }
+            Step::Flip { .. } if draw.next() == Some(3) => {
+                machine.arming(1);
+                // Stopped in time.
+                machine.stop("stopped on request", true);
+                machine.disarmed();
+            }
+            Step::Flip { .. } => {
+                assert!(plan.surge.iter().all(|nth| self.up.contains(nth)), "not all of the new pool are up");
+                assert!(self.gated || !deploy.gate, "the gate was not asked");
+                machine.arming(1);
+                machine.flipped();
+                (self.current_is_new, self.has_flipped) = (true, true);
+            }
+            Step::Bake { until_ms } => {
+                assert_eq!(until_ms, 1001);
+                machine.baked(match draw.next() {
+                    Some(0..=4) => Baked::Bad("ill".to_owned()),
+                    Some(5..=6) => Baked::Superseded("me".to_owned()),
+                    _ => Baked::Done,
+                });
+            }
+            Step::Return { .. } => {
+                self.current_is_new = false;
+                machine.returned(5);
+            }
+            Step::Linger { until_ms } => {
+                assert_eq!(until_ms, 1005);
+                machine.lingered();
+            }
+            step => panic!("{step:?} is not a deploy's"),
+        }
+    }
+}
+
+proptest! {
+    /// One pool is left, which is current, and the new one only where all of it was up and the gate has passed.
+    #[test]
+    fn one_pool_is_left(plan in deploy(), draws in prop::collection::vec(0..20_u8, 1..100)) {
+        let mut machine = Machine::new(plan.clone());
+        let mut draws = draws.iter().copied().cycle();
+        let mut world = World { up: plan.deploy.clone().unwrap().old.into_iter().collect(), ..World::default() };
+        world.up.extend(&plan.leftover);
+        for _ in 0..100 {
+            // As another daemon finds it.
+            let text = serde_json::to_string(&machine).unwrap();
+            machine = serde_json::from_str(&text).unwrap();
+            let all = plan.surge.len() + plan.deploy.as_ref().unwrap().old.len();
+            prop_assert_eq!(machine.check(all, 0, 0), Ok(()));
+            world.do_it(&mut machine, &mut draws);
+            if world.end.is_some() {
+                break;
+            }
+        }
+        let Some(end) = world.end else { panic!("no end") };
+        let done = end.result == Exit::Done;
+        prop_assert_eq!(done, world.current_is_new, "{:?}", end);
+        prop_assert_eq!(end.result == Exit::RolledBack, world.has_flipped && !world.current_is_new);
+        let new: BTreeSet<_> = plan.surge.iter().copied().collect();
+        let old: BTreeSet<_> = plan.deploy.unwrap().old.into_iter().collect();
+        // What was left running from before is not touched by a deploy that is stopped at once.
+        let up: BTreeSet<_> = world.up.iter().copied().filter(|nth| !plan.leftover.contains(nth) || done).collect();
+        prop_assert_eq!(up, if done { new } else { old });
+    }
+}
+
+#[test]
+fn a_flip_that_is_armed_is_not_stopped_by_a_word() {
+    let deploy = Deploy { old: vec![0], batch: 1, ..Deploy::default() };
+    let plan = Plan { surge: vec![1], max_failures: 1, deploy: Some(deploy), ..Plan::default() };
+    let mut machine = Machine::new(plan);
+    machine.batch_done(vec![(1, Outcome::Changed)]);
+    assert_eq!(machine.step(), Step::Flip { at_ms: None });
+    machine.arming(77);
+    machine.stop("stopped on request", false);
+    assert_eq!(machine.step(), Step::Flip { at_ms: Some(77) }, "the kernel does it, whatever is said");
+    machine.disarmed();
+    assert_eq!(machine.step(), Step::Retire { spares: vec![1] });
+}

@@ -1,0 +1,145 @@
+//! A service's two pools: which is current, and what the workers of each are told of it.
+
+use std::{
+    collections::BTreeMap,
+    fs, io,
+    os::unix::fs::symlink,
+    path::Path,
+    sync::{Arc, atomic::Ordering::SeqCst},
+};
+
+use super::{Service, Worker};
+use crate::config;
+
+/// How pools are called: in files, commands and what is shown.
+pub const NAMES: [&str; 2] = ["a", "b"];
+
+impl Service {
+    /// The workers of the current pool: those that serve.
+    #[must_use]
+    pub fn workers(&self) -> &[Arc<Worker>] {
+        self.pool(self.current())
+    }
+
+    /// The workers of a pool, 0 or 1; none: the service has one pool.
+    #[must_use]
+    pub fn pool(&self, pool: u32) -> &[Arc<Worker>] {
+        &self.pools[pool as usize & 1]
+    }
+
+    /// The pool that is current, as far as the daemon has noticed: the kernel knows of a flip at once.
+    #[must_use]
+    pub fn current(&self) -> u32 {
+        self.current.load(SeqCst)
+    }
+
+    /// Takes note of a flip.
+    pub fn set_current(&self, pool: u32) {
+        self.current.store(pool & 1, SeqCst);
+    }
+
+    /// The numbers that the workers of a pool have as members.
+    #[must_use]
+    pub fn numbers(&self, pool: u32) -> std::ops::Range<usize> {
+        let first = if pool & 1 == 0 { 0 } else { self.pools[0].len() + self.spares.len() };
+        first..first + self.pool(pool).len()
+    }
+
+    /// The pool that a worker is of; spares are of the first.
+    #[must_use]
+    pub fn pool_of(&self, worker: &Worker) -> u32 {
+        u32::from(self.pools[1].iter().any(|other| other.index == worker.index))
+    }
+}
+
+/// What the workers of a pool are told at their start.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Told<'a> {
+    /// The lane of their version, 1-255.
+    pub lane: u8,
+    /// The version; `None`: nobody has said.
+    pub version: Option<&'a str>,
+}
+
+/// Writes down what the workers of a pool are told from their next start on. A worker's process manager reads it by the
+/// pool, `SERVICE-a.env`, or by its port, `SERVICE-8000.env`.
+///
+/// # Errors
+/// When the file, its directory or the links to it cannot be written.
+pub fn tell(service: &config::Service, deploy: &config::Deploy, pool: u32, told: &Told<'_>) -> io::Result<()> {
+    let file = &deploy.files[pool as usize & 1];
+    let dir = file.parent().unwrap_or(Path::new("/"));
+    fs::create_dir_all(dir)?;
+    let mut text = format!("DEPLOYER_LANE={}\nDEPLOYER_POOL={}\n", told.lane, NAMES[pool as usize & 1]);
+    if let Some(version) = told.version {
+        text.push_str(&format!("DEPLOYER_VERSION={version}\n"));
+    }
+    let aside = file.with_extension("env.new");
+    fs::write(&aside, text)?;
+    fs::rename(&aside, file)?;
+    let workers = if pool & 1 == 0 { &service.workers } else { &deploy.second };
+    for at in workers {
+        let link = dir.join(format!("{}-{}.env", service.name, at.port()));
+        let to = file.file_name().unwrap_or_default();
+        if fs::read_link(&link).is_ok_and(|there| there == to) {
+            continue;
+        }
+        let _ = fs::remove_file(&link);
+        symlink(to, &link)?;
+    }
+    Ok(())
+}
+
+/// What a file says that [`tell`] has written; nothing, if there is none.
+///
+/// # Errors
+/// When it cannot be read.
+pub fn told(file: &Path) -> io::Result<BTreeMap<String, String>> {
+    let text = match fs::read_to_string(file) {
+        Ok(text) => text,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(BTreeMap::new()),
+        Err(error) => return Err(error),
+    };
+    let lines = text.lines().filter_map(|line| line.split_once('='));
+    Ok(lines.map(|(name, value)| (name.to_owned(), value.to_owned())).collect())
+}
+
+/// Whether a version can be told: a shell and systemd must read the same in `NAME=VALUE`.
+#[must_use]
+pub fn is_plain(version: &str) -> bool {
+    let legal = |byte: u8| byte.is_ascii_alphanumeric() || b"._+-~:@,".contains(&byte);
+    !version.is_empty() && version.bytes().all(legal)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::Config;
+
+    #[test]
+    fn what_is_told_is_read_by_pool_and_by_port() {
+        let dir = tempfile::tempdir().unwrap();
+        let text = format!(
+            "[daemon]\nstate = {:?}\n[service.web]\nworkers = \"127.0.0.1:8000-8001\"\ndeploy.second = \"next\"\n\
+             manager = {{ unit = \"web@{{port}}.service\" }}\n",
+            dir.path()
+        );
+        let config = Config::parse(Path::new("f"), &text).unwrap().services.remove("web").unwrap();
+        let deploy = config.deploy.clone().unwrap();
+        for (version, lane) in [(Some("v1"), 3), (None, 4), (Some("v2"), 5)] {
+            tell(&config, &deploy, 1, &Told { lane, version }).unwrap();
+            for name in ["web-b.env", "web-8002.env", "web-8003.env"] {
+                let told = told(&dir.path().join("pools").join(name)).unwrap();
+                assert_eq!(told.get("DEPLOYER_LANE"), Some(&lane.to_string()), "{name}");
+                assert_eq!(told.get("DEPLOYER_VERSION").map(String::as_str), version);
+            }
+        }
+        assert!(told(&deploy.files[0]).unwrap().is_empty(), "nobody has told the first pool anything");
+    }
+
+    #[test]
+    fn what_a_shell_would_read_otherwise_is_not_plain() {
+        assert!(["v1", "1.2.3-rc1+x", "20260101T10:00"].iter().all(|version| is_plain(version)));
+        assert!(["", "a b", "$(x)", "a;b", "a'b", "\u{e9}"].iter().all(|version| !is_plain(version)));
+    }
+}
