@@ -154,8 +154,10 @@ fn service<'a>(name: &str, value: &Value<'a>, default: &Defaults<'_>, claims: &m
     table.done();
     let (deploy, second) = deploy?.unzip();
     claims.workers(second.as_deref().unwrap_or_default());
-    let all = workers.iter().chain(&second).flatten().cloned();
-    ports::one_family(&all.collect::<Vec<_>>());
+    if let (Some(workers), Some(second)) = (&workers, &second) {
+        let first = workers.iter().take(1);
+        ports::one_family(&first.chain(second).cloned().collect::<Vec<_>>());
+    }
     let workers: Vec<_> = workers?.into_iter().map(|(worker, _)| worker).collect();
     let mut manager = manager?;
     if let (Manager::Builtin(builtin), Some(deploy)) = (&mut manager, &deploy) {
