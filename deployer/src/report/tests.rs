@@ -53,7 +53,7 @@ fn service() -> Service {
         worker.enter(Phase::Up, "");
         worker.control().version = Some("v1".to_owned());
     }
-    let manager = manager(&config);
+    let manager = manager(&config, &workers);
     Service { index: 0, config, workers, spares: Vec::new(), manager }
 }
 

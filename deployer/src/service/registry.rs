@@ -155,8 +155,9 @@ impl Registry {
             });
         }
         workers.iter().for_each(|worker| worker.control().patience = wanted.warm.within + watch::AGAIN);
+        let manager = manager(wanted, &workers);
         let spares = workers.split_off(wanted.workers.len());
-        let service = Service { index, config: wanted.clone(), workers, spares, manager: manager(wanted) };
+        let service = Service { index, config: wanted.clone(), workers, spares, manager };
         let now = callers::rules(&wanted.callers, &self.cgroup_root);
         let rules = match (before, places.rules.get(&index)) {
             (Some(before), Some(known)) if before.config.callers == wanted.callers => {

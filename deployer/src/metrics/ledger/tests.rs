@@ -35,7 +35,7 @@ fn services() -> Services {
     for worker in &workers {
         worker.enter(Phase::Up, "");
     }
-    let manager = manager(&config);
+    let manager = manager(&config, &workers);
     let service = Service { index: 0, config, workers, spares: Vec::new(), manager };
     BTreeMap::from([("web".to_owned(), Arc::new(service))])
 }
