@@ -232,6 +232,18 @@ impl ServiceConfig {
         self.text_of(sandbox, app, &workers, &manager)
     }
 
+    /// The same for workers 127.0.0.1:8000 to 8003 that the daemon starts itself, in [`Place::Workers`].
+    pub fn text_built_in(&self, sandbox: &Sandbox, app: &App) -> String {
+        let (worker, cgroup, dir) = (app.worker(), sandbox.cgroup(Place::Workers), sandbox.dir().display());
+        let manager = format!(
+            "{{ command = [\"/usr/bin/python3\", \"-sE\", {worker:?}, \"--port={{port}}\"], cgroup = {cgroup:?}, \
+             log = \"{dir}/log/{{port}}.log\", restart = {{ first = \"200ms\", most = \"1s\" }}, environment = \
+             {{ APP_DIR = {:?}, IMPORT_SECONDS = \"0.3\", COLD_SECONDS = \"0.05\" }} }}",
+            app.dir()
+        );
+        self.text_of(sandbox, app, "127.0.0.1:8000-8003", &manager)
+    }
+
     /// The same for workers that supervisord has nothing to do with; `workers` as `127.0.0.1:8000-8003`, `manager` in TOML.
     pub fn text_of(&self, sandbox: &Sandbox, app: &App, workers: &str, manager: &str) -> String {
         let socket = Daemon::socket_of(sandbox);

@@ -53,7 +53,7 @@ fn service() -> Service {
         worker.enter(Phase::Up, "");
         worker.control().version = Some("v1".to_owned());
     }
-    let manager = manager(&config);
+    let manager = manager(&config, &workers);
     Service { index: 0, config, pools: [workers, Vec::new()], current: Arc::default(), spares: Vec::new(), manager }
 }
 

@@ -72,7 +72,7 @@ mod tests {
         let members = config.members().enumerate();
         let mut workers: Vec<_> = members.map(|(nth, at)| Arc::new(Worker::new(nth as u32, at, "web", 0))).collect();
         let spares = workers.split_off(4);
-        let manager = manager(&config);
+        let manager = manager(&config, &[]);
         Service { index: 0, config, pools: [workers, Vec::new()], current: Arc::default(), spares, manager }
     }
 

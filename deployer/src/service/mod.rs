@@ -12,7 +12,7 @@ pub mod selftest;
 pub mod watch;
 
 use std::{
-    collections::BTreeSet,
+    collections::{BTreeMap, BTreeSet},
     net::SocketAddr,
     sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, atomic::AtomicU32},
     time::{Duration, Instant},
@@ -84,18 +84,20 @@ impl Service {
     }
 }
 
-/// Makes the process manager that a service names.
+/// Makes the process manager that a service names. One that lives in the daemon logs for the rolls that have these members
+/// in hand.
 #[must_use]
-pub fn manager(service: &config::Service) -> Box<dyn ProcessManager> {
+pub fn manager(service: &config::Service, members: &[Arc<Worker>]) -> Box<dyn ProcessManager> {
     let name = &service.name;
     match service.manager.clone() {
         config::Manager::Supervisord { socket, program, login, stop_within } => {
             Box::new(Supervisord::new(socket, program, login, stop_within))
         }
         config::Manager::Builtin(config) => {
-            let builtin = Builtin::new(name, *config, workers::THIS_PROGRAM.into());
-            let members: Vec<_> = service.members().collect();
-            Box::new(builtin.succeeding(&members))
+            let known: BTreeMap<_, _> = members.iter().map(|worker| (worker.at, Arc::clone(worker))).collect();
+            let span_of = move |at| known.get(&at).map_or_else(Span::none, |worker| worker.control().span());
+            let builtin = Builtin::new(name, *config, workers::THIS_PROGRAM.into()).logging_in(span_of);
+            Box::new(builtin.succeeding(&service.members().collect::<Vec<_>>()))
         }
         config::Manager::Exec(config) => Box::new(Exec::new(name, config)),
         config::Manager::Systemd { unit, bus, stop_within } => Box::new(Systemd::new(unit, bus, stop_within)),

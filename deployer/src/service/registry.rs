@@ -170,11 +170,11 @@ impl Registry {
             });
         }
         workers.iter().for_each(|worker| worker.control().patience = wanted.warm.within + watch::AGAIN);
+        let manager = manager(wanted, &workers);
         let second = workers.split_off(wanted.workers.len() + wanted.spares.len());
         let spares = workers.split_off(wanted.workers.len());
         let flip = self.flip(places, index, before.is_some() || inherited.is_some(), wanted)?;
         let current = before.map_or_else(Arc::default, |before| Arc::clone(&before.current));
-        let manager = manager(wanted);
         let service = Service { index, config: wanted.clone(), pools: [workers, second], current, spares, manager };
         service.set_current(flip.current(host::now_ms()));
         let now = callers::rules(&wanted.callers, &self.cgroup_root);

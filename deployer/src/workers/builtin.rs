@@ -25,7 +25,7 @@ use std::{
 };
 
 pub use launch::main as launch;
-use tracing::{Instrument as _, warn};
+use tracing::{Instrument as _, Span, warn};
 
 use self::{place::Place, trouble::Trouble, worker::Worker};
 use super::{ManagerError, Pending, ProcessManager, ProcessStatus};
@@ -43,10 +43,14 @@ fn tended() -> MutexGuard<'static, Tended> {
     TENDED.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
+/// The span of the roll that has a worker in hand now, or none. Asked for at each turn, since rolls come and go.
+type SpanOf = dyn Fn(SocketAddr) -> Span + Send + Sync;
+
 /// The manager of a service's workers.
 pub struct Builtin {
     service: String,
     config: Arc<config::Builtin>,
+    span_of: Arc<SpanOf>,
     launcher: PathBuf,
     workers: Mutex<HashMap<SocketAddr, Arc<Worker>>>,
 }
@@ -56,7 +60,15 @@ impl Builtin {
     /// at yet.
     #[must_use]
     pub fn new(service: &str, config: config::Builtin, launcher: PathBuf) -> Self {
-        Self { service: service.to_owned(), config: Arc::new(config), launcher, workers: Mutex::default() }
+        let (config, span_of, workers) = (Arc::new(config), Arc::new(|_| Span::none()), Mutex::default());
+        Self { service: service.to_owned(), config, span_of, launcher, workers }
+    }
+
+    /// Has what is logged of a worker bear the roll that has it in hand, also where no roll has asked for what is done.
+    /// To be called before [`Self::succeeding`].
+    #[must_use]
+    pub fn logging_in(self, span_of: impl Fn(SocketAddr) -> Span + Send + Sync + 'static) -> Self {
+        Self { span_of: Arc::new(span_of), ..self }
     }
 
     /// Goes on with those of these workers that this process tends already, by this configuration from their next start
@@ -74,7 +86,7 @@ impl Builtin {
     /// A worker that this process tends already.
     fn succeed(&self, all: &Tended, place: &Place) -> Option<Arc<Worker>> {
         let worker = all.get(&place.cgroup)?.upgrade()?;
-        worker.configure(Arc::clone(&self.config));
+        worker.configure(Arc::clone(&self.config), Arc::clone(&self.span_of));
         Some(worker)
     }
 
@@ -100,8 +112,9 @@ impl Builtin {
 
     /// Begins with a worker that nobody tends.
     fn begin(&self, all: &mut Tended, at: SocketAddr, place: Place) -> Arc<Worker> {
-        let (cgroup, config) = (place.cgroup.clone(), Arc::clone(&self.config));
-        let worker = Arc::new(Worker::new(&self.service, at, place, self.launcher.clone(), config));
+        let (cgroup, launcher) = (place.cgroup.clone(), self.launcher.clone());
+        let (config, span_of) = (Arc::clone(&self.config), Arc::clone(&self.span_of));
+        let worker = Arc::new(Worker::new(&self.service, at, place, launcher, config, span_of));
         all.retain(|_, worker| worker.strong_count() > 0);
         all.insert(cgroup, Arc::downgrade(&worker));
         tokio::spawn(tend::tend(Arc::downgrade(&worker)));

@@ -34,20 +34,7 @@ pub(crate) struct Built<'a> {
 }
 
 fn config(sandbox: &Sandbox, app: &App) -> String {
-    config_of(sandbox, app, &ServiceConfig::default())
-}
-
-/// The configuration's text, where not all of it is as usual.
-pub(crate) fn config_of(sandbox: &Sandbox, app: &App, service: &ServiceConfig) -> String {
-    let (worker, cgroup, dir) = (app.worker(), sandbox.cgroup(Place::Workers), sandbox.dir().display());
-    let manager = format!(
-        "{{ command = [\"/usr/bin/python3\", \"-sE\", {worker:?}, \"--port={{port}}\"], cgroup = {cgroup:?}, \
-         log = \"{dir}/log/{{port}}.log\", restart = {{ first = \"200ms\", most = \"1s\" }}, environment = \
-         {{ APP_DIR = {:?}, IMPORT_SECONDS = \"0.3\", COLD_SECONDS = \"0.05\" }} }}",
-        app.dir()
-    );
-    let workers = format!("127.0.0.1:{}-{}", PORTS.start(), PORTS.end());
-    service.text_of(sandbox, app, &workers, &manager)
+    ServiceConfig::default().text_built_in(sandbox, app)
 }
 
 impl<'a> Built<'a> {
@@ -59,7 +46,7 @@ impl<'a> Built<'a> {
     /// The same, where not all of the configuration is as usual.
     pub(crate) fn of(sandbox: &'a Sandbox, service: &ServiceConfig) -> Result<Self> {
         let app = App::new(sandbox, &["v1", "v2"])?;
-        let daemon = Daemon::start(sandbox, &config_of(sandbox, &app, service))?;
+        let daemon = Daemon::start(sandbox, &service.text_built_in(sandbox, &app))?;
         all_up(sandbox).with_context(|| daemon.log())?;
         let nginx = Nginx::start(sandbox, &Upstream::workers(PORTS, "max_fails=0"))?;
         let load = Load { rate: 150.0, slow_one_in: 0, ..Load::new("load") }.start(sandbox)?;

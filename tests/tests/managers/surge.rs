@@ -23,7 +23,7 @@ use deployer_tests::{
 use serde_json::Value;
 
 use super::{
-    daemon::{Built, all_up, config_of},
+    daemon::{Built, all_up},
     scene::SOON,
 };
 
@@ -118,7 +118,7 @@ fn killed_at(label: &str, at: (u16, &str)) -> Result<()> {
     roll.until_phase(at.0, at.1)?;
     built.daemon.process().kill()?;
     sleep(Duration::from_millis(500));
-    built.daemon = Daemon::start(&sandbox, &config_of(&sandbox, &built.app, &spare(2)))?;
+    built.daemon = Daemon::start(&sandbox, &spare(2).text_built_in(&sandbox, &built.app))?;
     let (code, printed) = roll.left()?;
     let ending = Ending::read(roll.seen.last().context("no events")?)?;
     eprintln!("killed with {at:?}: {ending:?}");
@@ -177,7 +177,7 @@ fn spares_that_were_left_running() -> Result<()> {
     built.roll()?.until_phase(8000, "draining")?;
     built.daemon.process().kill()?;
     fs::remove_dir_all(sandbox.state())?;
-    built.daemon = Daemon::start(&sandbox, &config_of(&sandbox, &built.app, &spare(2)))?;
+    built.daemon = Daemon::start(&sandbox, &spare(2).text_built_in(&sandbox, &built.app))?;
     let begun = Instant::now();
     let spares = || -> Result<Vec<Value>> {
         let workers = Api::of(&sandbox).workers()?;

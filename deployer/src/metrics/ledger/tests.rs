@@ -35,7 +35,7 @@ fn services() -> Services {
     for worker in &workers {
         worker.enter(Phase::Up, "");
     }
-    let manager = manager(&config);
+    let manager = manager(&config, &workers);
     let service = Service {
         index: 0,
         config,

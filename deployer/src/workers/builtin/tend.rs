@@ -1,4 +1,5 @@
-//! Tends a worker: starts it again when it ends unasked, and rotates its log.
+//! Tends a worker: starts it again when it ends unasked, and rotates its log. What is done while a roll has the worker in
+//! hand is logged as the roll's.
 
 use std::{
     sync::{Arc, Weak},
@@ -6,9 +7,12 @@ use std::{
 };
 
 use tokio::time::Instant;
-use tracing::{info, warn};
+use tracing::{Instrument as _, info, warn};
 
-use super::worker::{State, Worker};
+use super::{
+    process::Process,
+    worker::{State, Worker},
+};
 use crate::service::{blocking, listeners};
 
 /// Between two looks at the size of a log.
@@ -27,29 +31,34 @@ pub(super) async fn tend(worker: Weak<Worker>) {
             State::Running(process) => tokio::select! {
                 () = process.fd.ended() => {
                     let Some(worker) = worker.upgrade() else { return };
-                    let _turn = worker.turn.lock().await;
-                    let same = matches!(&worker.view().state, State::Running(now) if Arc::ptr_eq(now, &process));
-                    match same {
-                        true if worker.place.is_marked() => worker.enter(State::Stopped),
-                        true => worker.crashed(&process).await,
-                        false => {}
-                    }
+                    ended(&worker, &process).instrument(worker.span()).await;
                 }
                 () = changed.notified() => {}
                 () = tokio::time::sleep(LOG) => {
                     let Some(worker) = worker.upgrade() else { return };
-                    rotate(&worker).await;
+                    rotate(&worker).instrument(worker.span()).await;
                 }
             },
             State::Waiting(until) => tokio::select! {
                 () = tokio::time::sleep_until(Instant::from_std(until)) => {
                     let Some(worker) = worker.upgrade() else { return };
-                    again(&worker).await;
+                    again(&worker).instrument(worker.span()).await;
                 }
                 () = changed.notified() => {}
             },
             State::Unknown | State::Stopped | State::Failed => changed.notified().await,
         }
+    }
+}
+
+/// Its process has ended.
+async fn ended(worker: &Worker, process: &Arc<Process>) {
+    let _turn = worker.turn.lock().await;
+    let same = matches!(&worker.view().state, State::Running(now) if Arc::ptr_eq(now, process));
+    match same {
+        true if worker.place.is_marked() => worker.enter(State::Stopped),
+        true => worker.crashed(process).await,
+        false => {}
     }
 }
 

@@ -10,9 +10,10 @@ use std::{
 
 use rustix::process::Signal;
 use tokio::sync::Notify;
-use tracing::{info, warn};
+use tracing::{Span, info, warn};
 
 use super::{
+    SpanOf,
     log::Log,
     place::Place,
     process::Process,
@@ -38,6 +39,7 @@ pub(super) struct Worker {
     /// The program that becomes a worker when run as `launch`.
     launcher: PathBuf,
     config: Mutex<Arc<config::Builtin>>,
+    span_of: Mutex<Arc<SpanOf>>,
     /// Held while it is started or stopped.
     pub(super) turn: tokio::sync::Mutex<()>,
     view: Mutex<View>,
@@ -77,6 +79,7 @@ impl Worker {
         place: Place,
         launcher: PathBuf,
         config: Arc<config::Builtin>,
+        span_of: Arc<SpanOf>,
     ) -> Self {
         let view = View { state: State::Unknown, doing: None, failures: 0, last: String::new(), log_from: 0 };
         Self {
@@ -85,6 +88,7 @@ impl Worker {
             place,
             launcher,
             config: Mutex::new(config),
+            span_of: Mutex::new(span_of),
             turn: tokio::sync::Mutex::new(()),
             view: Mutex::new(view),
             changed: Arc::new(Notify::new()),
@@ -104,9 +108,17 @@ impl Worker {
         Arc::clone(&self.config.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
-    /// From its next start on.
-    pub(super) fn configure(&self, config: Arc<config::Builtin>) {
+    /// What it is started with, from its next start on; and who knows the roll that has it in hand.
+    pub(super) fn configure(&self, config: Arc<config::Builtin>, span_of: Arc<SpanOf>) {
         *self.config.lock().unwrap_or_else(PoisonError::into_inner) = config;
+        *self.span_of.lock().unwrap_or_else(PoisonError::into_inner) = span_of;
+    }
+
+    /// Of the roll that has it in hand now, for the log: who tends it outlives rolls, and is started by none.
+    pub(super) fn span(&self) -> Span {
+        // Not held while it is asked, which takes another lock.
+        let span_of = Arc::clone(&self.span_of.lock().unwrap_or_else(PoisonError::into_inner));
+        span_of(self.at)
     }
 
     pub(super) fn enter(&self, state: State) {
@@ -128,6 +140,7 @@ impl Worker {
         let main = self.place.main().map_err(|error| self.cgroup_trouble(error))?;
         let state = match main {
             Some(process) => {
+                let _in = self.span().entered();
                 info!(worker = self.name(), pid = process.pid, "found running");
                 State::Running(Arc::new(process))
             }
