@@ -35,6 +35,7 @@ pub mod journal;
 pub mod load;
 pub mod nginx;
 pub mod pace;
+pub mod pages;
 pub mod process;
 pub mod prometheus;
 pub mod report;
