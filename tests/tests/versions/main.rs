@@ -1,0 +1,3 @@
+//! Two versions side by side: which requests get which of them, and that no page is ever answered by the other one.
+
+mod lb;
