@@ -22,6 +22,7 @@
 
 pub mod api;
 pub mod app;
+pub mod browser;
 pub mod capture;
 pub mod client;
 pub mod crash;

@@ -16,11 +16,11 @@ use deployer_tests::sandbox::Sandbox;
 use deployer_tests::varnish::Varnish;
 
 /// The port of the example that `deployer lb` prints without a configuration.
-const PORT: u16 = 9000;
+pub(crate) const PORT: u16 = 9000;
 const LANES: u8 = 3;
 const LIMIT: Duration = Duration::from_secs(10);
 /// Where Varnish listens in front of nginx.
-const FRONT: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(std::net::Ipv4Addr::LOCALHOST), 8081);
+pub(crate) const FRONT: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(std::net::Ipv4Addr::LOCALHOST), 8081);
 
 const PAGE: [(&str, &str); 2] = [("Sec-Fetch-Mode", "navigate"), ("Sec-Fetch-Dest", "document")];
 const XHR: [(&str, &str); 2] = [("Sec-Fetch-Mode", "cors"), ("Sec-Fetch-Dest", "empty")];
@@ -57,6 +57,12 @@ const NAMED: &[(Option<&str>, &str, u8)] = &[
     (None, "/xhr?/_lane/2/", 0),
 ];
 
+/// What `deployer lb` prints, with these arguments.
+pub(crate) fn printed(sandbox: &Sandbox, arguments: &[&str]) -> Result<String> {
+    let mut command = DeployerBin::find()?.command(sandbox);
+    process::run(command.arg("lb").args(arguments).args(["--lanes", &LANES.to_string()]))
+}
+
 struct Scene {
     sandbox: Sandbox,
     app: App,
@@ -71,12 +77,6 @@ impl Scene {
         let start = |lane| Pages::start(&sandbox, &app, lane_address(lane, PORT), &format!("v{lane}"), lane);
         let workers = (0..=LANES).map(start).collect::<Result<_>>()?;
         Ok(Self { sandbox, app, workers })
-    }
-
-    /// What `deployer lb` prints.
-    fn text(&self, arguments: &[&str]) -> Result<String> {
-        let mut command = DeployerBin::find()?.command(&self.sandbox);
-        process::run(command.arg("lb").args(arguments).args(["--lanes", &LANES.to_string()]))
     }
 
     fn send(&self, to: SocketAddr, request: &Request<'_>) -> Result<Response> {
@@ -149,7 +149,7 @@ fn twice(to: SocketAddr, request: &Request<'_>) -> Result<[Response; 2]> {
 #[test]
 fn nginx_goes_by_what_a_page_names() -> Result<()> {
     let scene = Scene::new("lb_nginx")?;
-    let nginx = Nginx::start_lanes(&scene.sandbox, &scene.text(&["nginx"])?)?;
+    let nginx = Nginx::start_lanes(&scene.sandbox, &printed(&scene.sandbox, &["nginx"])?)?;
     // Before nginx 1.23, it sees the first of several headers.
     scene.judge(ADDRESS, false)?;
     scene.keeps_none(ADDRESS)?;
@@ -160,7 +160,7 @@ fn nginx_goes_by_what_a_page_names() -> Result<()> {
 #[test]
 fn haproxy_goes_by_what_a_page_names() -> Result<()> {
     let scene = Scene::new("lb_haproxy")?;
-    let haproxy = Haproxy::start(&scene.sandbox, &scene.text(&["haproxy"])?)?;
+    let haproxy = Haproxy::start(&scene.sandbox, &printed(&scene.sandbox, &["haproxy"])?)?;
     scene.judge(ADDRESS, true).with_context(|| haproxy.log())?;
     scene.keeps_none(ADDRESS)?;
     ensure!(haproxy.log().is_empty(), "{}", haproxy.log());
@@ -170,7 +170,7 @@ fn haproxy_goes_by_what_a_page_names() -> Result<()> {
 #[test]
 fn varnish_goes_by_what_a_page_names() -> Result<()> {
     let mut scene = Scene::new("lb_varnish")?;
-    let text = scene.text(&["varnish"])?;
+    let text = printed(&scene.sandbox, &["varnish"])?;
     let _varnish = Varnish::start_caching(&scene.sandbox, ADDRESS, &text, &[])?;
     scene.judge(ADDRESS, true)?;
     scene.keeps_none(ADDRESS)?;
@@ -180,8 +180,8 @@ fn varnish_goes_by_what_a_page_names() -> Result<()> {
 #[test]
 fn varnish_in_front_of_nginx_tells_it() -> Result<()> {
     let mut scene = Scene::new("lb_both")?;
-    let nginx = Nginx::start_lanes(&scene.sandbox, &scene.text(&["nginx"])?)?;
-    let text = scene.text(&["varnish", "--via", &ADDRESS.to_string()])?;
+    let nginx = Nginx::start_lanes(&scene.sandbox, &printed(&scene.sandbox, &["nginx"])?)?;
+    let text = printed(&scene.sandbox, &["varnish", "--via", &ADDRESS.to_string()])?;
     let _varnish = Varnish::start_caching(&scene.sandbox, FRONT, &text, &[])?;
     scene.judge(FRONT, true)?;
     // Nothing that is no lane gets past Varnish.
