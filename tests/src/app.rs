@@ -59,6 +59,7 @@ impl App {
         fs::write(app.worker(), include_str!("../app/worker.py")).context("write worker.py")?;
         fs::write(app.prefork(), include_str!("../app/prefork.py")).context("write prefork.py")?;
         fs::write(app.fast(), include_str!("../app/fast.py")).context("write fast.py")?;
+        fs::write(app.pages(), include_str!("../app/pages.py")).context("write pages.py")?;
         fs::write(app.dir.join("streams.py"), include_str!("../app/streams.py")).context("write streams.py")?;
         for version in versions {
             let release = app.release(version);
@@ -88,6 +89,11 @@ impl App {
     /// The script of a worker that answers at once.
     pub fn fast(&self) -> PathBuf {
         self.dir.join("fast.py")
+    }
+
+    /// The script of a worker whose pages ask for more ([`crate::pages`]).
+    pub fn pages(&self) -> PathBuf {
+        self.dir.join("pages.py")
     }
 
     /// Where the workers write their journals.

@@ -37,6 +37,25 @@ pub struct Entry {
     pub begin_ns: u64,
     /// Its end.
     pub end: End,
+    /// The other end's port of the connection that brought it; 0 if the worker does not say.
+    pub peer: u16,
+    /// Method and path; empty if the worker does not say.
+    pub asked: String,
+}
+
+/// A connection that a worker process accepted, if it says so ([`crate::pages`]).
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Accepted {
+    /// The worker's port.
+    pub port: u16,
+    /// The worker's process.
+    pub pid: u32,
+    /// The version it ran.
+    pub version: String,
+    /// The other end's port.
+    pub peer: u16,
+    /// CLOCK_MONOTONIC, ns, when the worker had accepted it.
+    pub at_ns: u64,
 }
 
 /// All workers' journals.
@@ -44,6 +63,8 @@ pub struct Entry {
 pub struct Journal {
     /// Worker by worker, in the order of their beginnings.
     pub entries: Vec<Entry>,
+    /// Worker by worker, in the order of their acceptance.
+    pub connections: Vec<Accepted>,
 }
 
 impl Journal {
@@ -69,7 +90,14 @@ impl Journal {
         for line in text.lines() {
             let words: Vec<&str> = line.split(' ').collect();
             match *words.as_slice() {
-                ["B", id, at, pid, version, cold] => {
+                ["C", peer, at, pid, version] => self.connections.push(Accepted {
+                    port,
+                    pid: pid.parse().context("pid")?,
+                    version: version.to_owned(),
+                    peer: peer.parse().context("peer")?,
+                    at_ns: at.parse().context("time")?,
+                }),
+                ["B", id, at, pid, version, cold, ref more @ ..] => {
                     open.insert(id, self.entries.len());
                     self.entries.push(Entry {
                         id: id.to_owned(),
@@ -79,6 +107,8 @@ impl Journal {
                         cold: cold == "1",
                         begin_ns: at.parse().context("begin")?,
                         end: End::Cut,
+                        peer: more.first().map_or(Ok(0), |peer| peer.parse()).context("peer")?,
+                        asked: more.get(1..).unwrap_or_default().join(" "),
                     });
                 }
                 [kind @ ("E" | "A"), id, at] => {

@@ -22,6 +22,7 @@
 
 pub mod api;
 pub mod app;
+pub mod browser;
 pub mod capture;
 pub mod client;
 pub mod crash;
@@ -35,6 +36,7 @@ pub mod journal;
 pub mod load;
 pub mod nginx;
 pub mod pace;
+pub mod pages;
 pub mod process;
 pub mod prometheus;
 pub mod report;

@@ -89,10 +89,22 @@ impl Nginx {
 
     /// The same, with this in its `http`, which names an upstream `web`.
     pub fn start_text(sandbox: &Sandbox, http: &str, directives: &str) -> Result<Self> {
+        let location = format!(
+            "    location / {{
+      proxy_pass http://web;
+      proxy_read_timeout 60s;
+      {directives}
+    }}"
+        );
+        Self::start_server(sandbox, http, &location)
+    }
+
+    /// The same, with these in its `http` and in its `server` block.
+    pub fn start_server(sandbox: &Sandbox, http: &str, server: &str) -> Result<Self> {
         let dir = sandbox.dir().join("nginx");
         fs::create_dir_all(&dir).context("make nginx's directory")?;
         let (config, errors) = (dir.join("nginx.conf"), dir.join("error.log"));
-        fs::write(&config, config_text(&dir, http, directives)).context("write nginx.conf")?;
+        fs::write(&config, config_text(&dir, http, server)).context("write nginx.conf")?;
         let mut command = sandbox.command(Place::Callers, "/usr/sbin/nginx");
         command.arg("-p").arg(&dir).arg("-c").arg(&config);
         command.arg("-e").arg(&errors);
@@ -102,6 +114,12 @@ impl Nginx {
             connected.unwrap_or(false)
         })?;
         Ok(Self { process, errors })
+    }
+
+    /// What `deployer lb` prints for a service with lanes: maps, and behind them a location.
+    pub fn start_lanes(sandbox: &Sandbox, text: &str) -> Result<Self> {
+        let (http, server) = text.split_once("\n# In the server block of").context("no part for a server block")?;
+        Self::start_server(sandbox, http, &format!("#{server}"))
     }
 
     /// The master's process id.
@@ -136,7 +154,7 @@ impl Nginx {
 }
 
 /// Debian's nginx 1.22 keeps its files where only one instance may: all paths are moved into `dir`.
-fn config_text(dir: &Path, http: &str, directives: &str) -> String {
+fn config_text(dir: &Path, http: &str, server: &str) -> String {
     let dir = dir.display();
     format!(
         r#"daemon off;
@@ -155,11 +173,7 @@ http {{
 {http}
   server {{
     listen {ADDRESS} backlog=4096;
-    location / {{
-      proxy_pass http://web;
-      proxy_read_timeout 60s;
-      {directives}
-    }}
+{server}
   }}
 }}
 "#

@@ -1,12 +1,14 @@
 //! `deployer lb`: what a load balancer is told, as a piece of its configuration that says why.
 
+mod lanes;
 #[cfg(test)]
 mod tests;
 
-use std::{net::SocketAddr, path::Path};
+use std::{net::SocketAddr, path::PathBuf};
 
-use clap::ValueEnum;
+use clap::{Args, ValueEnum, builder::NonEmptyStringValueParser};
 
+use self::lanes::Lanes;
 use super::{client::Failure, out};
 use crate::{
     api::Exit,
@@ -24,6 +26,29 @@ pub(super) enum Balancer {
     Varnish,
 }
 
+/// What is asked for.
+#[derive(Debug, Args)]
+pub(super) struct Options {
+    /// The load balancer
+    #[arg(value_enum)]
+    balancer: Balancer,
+    /// Only this service [default: all]
+    #[arg(requires = "config", value_parser = NonEmptyStringValueParser::new())]
+    service: Option<String>,
+    /// The same, as an option
+    #[arg(long = "service", value_name = "NAME", hide = true, conflicts_with = "service", requires = "config", value_parser = NonEmptyStringValueParser::new())]
+    named: Option<String>,
+    /// With the addresses of this configuration's services [default: an example]
+    #[arg(long, value_name = "FILE")]
+    config: Option<PathBuf>,
+    /// Give the example so many lanes: versions side by side
+    #[arg(long, value_name = "NUMBER", conflicts_with = "config", value_parser = clap::value_parser!(u8).range(1..))]
+    lanes: Option<u8>,
+    /// Varnish passes everything on to this load balancer, which chooses among lanes
+    #[arg(long, value_name = "ADDRESS:PORT")]
+    via: Option<SocketAddr>,
+}
+
 /// Of a service, what a load balancer has to know.
 #[derive(Debug)]
 struct Backend {
@@ -31,11 +56,26 @@ struct Backend {
     /// The service address alone, or the workers' addresses.
     addresses: Vec<SocketAddr>,
     policy: Policy,
+    /// With two pools of workers: which of them a connection is for goes by its address.
+    lanes: Option<Lanes>,
 }
 
-pub(super) fn run(balancer: Balancer, config: Option<&Path>, service: Option<&str>) -> Exit {
-    let backends = match config.map(Config::load) {
-        None => vec![Backend::example()],
+/// A piece of VCL.
+struct Varnish {
+    text: String,
+    /// The statement by which a request gets its backend.
+    choice: String,
+}
+
+pub(super) fn run(options: &Options) -> Exit {
+    let Options { balancer, via, .. } = *options;
+    if via.is_some() && balancer != Balancer::Varnish {
+        out::complain("--via is for Varnish: nginx and HAProxy choose among lanes themselves; leave it out");
+        return Exit::Usage;
+    }
+    let service = options.service.as_deref().or(options.named.as_deref());
+    let backends = match options.config.as_deref().map(Config::load) {
+        None => vec![Backend::example(options.lanes)],
         Some(Ok(config)) => match chosen(&config, service) {
             Ok(services) => services.into_iter().map(Backend::of).collect(),
             Err(failure) => return failed(&failure),
@@ -45,7 +85,7 @@ pub(super) fn run(balancer: Balancer, config: Option<&Path>, service: Option<&st
             return Exit::Usage;
         }
     };
-    out::say(&balancer.text(&backends)).unwrap_or_else(|failure| failed(&failure))
+    out::say(&balancer.text(&backends, via)).unwrap_or_else(|failure| failed(&failure))
 }
 
 fn failed(failure: &Failure) -> Exit {
@@ -69,34 +109,64 @@ fn chosen<'a>(config: &'a Config, name: Option<&str>) -> Result<Vec<&'a Service>
 impl Backend {
     fn of(service: &Service) -> Self {
         let addresses = service.address.map_or_else(|| service.workers.clone(), |address| vec![address]);
-        Self { name: service.name.clone(), addresses, policy: service.drain.policy }
+        Self { name: service.name.clone(), addresses, policy: service.drain.policy, lanes: None }
     }
 
-    fn example() -> Self {
+    fn example(lanes: Option<u8>) -> Self {
         let worker = |port| SocketAddr::from(([127, 0, 0, 1], port));
-        Self { name: "web".to_owned(), addresses: (8000..8004).map(worker).collect(), policy: Policy::Steer }
-    }
-
-    /// A text for each address, with its number from 1.
-    fn each(&self, line: impl Fn(usize, SocketAddr) -> String) -> String {
-        let numbered = self.addresses.iter().enumerate();
-        let lines: Vec<_> = numbered.map(|(index, address)| line(index + 1, *address)).collect();
-        lines.join("\n")
+        Self {
+            name: "web".to_owned(),
+            addresses: (8000..8004).map(worker).collect(),
+            policy: Policy::Steer,
+            lanes: lanes.map(|count| Lanes { count, port: 9000 }),
+        }
     }
 }
 
+/// A text for each address, with its number from 1.
+fn each(addresses: &[SocketAddr], line: impl Fn(usize, SocketAddr) -> String) -> String {
+    let lines: Vec<_> = addresses.iter().enumerate().map(|(index, address)| line(index + 1, *address)).collect();
+    lines.join("\n")
+}
+
 impl Balancer {
-    fn text(self, backends: &[Backend]) -> String {
-        let each = |part: fn(&Backend) -> String| backends.iter().map(part).collect::<Vec<_>>().join("\n");
+    fn text(self, backends: &[Backend], via: Option<SocketAddr>) -> String {
         match self {
-            Self::Nginx => {
-                let (head, tail) = (include_str!("lb/nginx-head.conf"), include_str!("lb/nginx-tail.conf"));
-                format!("{head}\n{}{tail}", each(nginx))
+            Self::Nginx => nginx_text(backends),
+            Self::Haproxy => {
+                let part = |backend: &Backend| {
+                    backend.lanes.map_or_else(|| haproxy(backend), |of| lanes::haproxy(backend, of))
+                };
+                let parts: Vec<_> = backends.iter().map(part).collect();
+                format!("{}\n{}", include_str!("lb/haproxy-head.cfg"), parts.join("\n"))
             }
-            Self::Haproxy => format!("{}\n{}", include_str!("lb/haproxy-head.cfg"), each(haproxy)),
-            Self::Varnish => varnish(backends),
+            Self::Varnish => varnish(backends, via),
         }
     }
+}
+
+/// What goes into its `http` block comes first; only services with lanes have more to say.
+fn nginx_text(backends: &[Backend]) -> String {
+    let (mut upstreams, mut maps, mut locations) = (Vec::new(), Vec::new(), Vec::new());
+    for (nth, backend) in backends.iter().enumerate() {
+        let Some(of) = backend.lanes else {
+            upstreams.push(nginx(backend));
+            continue;
+        };
+        maps.push(lanes::nginx_maps(nth, backend, of));
+        locations.push(lanes::nginx_location(nth, backend, of));
+    }
+    let mut parts = Vec::new();
+    if !upstreams.is_empty() || locations.is_empty() {
+        let (head, tail) = (include_str!("lb/nginx-head.conf"), include_str!("lb/nginx-tail.conf"));
+        parts.push(format!("{head}\n{}{tail}", upstreams.join("\n")));
+    }
+    if !maps.is_empty() {
+        maps.insert(0, include_str!("lb/nginx-lanes-head.conf").to_owned());
+    }
+    parts.extend(maps);
+    parts.extend(locations);
+    parts.join("\n")
 }
 
 fn nginx(backend: &Backend) -> String {
@@ -105,7 +175,7 @@ fn nginx(backend: &Backend) -> String {
         Policy::Refuse => (include_str!("lb/nginx-refuse.conf"), " max_fails=0"),
     };
     let line = |_, address| format!("    server {address}{parameters};");
-    let mut servers = backend.each(line);
+    let mut servers = each(&backend.addresses, line);
     if backend.policy == Policy::Refuse
         && let [only] = *backend.addresses
     {
@@ -120,39 +190,53 @@ fn haproxy(backend: &Backend) -> String {
         Policy::Steer => "",
         Policy::Refuse => include_str!("lb/haproxy-refuse.cfg"),
     };
-    let servers = backend.each(|number, address| format!("  server {}-{number} {address}", backend.name));
+    let servers = each(&backend.addresses, |number, address| format!("  server {}-{number} {address}", backend.name));
     fill(include_str!("lb/haproxy.cfg"), backend, &[("why", why), ("servers", &servers)])
 }
 
 /// One file: parts of the same name are run one after the other, so the last choice of a director would win.
-fn varnish(backends: &[Backend]) -> String {
+fn varnish(backends: &[Backend], via: Option<SocketAddr>) -> String {
+    let with_lanes = backends.iter().any(|backend| backend.lanes.is_some());
+    let parts: Vec<_> = backends.iter().enumerate().map(|(nth, backend)| varnish_of(nth, backend, via)).collect();
     let mut text = include_str!("lb/varnish-head.vcl").to_owned();
-    for (nth, backend) in backends.iter().enumerate() {
-        let name = director(nth, backend);
-        let host = |address: SocketAddr| format!("  .host = \"{}\";\n  .port = \"{}\";", address.ip(), address.port());
-        let servers = backend.each(|number, address| format!("backend {name}_{number} {{\n{}\n}}", host(address)));
-        let adds = backend.each(|number, _| format!("  {name}.add_backend({name}_{number});"));
-        let places = [("servers", servers.as_str()), ("adds", adds.as_str()), ("director", name.as_str())];
-        text.push('\n');
-        text.push_str(&fill(include_str!("lb/varnish.vcl"), backend, &places));
+    if with_lanes {
+        text.push_str("import std;\n");
     }
-    let choice = match backends {
-        [only] => format!("  set req.backend_hint = {}.backend();\n", director(0, only)),
-        several => several.iter().enumerate().map(choice).collect(),
+    for part in &parts {
+        text.push('\n');
+        text.push_str(&part.text);
+    }
+    let choice: String = match parts.as_slice() {
+        [only] => format!("  {}\n", only.choice),
+        several => several.iter().zip(backends).map(choice).collect(),
     };
-    text.push_str(&include_str!("lb/varnish-tail.vcl").replace("{{choice}}\n", &choice));
+    text.push_str(&include_str!("lb/varnish-recv.vcl").replace("{{choice}}\n", &choice));
+    if with_lanes {
+        text.push_str(include_str!("lb/varnish-lanes-tail.vcl"));
+    }
+    if via.is_none() {
+        text.push_str(include_str!("lb/varnish-tail.vcl"));
+    }
     text
 }
 
-/// Names in VCL hold no `-` in all versions; the number keeps `web-1` and `web_1` apart.
-fn director(nth: usize, backend: &Backend) -> String {
-    format!("s{}_{}", nth + 1, backend.name.replace('-', "_"))
+fn varnish_of(nth: usize, backend: &Backend, via: Option<SocketAddr>) -> Varnish {
+    if let Some(of) = backend.lanes {
+        return lanes::varnish(nth, backend, of, via);
+    }
+    let name = lanes::word(nth, backend);
+    let host = |address: SocketAddr| format!("  .host = \"{}\";\n  .port = \"{}\";", address.ip(), address.port());
+    let addresses = via.map_or_else(|| backend.addresses.clone(), |address| vec![address]);
+    let servers = each(&addresses, |number, address| format!("backend {name}_{number} {{\n{}\n}}", host(address)));
+    let adds = each(&addresses, |number, _| format!("  {name}.add_backend({name}_{number});"));
+    let places = [("servers", servers.as_str()), ("adds", adds.as_str()), ("director", name.as_str())];
+    let text = fill(include_str!("lb/varnish.vcl"), backend, &places);
+    Varnish { text, choice: format!("set req.backend_hint = {name}.backend();") }
 }
 
 /// Which requests are for a service is the reader's to say.
-fn choice((nth, backend): (usize, &Backend)) -> String {
-    let (name, director) = (&backend.name, director(nth, backend));
-    format!("  if (req.http.host == \"{name}\") {{\n    set req.backend_hint = {director}.backend();\n  }}\n")
+fn choice((part, backend): (&Varnish, &Backend)) -> String {
+    format!("  if (req.http.host == \"{}\") {{\n    {}\n  }}\n", backend.name, part.choice)
 }
 
 /// Puts values in the places of a template, `{{place}}`; a line that is left with nothing is left out.

@@ -194,17 +194,7 @@ enum Verb {
     Unit,
     /// Print what a load balancer's configuration needs, and why: nginx, haproxy or varnish
     #[command(after_help = EXIT_CODES)]
-    Lb {
-        /// The load balancer
-        #[arg(value_enum)]
-        balancer: lb::Balancer,
-        /// With the addresses of this configuration's services [default: an example]
-        #[arg(long, value_name = "FILE")]
-        config: Option<PathBuf>,
-        /// Only this service [default: all]
-        #[arg(long, value_name = "NAME", requires = "config", value_parser = NonEmptyStringValueParser::new())]
-        service: Option<String>,
-    },
+    Lb(lb::Options),
     /// Dial what standard input names, for the daemon's self-test
     #[command(hide = true)]
     SelfTestProbe,
@@ -257,7 +247,7 @@ fn run(cli: Cli) -> Exit {
         Verb::Config(ConfigVerb::Check { file }) => config::check(&file),
         Verb::Check { config, json } => crate::check::main(config.as_deref(), json, &|at| status::asked(at, &client)),
         Verb::Unit => unit::run(),
-        Verb::Lb { balancer, config, service } => lb::run(balancer, config.as_deref(), service.as_deref()),
+        Verb::Lb(options) => lb::run(&options),
         Verb::SelfTestProbe => crate::service::selftest::probe::main(),
         Verb::Roll(options) => block_on(roll::run(&client, &options)),
         Verb::Deploy(options) => block_on(deploy::run(&client, &options)),

@@ -30,7 +30,7 @@ fn outcome(id: &str, start_ms: i64, status: u16) -> Outcome {
 
 fn entry(id: &str, port: u16, pid: u32, end: End) -> Entry {
     let (id, version) = (id.to_owned(), "v1".to_owned());
-    Entry { id, port, pid, version, cold: false, begin_ns: KILLED - MS, end }
+    Entry { id, port, pid, version, cold: false, begin_ns: KILLED - MS, end, peer: 0, asked: String::new() }
 }
 
 /// Whoever sees what of some requests, one kill of 8000, and what comes of it.
@@ -49,7 +49,7 @@ fn account(outcomes: &[Outcome], entries: &[Entry], captured: &str, nginx_errors
     Ok(Account::of(Evidence {
         kills: &[kill],
         report: &report,
-        journal: &Journal { entries: entries.to_vec() },
+        journal: &Journal { entries: entries.to_vec(), ..Journal::default() },
         connections: &connections,
         nginx_errors: &nginx_errors.iter().map(|line| (*line).to_owned()).collect::<Vec<_>>(),
     }))

@@ -1,8 +1,4 @@
 
-sub vcl_recv {
-{{choice}}
-}
-
 sub vcl_backend_fetch {
   # A connection for each fetch, closed with its answer: so each fetch is steered, and a drain waits for fetches alone.
   # Varnish uses pooled connections again for as long as requests come, whatever backend_idle_timeout says, and nobody else

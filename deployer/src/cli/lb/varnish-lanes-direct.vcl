@@ -1,0 +1,1 @@
+  # A lane has an address of its own, whatever worker answers there.
