@@ -75,6 +75,9 @@ class Pages(asyncio.Protocol):
                 return
             self.received = rest[length:]
             method, path, _ = line.split(" ")
+            if path.startswith("http://"):
+                # The absolute form, which every server has to take.
+                path = "/" + path.split("/", 3)[3]
             self.answer(method, path, fields)
 
     def answer(self, method, path, fields):

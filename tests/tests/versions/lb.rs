@@ -55,6 +55,8 @@ const NAMED: &[(Option<&str>, &str, u8)] = &[
     (None, "/_lane//xhr", 0),
     (Some("1"), "/_lane/x/xhr", 0),
     (None, "/xhr?/_lane/2/", 0),
+    (None, "http://web/_lane/2/xhr?a=1", 2),
+    (Some("3"), "http://web/xhr?a=1", 3),
 ];
 
 /// What `deployer lb` prints, with these arguments.
