@@ -1,6 +1,6 @@
 //! Which of a service's two pools takes a connection.
 
-use core::mem::offset_of;
+use core::{hint::black_box, mem::offset_of};
 
 use aya_ebpf::helpers::bpf_ktime_get_ns;
 use deployer_common::{
@@ -46,8 +46,10 @@ pub fn frontend(dialled: &Endpoint) -> Option<Frontend> {
 #[inline(always)]
 pub fn find(slot: &Slot, frontend: Frontend, dialled: &Endpoint) -> Pool {
     let choice = choose(slot, frontend, dialled);
-    // All ones, or all zeros; no branches, since the verifier would follow each of them through the decision.
-    let (is_second, is_moved) = ((choice & 1).wrapping_neg() as u32, (choice >> 1 & 1).wrapping_neg() as u32);
+    // All ones, or all zeros. No branches, since the verifier would follow each of them through the decision; the black box
+    // keeps LLVM from making some of a mask of one bit.
+    let mask = |bit: u64| black_box((choice >> bit & 1).wrapping_neg() as u32);
+    let (is_second, is_moved) = (mask(0), mask(1));
     let [len, second] = slot.len;
     Pool {
         first: u32::from(len) & is_second,

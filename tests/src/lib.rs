@@ -43,6 +43,7 @@ pub mod report;
 pub mod rig;
 pub mod rollout;
 pub mod sandbox;
+pub mod site;
 pub mod stage;
 pub mod streams;
 pub mod supervisor;

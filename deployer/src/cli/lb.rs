@@ -109,7 +109,9 @@ fn chosen<'a>(config: &'a Config, name: Option<&str>) -> Result<Vec<&'a Service>
 impl Backend {
     fn of(service: &Service) -> Self {
         let addresses = service.address.map_or_else(|| service.workers.clone(), |address| vec![address]);
-        Self { name: service.name.clone(), addresses, policy: service.drain.policy, lanes: None }
+        let deploy = service.deploy.as_ref().zip(service.address);
+        let lanes = deploy.map(|(deploy, address)| Lanes { count: deploy.lanes, port: address.port() });
+        Self { name: service.name.clone(), addresses, policy: service.drain.policy, lanes }
     }
 
     fn example(lanes: Option<u8>) -> Self {

@@ -19,7 +19,12 @@ use deployer_common::{
     word::{self, LimitsWord, ServiceWord, State},
 };
 
-use super::{Service, Worker, callers, manager, moves::Moves, watch};
+use super::{
+    Service, Worker, callers, manager,
+    moves::Moves,
+    pools::{self, Told},
+    watch,
+};
 use crate::{
     config::{self, Config},
     kernel::{Found, Tables, host},
@@ -177,6 +182,7 @@ impl Registry {
         let current = before.map_or_else(Arc::default, |before| Arc::clone(&before.current));
         let service = Service { index, config: wanted.clone(), pools: [workers, second], current, spares, manager };
         service.set_current(flip.current(host::now_ms()));
+        tell_first(&service, flip);
         let now = callers::rules(&wanted.callers, &self.cgroup_root);
         let rules = match (before, places.rules.get(&index)) {
             (Some(before), Some(known)) if before.config.callers == wanted.callers => {
@@ -402,6 +408,19 @@ fn take(places: &mut [bool]) -> Option<u32> {
     let free = places.iter().position(|taken| !taken)?;
     places[free] = true;
     Some(free as u32)
+}
+
+/// Has the workers of the current pool told their lane, where nobody ever has: the first deploy is still to come.
+fn tell_first(service: &Service, flip: FlipWord) {
+    let Some(deploy) = &service.config.deploy else { return };
+    let pool = service.current();
+    if deploy.files[pool as usize & 1].exists() {
+        return;
+    }
+    let told = Told { lane: flip.lane(pool), version: None };
+    if let Err(error) = pools::tell(&service.config, deploy, pool, &told) {
+        tracing::warn!(service = service.config.name, %error, "the workers cannot be told their lane");
+    }
 }
 
 /// The address under which its lane addresses are entered, if it has any.
