@@ -4,6 +4,8 @@
 //! named on the wire by its *lane* (1-255), so that what belongs to a page reaches the version that rendered the page,
 //! current or not. A *flip* makes the other pool current at an instant that stands in the word: it needs nobody to happen.
 
+use core::hint::black_box;
+
 use crate::endpoint::{Endpoint, MAPPED};
 
 /// The first two bytes of every lane address, `127.77.B.L`: L is the lane, 0 for whatever is current, B a bucket of the
@@ -150,18 +152,21 @@ pub fn choose(dialled: Dialled, word: FlipWord, now_ms: u64, may_preview: impl F
     }
 }
 
-/// The lane that an address names; `None`: it is no lane address.
+/// The key of an address among the frontends: all lane addresses of one port are one. Without a branch, since the verifier
+/// would follow both sides of it through the decision; the black box keeps LLVM from making one of it.
 #[inline(always)]
 #[must_use]
-pub fn lane_of(dialled: &Endpoint) -> Option<u8> {
-    let is_lane =
-        dialled.addr[2] == MAPPED && dialled.addr[3] & LANE_MASK == LANE_KEY && Endpoint::is_v4(&dialled.addr);
-    if is_lane { Some(u32::from_be(dialled.addr[3]) as u8) } else { None }
+pub fn frontend_key(dialled: &Endpoint) -> Endpoint {
+    let [a, b, c, d] = dialled.addr;
+    // 0 for a lane address alone.
+    let other = u64::from(a | b | (c ^ MAPPED) | ((d & LANE_MASK) ^ LANE_KEY));
+    let is_lane = black_box((0_u64.wrapping_sub(other) >> 63) as u32).wrapping_sub(1);
+    Endpoint::v6(dialled.netns, [a, b, c, d & !(is_lane & !LANE_MASK)], dialled.port)
 }
 
-/// The frontend that all lane addresses of one port are.
+/// The lane that a lane address names; 0: none.
 #[inline(always)]
 #[must_use]
-pub fn lane_key(dialled: &Endpoint) -> Endpoint {
-    Endpoint::v4(dialled.netns, LANE_KEY, dialled.port)
+pub const fn lane_of(dialled: &Endpoint) -> u8 {
+    u32::from_be(dialled.addr[3]) as u8
 }

@@ -111,7 +111,7 @@ fn refuse(sa: &mut bpf_sock_addr) -> i32 {
 /// Looks the destination up, decides, counts, and takes the ticket.
 #[inline(always)]
 fn route(ctx: &SockAddrContext, dialled: &Endpoint) -> Action {
-    let Some(frontend) = pools::frontend(dialled) else { return Action::Pass };
+    let Some(frontend) = pools::frontend(dialled).copied() else { return Action::Pass };
     let service = u32::from(frontend.service);
     let Some(board) = SWITCHBOARD.get_ptr(0) else { return Action::Pass };
     // SAFETY: address arithmetic inside the entry.

@@ -5,7 +5,7 @@ use core::{hint::black_box, mem::offset_of};
 use aya_ebpf::helpers::bpf_ktime_get_ns;
 use deployer_common::{
     endpoint::Endpoint,
-    lanes::{self, Dialled, FlipWord, Way, lane_key, lane_of},
+    lanes::{self, Dialled, FlipWord, Way, frontend_key, lane_of},
     layout::{Frontend, LANE_FRONTEND, LaneCount, Lanes, MAX_MEMBERS, MAX_SERVICES, NO_WORKER, Slot},
 };
 
@@ -35,17 +35,16 @@ impl Pool {
 }
 
 /// What an address is in the tables. All lane addresses of a port are one frontend.
-#[inline(always)]
-pub fn frontend(dialled: &Endpoint) -> Option<Frontend> {
-    let key = if lane_of(dialled).is_some() { lane_key(dialled) } else { *dialled };
+#[inline(never)]
+pub fn frontend(dialled: &Endpoint) -> Option<&'static Frontend> {
     // SAFETY: entries are never removed while a program that found them runs: user space waits for a grace period.
-    unsafe { FRONTENDS.get(&key) }.copied()
+    unsafe { FRONTENDS.get(frontend_key(dialled)) }
 }
 
 /// Finds the pool, and counts how.
 #[inline(always)]
 pub fn find(slot: &Slot, frontend: Frontend, dialled: &Endpoint) -> Pool {
-    let choice = choose(slot, frontend, dialled);
+    let choice = choose(slot, frontend.service, frontend.pool, frontend.worker, lane_of(dialled));
     // All ones, or all zeros. No branches, since the verifier would follow each of them through the decision; the black box
     // keeps LLVM from making some of a mask of one bit.
     let mask = |bit: u64| black_box((choice >> bit & 1).wrapping_neg() as u32);
@@ -60,13 +59,12 @@ pub fn find(slot: &Slot, frontend: Frontend, dialled: &Endpoint) -> Pool {
 
 /// The pool in bit 0, whether the worker that was dialled is passed over in bit 1. The verifier does not know that the
 /// number is one of four, so that it goes through what follows once.
-#[inline(always)]
-fn choose(slot: &Slot, frontend: Frontend, dialled: &Endpoint) -> u64 {
-    let word = word_of(frontend.service);
-    let lane = u32::from_be(dialled.addr[3]) as u8;
-    let what = match u32::from(frontend.pool) {
+#[inline(never)]
+fn choose(slot: &Slot, service: u16, pool: u16, worker: u32, lane: u8) -> u64 {
+    let word = word_of(service);
+    let what = match u32::from(pool) {
         LANE_FRONTEND if lane != 0 => Dialled::Lane(lane),
-        pool if pool < LANE_FRONTEND && frontend.worker != NO_WORKER => Dialled::Worker(pool),
+        pool if pool < LANE_FRONTEND && worker != NO_WORKER => Dialled::Worker(pool),
         _ => Dialled::Current,
     };
     // SAFETY: no arguments.
@@ -81,7 +79,7 @@ fn choose(slot: &Slot, frontend: Frontend, dialled: &Endpoint) -> u64 {
         Way::Moved => Some(offset_of!(LaneCount, moved)),
     };
     if let Some(offset) = counted {
-        count::lane(u32::from(frontend.service), offset);
+        count::lane(u32::from(service), offset);
     }
     (u64::from(pool) | u64::from(way == Way::Moved) << 1) ^ word.unknown_zero()
 }
