@@ -110,9 +110,15 @@ impl<'a> Daemon<'a> {
         Ok(Self { sandbox, bin, process })
     }
 
+    /// Where the configuration file is.
+    #[must_use]
+    pub fn config_of(sandbox: &Sandbox) -> PathBuf {
+        sandbox.dir().join("deployer.toml")
+    }
+
     /// Writes the configuration file, for a reload (SIGHUP) too, and returns its path.
     pub fn write_config(sandbox: &Sandbox, config: &str) -> Result<PathBuf> {
-        let file = sandbox.dir().join("deployer.toml");
+        let file = Self::config_of(sandbox);
         fs::write(&file, config).context("write deployer.toml")?;
         Ok(file)
     }

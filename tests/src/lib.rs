@@ -37,6 +37,7 @@ pub mod load;
 pub mod nginx;
 pub mod pace;
 pub mod pages;
+pub mod probe;
 pub mod process;
 pub mod prometheus;
 pub mod report;

@@ -63,3 +63,9 @@ mod tests {
         }
     }
 }
+
+/// Whether the long variants are asked for (`cargo xtask test --full`).
+#[must_use]
+pub fn is_full() -> bool {
+    std::env::var_os("DEPLOYER_FULL").is_some()
+}

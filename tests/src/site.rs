@@ -24,7 +24,7 @@ pub struct Plan {
     /// Workers of each pool.
     pub workers: u16,
     /// How long both pools stand side by side, as `3s`.
-    pub bake: &'static str,
+    pub bake: String,
     /// More keys of `deploy`, as `, gate = [..]`.
     pub deploy: String,
     /// More lines of the service.
@@ -35,7 +35,7 @@ pub struct Plan {
 
 impl Default for Plan {
     fn default() -> Self {
-        Self { workers: 4, bake: "3s", deploy: String::new(), extra: String::new(), metrics: None }
+        Self { workers: 4, bake: "3s".to_owned(), deploy: String::new(), extra: String::new(), metrics: None }
     }
 }
 

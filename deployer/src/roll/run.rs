@@ -118,13 +118,11 @@ impl Roll {
         match step {
             Step::Switch if self.machine.plan().deploy.is_some() => self.prepare().await,
             Step::Switch => {
-                self.tell_version(self.to.clone()).await;
                 let command = self.service.config.roll.switch.clone();
                 let points = [Point::SwitchBefore, Point::SwitchJournaled, Point::SwitchDone];
                 self.command("switch", command.as_ref(), self.to.clone(), points).await;
             }
             Step::Unswitch => {
-                self.tell_version(self.before.clone()).await;
                 let command = self.service.config.roll.unswitch.clone();
                 let points = [Point::UnswitchBefore, Point::UnswitchJournaled, Point::UnswitchDone];
                 self.command("unswitch", command.as_ref(), self.before.clone(), points).await;
@@ -132,6 +130,9 @@ impl Roll {
             Step::Batch { nth, of, workers, back } => {
                 self.record.add(What::Batch { nth: nth + 1, of, workers: self.addresses(&workers), back });
                 let to = if back { self.before.clone() } else { self.to.clone() };
+                if nth == 0 {
+                    self.tell_version(to.clone()).await;
+                }
                 self.together(left, &workers, Task::Restart { to }).await;
             }
             Step::Again { workers, back } => self.again(left, &workers, back).await,

@@ -3,3 +3,5 @@
 mod browsers;
 mod deploy;
 mod lb;
+mod rollback;
+mod sessions;
