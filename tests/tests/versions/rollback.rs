@@ -58,9 +58,10 @@ fn one_write_against_a_reload() -> Result<()> {
     let reloads = reloads(&sandbox, &site)?;
     let (back, reload) = (median(back), median(reloads));
     eprintln!(
-        "rollback: {back:.1} ms from the command to the first connection; nginx's reload: {reload:.1} ms to new workers"
+        "rollback: {back:.1} ms from the command to the first connection; the same by nginx -s reload: {reload:.1} ms"
     );
-    ensure!(back < 200.0, "{back} ms");
+    // A debug build, on a machine that others use, too.
+    ensure!(back < 200.0 && back < 3.0 * reload.max(20.0), "{back} ms, {reload} ms");
     Ok(())
 }
 
