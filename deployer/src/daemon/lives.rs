@@ -24,6 +24,8 @@ use crate::{
 const GATHER: Duration = Duration::from_millis(200);
 /// So long the files of a process that is killed are waited for: its memory is given back first.
 const CLOSES_WITHIN: Duration = Duration::from_secs(5);
+/// After so long an end is no longer that of a worker which was retired.
+const RETIRED: Duration = Duration::from_secs(2);
 /// Callers that are named.
 const NAMED: usize = 8;
 
@@ -88,7 +90,10 @@ impl Daemon {
         let is_planned = cut == 0 && {
             let control = worker.control();
             let begins = matches!(control.phase, Phase::Stopping | Phase::Starting | Phase::Listening | Phase::Warming);
-            begins && control.roll().is_some()
+            // Of a spare, or a pool, that is retired.
+            let retired =
+                control.phase == Phase::Down && control.reason.is_empty() && control.entered.elapsed() < RETIRED;
+            begins && control.roll().is_some() || retired
         };
         if !is_planned && (cut > 0 || is_news) {
             self.tell_process_ended(worker, &text, cut, &callers);
