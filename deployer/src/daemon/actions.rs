@@ -206,7 +206,15 @@ impl Daemon {
                 roll.id
             )));
         }
-        let dialled = self.tables.counts().service(service.index).dialled;
+        let counts = self.tables.counts();
+        let (dialled, moved) = (counts.service(service.index).dialled, counts.lanes(service.index).moved);
+        if moved > 0 && !force && service.config.deploy.is_some() {
+            return Err(Refusal::failed(format!(
+                "workers of the pool of {name} that is not current are dialled ({moved} connections so far), where nobody \
+                 listens as a rule: they would be refused. Let the load balancer name the service address, or: deployer \
+                 {verb} --force"
+            )));
+        }
         match service.config.address {
             Some(address) if dialled > 0 && !force => Err(Refusal::failed(format!(
                 "the service address {address} of {name} is in use ({dialled} connections so far), and nobody listens \

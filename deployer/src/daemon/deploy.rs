@@ -7,7 +7,7 @@ use std::{
 
 use super::{Daemon, error::Refusal, lock, plan::no_hands};
 use crate::{
-    api::{DeployRequest, DeployStarted, Done, FlipRequest, Phase, RollbackStarted, What},
+    api::{DeployRequest, DeployStarted, Done, FlipRequest, Phase, RollbackStarted},
     config::{self, Manager},
     deploy::memory,
     roll::{
@@ -65,7 +65,7 @@ impl Daemon {
             let hint = if is_deploy { "; --supersede ends it first" } else { "" };
             return Err(Refusal::busy(format!("{id} of {name} is under way, begun by {}{hint}", running.by)));
         }
-        let has_flipped = self.machine_of(id).is_some_and(|machine| machine.has_flipped());
+        let mut has_flipped = self.machine_of(id).is_some_and(|machine| machine.has_flipped());
         if has_flipped {
             running.order(Order::Supersede { by: by.to_owned() }, "supersede", by);
         } else {
@@ -77,6 +77,7 @@ impl Daemon {
             // It may have flipped just then.
             if !has_flipped && self.machine_of(id).is_some_and(|machine| machine.has_flipped()) {
                 running.order(Order::Supersede { by: by.to_owned() }, "supersede", by);
+                has_flipped = true;
             }
             if Instant::now() >= until {
                 let seconds = within.as_secs();
@@ -99,7 +100,9 @@ impl Daemon {
         let service = self.service(name)?;
         two_pools(&service)?;
         is_ahead(request.at_ms)?;
-        let running = self.running(name).filter(|roll| matches!(roll.last(), Some(What::Holding)));
+        // Not by its last event: a worker may have ended since it holds, and come up again.
+        let holds = |roll: &Arc<Record>| self.machine_of(&roll.id).is_some_and(|machine| machine.is_holding());
+        let running = self.running(name).filter(holds);
         let Some(running) = running else {
             return Err(Refusal::failed(format!(
                 "no deploy of {name} holds its flip; deployer deploy {name} --to VERSION --hold begins one"
@@ -117,7 +120,8 @@ impl Daemon {
             let machine = self.machine_of(&running.id);
             let Some(machine) = machine.filter(Machine::is_baking) else {
                 return Err(Refusal::busy(format!(
-                    "{} of {name} is under way and has not flipped, or has been turned back; deployer status shows it",
+                    "{} of {name} is under way and has not flipped, or has been turned back, or retires the old pool; \
+                     deployer status shows it",
                     running.id
                 )));
             };

@@ -77,8 +77,10 @@ impl Former {
 
     /// Which pools were current when that was last written down.
     pub(super) fn flips(&self) -> BTreeMap<String, FlipWord> {
-        let known = self.state.services.iter().filter_map(|(name, service)| Some((name, service.lanes.as_ref()?)));
-        known.map(|(name, lanes)| (name.clone(), lanes.word(unix_ms()))).collect()
+        self.journal.read(|state| {
+            let known = state.services.iter().filter_map(|(name, service)| Some((name, service.lanes.as_ref()?)));
+            known.map(|(name, lanes)| (name.clone(), lanes.word(unix_ms()))).collect()
+        })
     }
 
     /// The rolls that were under way, and those that had ended.
@@ -168,12 +170,13 @@ impl Former {
     }
 }
 
-/// What is kept over a restart of the machine: what operators have said.
+/// What is kept over a restart of the machine: what operators have said, and which pool is current.
 fn anew(state: &State, boot: &str) -> State {
     let mut next = State { rolls: Vec::new(), boot: boot.to_owned(), ..state.clone() };
     for service in next.services.values_mut() {
         service.workers.retain(|_, worker| worker.drained.is_some());
         service.workers.values_mut().for_each(|worker| worker.listeners.clear());
+        service.lanes.iter_mut().for_each(|lanes| *lanes = lanes.alone(unix_ms()));
     }
     next
 }

@@ -7,7 +7,7 @@ use std::{
     sync::Arc,
 };
 
-use deployer_common::word::State as Word;
+use deployer_common::{lanes::FlipWord, word::State as Word};
 use tracing::warn;
 
 use super::former::{Former, Resumed, Scene, known};
@@ -18,7 +18,7 @@ use crate::{
         ByHand, Hand, State, WorkerState,
         recover::{Onward, Verdict, judge, onward},
     },
-    kernel::Tables,
+    kernel::{Tables, host},
     roll::{
         Record,
         machine::{Machine, Outcome, Plan},
@@ -62,13 +62,36 @@ impl Former {
     pub(super) async fn settle(&self, scene: &Scene<'_>) -> io::Result<Resumed> {
         let mut resumed = self.rolls(scene);
         for service in scene.services.values() {
+            if !resumed.rolls.iter().any(|roll| Arc::ptr_eq(&roll.service, service)) {
+                self.disarm(service, scene);
+            }
             self.settle_service(service, scene, &mut resumed).await?;
         }
         Ok(resumed)
     }
 
+    /// Takes back a flip that is still to come, of a deploy that cannot go on: nobody would look after it.
+    fn disarm(&self, service: &Service, scene: &Scene<'_>) {
+        let (word, now) = (scene.world.flip(service), host::now_ms());
+        if !word.is_armed(now) {
+            return;
+        }
+        let (name, current) = (&service.config.name, word.current(now));
+        warn!(service = name, "a flip was armed by a deploy that cannot go on; it is taken back");
+        let open = [0, 1].map(|pool| word.is_open(pool, now));
+        scene.world.publish_flip(service, FlipWord::new([word.lane(0), word.lane(1)], open, current));
+        // It may have come just then.
+        service.set_current(current);
+        self.journal.update(|state| {
+            if let Some(lanes) = state.services.get_mut(name).and_then(|known| known.lanes.as_mut()) {
+                (lanes.from, lanes.to, lanes.at_ms, lanes.open) = (current, current, 0, open);
+            }
+        });
+    }
+
     async fn settle_service(&self, service: &Arc<Service>, scene: &Scene<'_>, resumed: &mut Resumed) -> io::Result<()> {
         let mut orphans = resumed.orphans.remove(&service.config.name).unwrap_or_default();
+        orphans.retain(|nth, _| service.numbers(service.current()).contains(nth));
         let roll = resumed.rolls.iter_mut().find(|roll| Arc::ptr_eq(&roll.service, service));
         let mut unheld = BTreeMap::new();
         let (hand, id) = match roll {

@@ -82,6 +82,18 @@ impl LaneState {
     }
 }
 
+impl LaneState {
+    /// The same after a restart of the machine: the pool that is current is started, and nobody serves the other, whose
+    /// lane is retired. A flip that was to come has come, or never does.
+    #[must_use]
+    pub fn alone(&self, now_unix_ms: u64) -> Self {
+        let current = self.word(now_unix_ms).current(0);
+        let is_current = [current == 0, current == 1];
+        let lanes = [0, 1].map(|pool: usize| if is_current[pool] { self.lanes[pool] } else { 0 });
+        Self { lanes, open: is_current, from: current, to: current, at_ms: 0, last: self.last }
+    }
+}
+
 /// A worker, as last known.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct WorkerState {

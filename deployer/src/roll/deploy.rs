@@ -1,12 +1,8 @@
 //! The steps of a deploy that a roll does not have: a lane for the other pool, the gate, the flip, the bake, the way back.
 
-use std::{
-    net::SocketAddr,
-    sync::Arc,
-    time::{Duration, Instant},
-};
+use std::{net::SocketAddr, sync::Arc, time::Duration};
 
-use deployer_common::lanes::FlipWord;
+use deployer_common::{lanes::FlipWord, word::State};
 
 use super::{
     left::Left,
@@ -28,7 +24,7 @@ use crate::{
     keepalive::Closing,
     kernel::host,
     service::{
-        blocking,
+        Worker, blocking,
         pools::{self, Told},
     },
 };
@@ -80,14 +76,15 @@ impl Roll {
     /// Gives the new pool a lane, if it has none, and tells its workers.
     pub(super) async fn open_pool(&mut self) -> Result<u8, String> {
         let Some(deploy) = self.deploy().cloned() else { return Err("the service has one pool".to_owned()) };
-        let (pool, word) = (self.new_pool(), self.flip());
-        let mut lane = word.lane(pool);
+        let (pool, word, now) = (self.new_pool(), self.flip(), host::now_ms());
+        // One that everybody may dial is of a version before: its pages must not meet a pool that is not warm.
+        let mut lane = if word.is_open(pool, now) { 0 } else { word.lane(pool) };
         if lane == 0 {
             let last =
                 self.journal.read(|state| state.services.get(&self.record.service)?.lanes.as_ref().map(|it| it.last));
             lane = next_lane(last.unwrap_or(0), word, deploy.lanes);
             let lanes = [0, 1].map(|it| if it == pool { lane } else { word.lane(it) });
-            let open = [0, 1].map(|it| it != pool && word.is_open(it, host::now_ms()));
+            let open = [0, 1].map(|it| it != pool && word.is_open(it, now));
             self.world.publish_flip(&self.service, FlipWord::new(lanes, open, 1 - pool));
             self.note_lanes(Some(lane));
             self.record.add(What::Pool { pool: pools::NAMES[pool as usize & 1].to_owned(), lane });
@@ -182,6 +179,11 @@ impl Roll {
         gate::pass(gate, &about, &self.pool_addresses(self.new_pool()), within).await
     }
 
+    async fn pass_gate_after(&self, time: Duration) -> Result<(), String> {
+        tokio::time::sleep(time).await;
+        self.pass_gate().await
+    }
+
     pub(super) async fn gate(&mut self) {
         let result = self.pass_gate().await;
         self.record.add(What::Gate { error: result.clone().err() });
@@ -211,10 +213,18 @@ impl Roll {
     pub(super) async fn flip_at(&mut self, at_ms: Option<u64>) {
         let (pool, word, now) = (self.new_pool(), self.flip(), host::now_ms());
         let is_on_its_way = word.current(now.max(word.at_ms())) == pool;
+        if !is_on_its_way && self.machine.flip_at_ms().is_some() && word.is_open(pool, now) {
+            // It was current, and turned back by a daemon that could not write that down: the bake finds that out.
+            return self.machine.flipped();
+        }
         let soonest = unix_ms() + LEAD.as_millis() as u64;
         let at_ms = at_ms.filter(|at| *at > soonest || is_on_its_way).unwrap_or(soonest);
         reach(Point::FlipBefore, None).await;
         if !is_on_its_way {
+            if let Some(why) = self.not_to_flip(pool) {
+                self.machine.stop(&why, true);
+                return self.machine.disarmed();
+            }
             self.machine.arming(at_ms);
             if let Err(why) = self.save().await {
                 self.machine.stop(&format!("stopped: the flip was not armed: {why}"), true);
@@ -232,6 +242,22 @@ impl Roll {
         }
     }
 
+    /// Why the flip is not armed, if it is not to be: a stop, or the pool is not what the gate has seen. It may have held,
+    /// or waited for another daemon, for long.
+    fn not_to_flip(&self, pool: u32) -> Option<String> {
+        let is_up = |worker: &Worker| self.world.state(worker) == State::Up;
+        let out: Vec<_> = self.service.pool(pool).iter().filter(|worker| !is_up(worker)).collect();
+        match out.first() {
+            // The reason is known.
+            _ if self.machine.is_stopping() => Some(String::new()),
+            None => None,
+            Some(worker) => {
+                let (out, all, at) = (out.len(), self.service.pool(pool).len(), worker.at);
+                Some(format!("stopped: {out} of the {all} workers of the new pool are not up any more ({at})"))
+            }
+        }
+    }
+
     /// Whether the flip has happened; if not, it was taken back, or is left to the next daemon.
     async fn await_flip(&mut self, pool: u32) -> bool {
         loop {
@@ -243,7 +269,8 @@ impl Roll {
                 return false;
             }
             let left = Duration::from_millis(word.at_ms().saturating_sub(now));
-            if self.record.stop_asked() && left > TOO_LATE && self.take_back(pool, word) {
+            let is_to_stop = self.record.stop_asked() || self.machine.is_stopping();
+            if is_to_stop && left > TOO_LATE && self.take_back(pool, word) {
                 self.record.add(What::Disarmed);
                 self.machine.stop(ON_REQUEST, true);
                 self.machine.disarmed();
@@ -305,7 +332,8 @@ impl Roll {
             return self.machine.baked(Baked::Done);
         };
         let mut health = Health::new(limits, self.world.figures(&self.service, pool));
-        let mut gate_at = Instant::now() + gate_every;
+        // Beside everything else: a rollback does not wait for a gate that hangs.
+        let mut gate = Box::pin(self.pass_gate_after(gate_every));
         let why = loop {
             if self.record.is_suspended() {
                 return;
@@ -326,21 +354,24 @@ impl Roll {
             if unix_ms() >= until_ms {
                 break Baked::Done;
             }
-            if Instant::now() >= gate_at {
-                if let Err(why) = self.pass_gate().await {
-                    break Baked::Bad(format!("the gate does not pass any more: {why}"));
-                }
-                gate_at = Instant::now() + gate_every;
-            }
             let left = Duration::from_millis(until_ms.saturating_sub(unix_ms()));
-            self.record.orders().wait(LOOK.min(left.max(Duration::from_millis(1)))).await;
+            tokio::select! {
+                passed = &mut gate => match passed {
+                    Err(why) => break Baked::Bad(format!("the gate does not pass any more: {why}")),
+                    Ok(()) => gate.set(self.pass_gate_after(gate_every)),
+                },
+                () = self.record.orders().wait(LOOK.min(left.max(Duration::from_millis(1)))) => {}
+            }
         };
+        drop(gate);
         if let Baked::Bad(why) = &why {
             // First of all, and one write; written down after that.
             self.turn_back();
             tracing::warn!(why, "the deploy is turned back");
         }
         self.machine.baked(why);
+        // From here on nobody is told any more that it can be turned back.
+        let _ = self.save().await;
     }
 
     /// Makes the old pool current again.
@@ -368,7 +399,9 @@ impl Roll {
         while !self.record.is_suspended() {
             let is_superseded = matches!(self.record.orders().take_after_flip(), Order::Supersede { .. });
             if is_superseded || unix_ms() >= until_ms {
-                return self.machine.lingered();
+                self.machine.lingered();
+                let _ = self.save().await;
+                return;
             }
             let left = Duration::from_millis(until_ms.saturating_sub(unix_ms()));
             self.record.orders().wait(LOOK.min(left.max(Duration::from_millis(1)))).await;

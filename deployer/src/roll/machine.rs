@@ -136,7 +136,16 @@ impl Machine {
     /// How it ends where it cannot go on: `why` begins the text.
     #[must_use]
     pub fn abandoned(&self, why: &str) -> End {
-        End { result: Exit::Stopped, text: format!("{why}; {}", self.so_far()) }
+        let so_far = match (&self.plan.deploy, self.flip_at_ms) {
+            (None, _) => self.so_far(),
+            (Some(_), None) => deploy::UNTOUCHED.to_owned(),
+            (Some(_), Some(_)) => {
+                "its flip was armed, or had happened; deployer status shows which pool is current, and the next deploy \
+                 retires the other"
+                    .to_owned()
+            }
+        };
+        End { result: Exit::Stopped, text: format!("{why}; {so_far}") }
     }
 
     /// Workers that are on the new version, or restarted.

@@ -201,6 +201,9 @@ impl Roll {
         }
         match self.save().await {
             Ok(()) => true,
+            // There is no stop to it, and the journal has it since the flip was armed: the next daemon finds in the kernel
+            // what has come of that.
+            Err(_) if self.machine.flip_at_ms().is_some() => true,
             Err(why) => {
                 self.machine.stop(&format!("stopped with the daemon, since no other can go on with it ({why})"), false);
                 // A roll back goes on: there is no half of it.

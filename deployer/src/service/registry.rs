@@ -52,7 +52,7 @@ struct Places {
     rules: BTreeMap<u32, Vec<CallerRule>>,
     /// By service index: rules of who may preview, as last published.
     previewers: BTreeMap<u32, Vec<CallerRule>>,
-    /// By service's name: which pool was current before the machine was started anew.
+    /// By service's name: which pool was current when that was last written down, until the first configuration is applied.
     remembered: BTreeMap<String, FlipWord>,
     /// What an earlier daemon has left in the tables, until the first configuration is applied.
     found: Found,
@@ -392,6 +392,8 @@ impl Places {
 
     fn free(&mut self, gone: &Gone) {
         self.found = Found::default();
+        // The tables have it since; what is entered later, or once more, begins anew.
+        self.remembered.clear();
         for service in &gone.services {
             self.services[*service as usize] = false;
             self.bypassed.remove(service);

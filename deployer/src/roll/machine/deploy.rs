@@ -43,7 +43,7 @@ impl Machine {
         self.plan.surge.iter().copied().filter(|nth| !self.surged.contains(nth)).take(batch).collect()
     }
 
-    /// Whether two versions may be met now: from when the flip is armed on.
+    /// Whether both versions serve side by side: it has flipped, and neither pool is being retired.
     #[must_use]
     pub fn has_flipped(&self) -> bool {
         matches!(self.stage, Stage::Bake | Stage::Return | Stage::Linger)
@@ -53,6 +53,12 @@ impl Machine {
     #[must_use]
     pub fn is_baking(&self) -> bool {
         matches!(self.stage, Stage::Bake)
+    }
+
+    /// Whether it waits for somebody to say that it is to flip.
+    #[must_use]
+    pub fn is_holding(&self) -> bool {
+        matches!(self.stage, Stage::Hold)
     }
 
     /// When it has flipped, or will, in milliseconds since 1970; `None`: it is not armed.
