@@ -3,3 +3,4 @@
 mod browsers;
 mod deploy;
 mod lb;
+mod supervisord;
