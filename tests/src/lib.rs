@@ -44,6 +44,7 @@ pub mod report;
 pub mod rig;
 pub mod rollout;
 pub mod sandbox;
+pub mod side_by_side;
 pub mod site;
 pub mod stage;
 pub mod streams;

@@ -69,23 +69,52 @@ pub struct Supervisor<'a> {
 impl<'a> Supervisor<'a> {
     /// Starts supervisord and waits until it answers on its socket; the workers may still be starting.
     pub fn start(sandbox: &'a Sandbox, app: &App, options: Options) -> Result<Self> {
+        let text = config_text(sandbox.dir(), app, &options);
+        Self::start_text(sandbox, options, &text)
+    }
+
+    /// The same with a configuration of one's own, for a supervisord of which [`Self::head`] is the beginning; `options`
+    /// name the ports.
+    pub fn start_text(sandbox: &'a Sandbox, options: Options, text: &str) -> Result<Self> {
         let config = sandbox.dir().join("supervisord.conf");
         fs::create_dir_all(sandbox.dir().join("log")).context("make the log directory")?;
-        fs::write(&config, config_text(sandbox.dir(), app, &options)).context("write config")?;
+        fs::write(&config, text).context("write config")?;
+        Ok(Self { sandbox, process: Self::run(sandbox, &config)?, options, config })
+    }
+
+    fn run(sandbox: &Sandbox, config: &Path) -> Result<Process> {
         let mut command = sandbox.command(Place::Workers, "/usr/bin/supervisord");
-        command.arg("-n").arg("-c").arg(&config);
+        command.arg("-n").arg("-c").arg(config);
         let log = sandbox.dir().join("log/supervisord.out");
-        let mut supervisor = Self { sandbox, process: Process::start("supervisord", command, &log)?, options, config };
-        let socket = supervisor.socket();
-        supervisor
-            .process
-            .wait_ready(Duration::from_secs(20), || std::os::unix::net::UnixStream::connect(&socket).is_ok())?;
-        Ok(supervisor)
+        let mut process = Process::start("supervisord", command, &log)?;
+        let socket = socket_in(sandbox);
+        process.wait_ready(Duration::from_secs(20), || std::os::unix::net::UnixStream::connect(&socket).is_ok())?;
+        Ok(process)
+    }
+
+    /// What a configuration says of supervisord itself.
+    pub fn head(dir: &Path) -> String {
+        let dir = dir.display();
+        format!(
+            r#"[unix_http_server]
+file = {dir}/supervisor.sock
+chmod = 0700
+[supervisord]
+logfile = {dir}/log/supervisord.log
+pidfile = {dir}/supervisord.pid
+childlogdir = {dir}/log
+user = root
+[rpcinterface:supervisor]
+supervisor.rpcinterface_factory = supervisor.rpcinterface:make_main_rpcinterface
+[supervisorctl]
+serverurl = unix://{dir}/supervisor.sock
+"#
+        )
     }
 
     /// supervisord's XML-RPC socket.
     pub fn socket(&self) -> PathBuf {
-        self.sandbox.dir().join("supervisor.sock")
+        socket_in(self.sandbox)
     }
 
     /// How supervisord names the worker of a port.
@@ -194,6 +223,17 @@ impl<'a> Supervisor<'a> {
         Ok(String::from_utf8_lossy(&output.stdout).into_owned())
     }
 
+    /// Waits until supervisord has ended by itself; `false`: it has not in time.
+    pub fn wait_gone(&mut self, limit: Duration) -> Result<bool> {
+        Ok(self.process.wait_for(patient(limit))?.is_some())
+    }
+
+    /// Starts supervisord once more, after it has ended.
+    pub fn start_again(&mut self) -> Result<()> {
+        self.process = Self::run(self.sandbox, &self.config)?;
+        Ok(())
+    }
+
     /// Kills supervisord itself with SIGKILL; its workers live on.
     pub fn kill_supervisord(&mut self) -> Result<()> {
         self.process.kill().map(drop)
@@ -209,28 +249,20 @@ impl Drop for Supervisor<'_> {
     }
 }
 
+fn socket_in(sandbox: &Sandbox) -> PathBuf {
+    sandbox.dir().join("supervisor.sock")
+}
+
 fn config_text(dir: &Path, app: &App, options: &Options) -> String {
     let worker = if options.fast { app.fast() } else { app.worker() };
-    let (dir, app_dir) = (dir.display(), app.dir().display());
+    let (shown, app_dir) = (dir.display(), app.dir().display());
     let (worker, first) = (worker.display(), options.ports.start());
     let count = options.ports.clone().count();
     let Options { host, backlog, import_seconds, cold_seconds, start_seconds, .. } = options;
     let memory: Vec<_> = options.memory.iter().map(|(port, megabytes)| format!("{port}:{megabytes}")).collect();
     let memory = memory.join(" ");
-    let text = format!(
-        r#"[unix_http_server]
-file = {dir}/supervisor.sock
-chmod = 0700
-[supervisord]
-logfile = {dir}/log/supervisord.log
-pidfile = {dir}/supervisord.pid
-childlogdir = {dir}/log
-user = root
-[rpcinterface:supervisor]
-supervisor.rpcinterface_factory = supervisor.rpcinterface:make_main_rpcinterface
-[supervisorctl]
-serverurl = unix://{dir}/supervisor.sock
-[program:web]
+    let program = format!(
+        r#"[program:web]
 command = /usr/bin/python3 -s -E {worker} --port=%(process_num)d
 process_name = %(program_name)s_%(process_num)d
 numprocs = {count}
@@ -242,11 +274,12 @@ startretries = 3
 stopsignal = TERM
 stopwaitsecs = 10
 redirect_stderr = true
-stdout_logfile = {dir}/log/web_%(process_num)d.out
+stdout_logfile = {shown}/log/web_%(process_num)d.out
 environment = APP_DIR="{app_dir}",WORKER_HOST="{host}",WORKER_BACKLOG="{backlog}",IMPORT_SECONDS="{import_seconds}",COLD_SECONDS="{cold_seconds}",WORKER_MEMORY="{memory}"
 "#
     );
-    format!("{text}{}", options.spares.as_ref().map(|spares| spare_text(&text, spares)).unwrap_or_default())
+    let spares = options.spares.as_ref().map(|spares| spare_text(&program, spares)).unwrap_or_default();
+    format!("{}{program}{spares}", Supervisor::head(dir))
 }
 
 /// The same program once more, on other ports, and not started; both in one group.

@@ -12,7 +12,7 @@ use crate::{fitness, setup};
 /// Options of `cargo xtask demo`.
 #[derive(clap::Args)]
 pub(crate) struct Args {
-    /// 8 workers in place of 40, done in less than a minute
+    /// 8 workers in place of 40, done in little more than a minute
     #[arg(long)]
     quick: bool,
     /// Print one JSON object on stdout, everything else on stderr

@@ -128,6 +128,9 @@ async fn take_up(
     let resumed = former.settle(&scene).await.context(LOOKING)?;
     registry.apply(config)?;
     service::adopt(&registry.services()).await;
+    if former.rebooted {
+        registry.services().into_values().for_each(|service| drop(tokio::spawn(service::boot::raise(service))));
+    }
     if !inherited.is_empty() {
         info!(services = ?inherited, "taken over from the daemon before, steering all the while");
     }

@@ -1,6 +1,6 @@
 //! What browsers have seen, summed up.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 
 use anyhow::{Context, Result};
@@ -46,6 +46,8 @@ pub struct Seen {
     pub xhrs: usize,
     /// Of these, answered by another version than their page's.
     pub mixed: usize,
+    /// The ids of the pages whose XHRs these were.
+    pub mixed_pages: BTreeSet<String>,
     /// The first of them, in words.
     pub first_mixed: Vec<String>,
     /// Pages and XHRs that failed: any status but 200, a connection that was refused or cut, no answer in time.
@@ -91,6 +93,7 @@ impl Seen {
                 self.xhrs += 1;
                 if said.version != page.version {
                     self.mixed += 1;
+                    self.mixed_pages.insert(page.id.clone());
                     let by = format!("answered by {} (lane {:?}, pid {})", said.version, said.lane, said.pid);
                     keep(&mut self.first_mixed, format!("{of}: {by}, {} ns", monotonic_ns()));
                 }
@@ -182,7 +185,7 @@ mod tests {
             seen.xhr("x", &page("v1"), Ok(said("v2")));
             seen.xhr("x", &page("v1"), Err(anyhow!("refused")));
         }
-        assert_eq!((seen.mixed, seen.failed), (100, 100));
+        assert_eq!((seen.mixed, seen.mixed_pages.len(), seen.failed), (100, 1, 100));
         assert_eq!((seen.first_mixed.len(), seen.first_failed.len()), (KEPT, KEPT));
     }
 }

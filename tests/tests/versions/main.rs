@@ -5,3 +5,4 @@ mod deploy;
 mod lb;
 mod rollback;
 mod sessions;
+mod supervisord;
