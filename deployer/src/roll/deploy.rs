@@ -367,6 +367,7 @@ impl Roll {
         if let Baked::Bad(why) = &why {
             // First of all, and one write; written down after that.
             self.turn_back();
+            self.machine.arming(unix_ms());
             tracing::warn!(why, "the deploy is turned back");
         }
         self.machine.baked(why);
@@ -385,7 +386,7 @@ impl Roll {
         self.turn_back();
         self.note_lanes(None);
         self.note_former(None);
-        let (old, at_ms) = (1 - self.new_pool(), unix_ms());
+        let (old, at_ms) = (1 - self.new_pool(), self.machine.flip_at_ms().unwrap_or_else(unix_ms));
         self.machine.returned(at_ms);
         let until_ms = at_ms + self.machine.plan().deploy.as_ref().map_or(0, |deploy| deploy.bake_ms);
         self.record.add(What::Returned { at_ms, lane: self.flip().lane(old), why, until_ms });

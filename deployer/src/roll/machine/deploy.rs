@@ -101,7 +101,7 @@ impl Machine {
         }
     }
 
-    /// The flip is about to be armed for an instant.
+    /// The flip is about to be armed for an instant, or has just been turned back.
     pub fn arming(&mut self, at_ms: u64) {
         self.flip_at_ms = Some(at_ms);
     }
