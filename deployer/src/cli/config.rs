@@ -29,13 +29,18 @@ fn limits(config: &Config) -> String {
     let line = |service: &config::Service| {
         let config::Limits { min_up, cold_limit } = service.limits;
         let workers = out::counted(service.workers.len(), "worker");
-        format!(
-            "\n  {}: min_up {min_up} of {workers}, cold_limit {}",
-            service.name,
-            out::short(cold_limit.as_secs_f64())
-        )
+        let second = service.deploy.as_ref().map_or_else(String::new, second);
+        let cold_limit = out::short(cold_limit.as_secs_f64());
+        format!("\n  {}: min_up {min_up} of {workers}, cold_limit {cold_limit}{second}", service.name)
     };
     config.services.values().map(line).collect()
+}
+
+/// `; second pool of 4 workers from 127.0.0.1:8004 on, 16 lanes, bake 10 min`: "next" as it comes out.
+fn second(deploy: &config::Deploy) -> String {
+    let from = deploy.second.first().map_or_else(String::new, |first| format!(" from {first} on"));
+    let (workers, bake) = (out::counted(deploy.second.len(), "worker"), out::short(deploy.bake.as_secs_f64()));
+    format!("; second pool of {workers}{from}, {} lanes, bake {bake}", deploy.lanes)
 }
 
 pub(super) fn fine(file: &Path, config: &Config) -> String {
