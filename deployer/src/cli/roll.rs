@@ -187,6 +187,9 @@ impl Follow {
     }
 
     fn event(&mut self, received: &Received) -> End {
+        if self.until_returned && !is_of_a_rollback(&received.event.what) {
+            return End::Continue(());
+        }
         let shown = self.view.event(received);
         if let What::Finished { result, .. } = received.event.what {
             return End::Break(Ok(result));
@@ -232,6 +235,15 @@ impl Follow {
         let client = self.client.clone();
         let path = format!("/v1/rolls/{}/stop", encoded(&self.roll));
         self.stops.spawn(async move { client.post(&path, &serde_json::json!({})).await });
+    }
+}
+
+/// What is shown of a deploy to whoever turns it back: not all that has led there.
+fn is_of_a_rollback(what: &What) -> bool {
+    match what {
+        What::Asked { what, .. } => what == "rollback",
+        What::Returned { .. } | What::Finished { .. } => true,
+        _ => false,
     }
 }
 

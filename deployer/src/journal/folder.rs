@@ -18,6 +18,9 @@ use super::{
     writer::Store,
 };
 
+/// The mode of a directory that is made: workers of any user reach what they are told in it (`pools`), by name. All else is
+/// for the daemon's user alone, by its own mode.
+pub(super) const MODE: u32 = 0o711;
 const STATE: &str = "state.json";
 const LOCK: &str = "lock";
 const CORRUPT: &str = "state.json.corrupt-";
@@ -80,7 +83,7 @@ impl Folder {
     /// [`OpenError`]; nothing has been changed then.
     pub fn open(dir: &Path) -> Result<(Self, Contents), OpenError> {
         let mut contents = Contents::default();
-        if let Err(error) = DirBuilder::new().recursive(true).mode(0o700).create(dir) {
+        if let Err(error) = DirBuilder::new().recursive(true).mode(MODE).create(dir) {
             contents.warnings.push(format!("the state directory {} cannot be made: {error}", dir.display()));
         }
         let lock = lock(dir)?;
@@ -146,7 +149,7 @@ impl Folder {
 impl Store for Folder {
     fn replace(&mut self, bytes: &[u8]) -> io::Result<()> {
         // It may have been removed, or have been missing and not to be made.
-        DirBuilder::new().recursive(true).mode(0o700).create(&self.dir)?;
+        DirBuilder::new().recursive(true).mode(MODE).create(&self.dir)?;
         if self.damaged {
             self.put_aside()?;
         }

@@ -3,7 +3,7 @@
 use std::{
     collections::BTreeMap,
     fs, io,
-    os::unix::fs::symlink,
+    os::unix::fs::{PermissionsExt, symlink},
     path::Path,
     sync::{Arc, atomic::Ordering::SeqCst},
 };
@@ -62,7 +62,7 @@ pub struct Told<'a> {
 }
 
 /// Writes down what the workers of a pool are told from their next start on. A worker's process manager reads it by the
-/// pool, `SERVICE-a.env`, or by its port, `SERVICE-8000.env`.
+/// pool, `SERVICE-a.env`, or by its port, `SERVICE-8000.env`; or the worker does, so that every user may.
 ///
 /// # Errors
 /// When the file, its directory or the links to it cannot be written.
@@ -70,12 +70,14 @@ pub fn tell(service: &config::Service, deploy: &config::Deploy, pool: u32, told:
     let file = &deploy.files[pool as usize & 1];
     let dir = file.parent().unwrap_or(Path::new("/"));
     fs::create_dir_all(dir)?;
+    open_to_all(dir, 0o755)?;
     let mut text = format!("DEPLOYER_LANE={}\nDEPLOYER_POOL={}\n", told.lane, NAMES[pool as usize & 1]);
     if let Some(version) = told.version {
         text.push_str(&format!("DEPLOYER_VERSION={version}\n"));
     }
     let aside = file.with_extension("env.new");
     fs::write(&aside, text)?;
+    open_to_all(&aside, 0o644)?;
     fs::rename(&aside, file)?;
     let workers = if pool & 1 == 0 { &service.workers } else { &deploy.second };
     for at in workers {
@@ -88,6 +90,11 @@ pub fn tell(service: &config::Service, deploy: &config::Deploy, pool: u32, told:
         symlink(to, &link)?;
     }
     Ok(())
+}
+
+/// Whatever the daemon's umask is.
+fn open_to_all(path: &Path, mode: u32) -> io::Result<()> {
+    fs::set_permissions(path, fs::Permissions::from_mode(mode))
 }
 
 /// What a file says that [`tell`] has written; nothing, if there is none.
@@ -132,6 +139,8 @@ mod tests {
                 let told = told(&dir.path().join("pools").join(name)).unwrap();
                 assert_eq!(told.get("DEPLOYER_LANE"), Some(&lane.to_string()), "{name}");
                 assert_eq!(told.get("DEPLOYER_VERSION").map(String::as_str), version);
+                let mode = fs::metadata(dir.path().join("pools").join(name)).unwrap().permissions().mode();
+                assert_eq!(mode & 0o777, 0o644, "workers of any user read it");
             }
         }
         assert!(told(&deploy.files[0]).unwrap().is_empty(), "nobody has told the first pool anything");

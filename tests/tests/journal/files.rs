@@ -100,7 +100,7 @@ fn missing() -> Result<()> {
     fs::remove_dir_all(rig.state())?;
     rig.succeed()?;
     ensure!(rig.status()?.trouble.is_empty() && rig.state().join("state.json").is_file());
-    ensure!(fs::metadata(rig.state())?.permissions().mode() & 0o777 == 0o700);
+    ensure!(fs::metadata(rig.state())?.permissions().mode() & 0o777 == 0o711);
     // Removed while it is in use: made again.
     fs::remove_dir_all(rig.state())?;
     rig.drain(8001)?;

@@ -73,6 +73,20 @@ fn the_roll_says_how_it_ends() {
     assert_eq!(screen.text(), "an event\nan event");
 }
 
+#[test]
+fn a_rollback_shows_what_comes_of_it() {
+    let screen = Screen::default();
+    let mut follow = nowhere(&screen);
+    follow.until_returned = true;
+    let asked = |what: &str| What::Asked { by: "uid 0".to_owned(), what: what.to_owned() };
+    let returned = What::Returned { at_ms: 2, lane: 1, why: String::new(), until_ms: 3 };
+    for what in [begun(), asked("flip"), What::Gate { error: None }, asked("rollback")] {
+        assert_eq!(end(follow.apply(step(what))), None);
+    }
+    assert_eq!(end(follow.apply(step(returned))), Some(Ok(Exit::Done)));
+    assert_eq!(screen.text(), "an event\nan event");
+}
+
 #[tokio::test]
 async fn a_lost_daemon_is_no_daemon() {
     let screen = Screen::default();

@@ -179,7 +179,7 @@ impl Appender {
 
     /// Cuts off a torn line: its number is used again.
     fn reopen(&mut self) -> io::Result<File> {
-        DirBuilder::new().recursive(true).mode(0o700).create(&self.files.0)?;
+        DirBuilder::new().recursive(true).mode(super::super::folder::MODE).create(&self.files.0)?;
         let mut options = OpenOptions::new();
         options.read(true).append(true).create(true).mode(0o600).custom_flags(libc::O_NONBLOCK | libc::O_NOFOLLOW);
         let mut file = options.open(self.files.0.join(CURRENT))?;
