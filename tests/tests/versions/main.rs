@@ -2,4 +2,5 @@
 
 mod browsers;
 mod deploy;
+mod held;
 mod lb;
