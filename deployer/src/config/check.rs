@@ -1,7 +1,8 @@
 //! From the file as written to the checked types: the tables, and what must hold between them.
 
-use std::{collections::BTreeMap, ops::RangeInclusive, path::Path, path::PathBuf, time::Duration};
+use std::{collections::BTreeMap, net::Ipv4Addr, ops::RangeInclusive, path::Path, path::PathBuf, time::Duration};
 
+use deployer_common::lanes::LANE_NET;
 use toml::de::DeTable;
 
 use super::{
@@ -150,7 +151,13 @@ fn service<'a>(name: &str, value: &Value<'a>, default: &Defaults<'_>, claims: &m
         address: address.as_ref().and_then(|address| Some(address.as_ref()?.0)),
         state: default.state,
     };
-    let deploy = table.maybe("deploy", |value| deploy::deploy(value, &around, default.mounts));
+    let deploy = table.maybe("deploy", |value| {
+        if let Some(address) = around.address {
+            // Lane addresses are told apart by nothing but the port.
+            claims.service((Ipv4Addr::from([LANE_NET[0], LANE_NET[1], 0, 0]), address.port()).into(), value.clone());
+        }
+        deploy::deploy(value, &around, default.mounts)
+    });
     table.done();
     let (deploy, second) = deploy?.unzip();
     claims.workers(second.as_deref().unwrap_or_default());

@@ -6,6 +6,8 @@ use std::{
     ops::RangeInclusive,
 };
 
+use deployer_common::lanes::LANE_NET;
+
 use super::raw::{Value, quoted};
 
 /// Most workers of a service.
@@ -149,6 +151,13 @@ fn usable(ip: IpAddr) -> Result<(), String> {
         if v6.is_unicast_link_local() {
             return Err("is link-local and needs an interface; write [::1]".to_owned());
         }
+    }
+    if let IpAddr::V4(v4) = ip
+        && v4.octets().starts_with(&LANE_NET)
+    {
+        return Err(
+            "is no address to listen at: those of 127.77.0.0/16 are addresses of lanes; write 127.0.0.1".to_owned()
+        );
     }
     if ip.is_unspecified() {
         let instead = if ip.is_ipv4() { "127.0.0.1" } else { "[::1]" };

@@ -3,6 +3,7 @@
 mod any;
 mod bad;
 mod bad_settings;
+mod deploy;
 mod drain;
 mod limits;
 mod managers;

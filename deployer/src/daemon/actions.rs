@@ -208,7 +208,7 @@ impl Daemon {
         }
         let counts = self.tables.counts();
         let (dialled, moved) = (counts.service(service.index).dialled, counts.lanes(service.index).moved);
-        if moved > 0 && !force && service.config.deploy.is_some() {
+        if moved > 0 && !force && service.current() == 1 {
             return Err(Refusal::failed(format!(
                 "workers of the pool of {name} that is not current are dialled ({moved} connections so far), where nobody \
                  listens as a rule: they would be refused. Let the load balancer name the service address, or: deployer \

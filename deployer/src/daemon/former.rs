@@ -127,7 +127,7 @@ impl Former {
                 record.add(What::Finished { result, text, changed, failed, seconds: 0.0 });
                 drop_it();
                 if let Some(moves) = service.as_ref().and_then(|service| service.moves()) {
-                    moves.rolled(result);
+                    moves.ended(result, roll.machine.plan().deploy.is_some());
                 }
                 if let Some(service) = service.filter(|_| !self.rebooted) {
                     resumed.orphans.insert(roll.service.clone(), moved(roll, &service));

@@ -12,10 +12,10 @@ use tracing::{debug, error};
 
 use super::{Daemon, LAST_WORDS, lock};
 use crate::{
-    journal::RollState,
-    metrics::{Process, RollSample, ServiceSample, Snapshot, WorkerSample, render, server},
+    journal::{RollState, State},
+    metrics::{Process, RollSample, ServiceSample, Sides, Snapshot, WorkerSample, render, server},
     roll::{Record, machine::Outcome},
-    service::{Service, Worker},
+    service::{Service, Worker, pools},
 };
 
 /// Where the page is served, if the port could be had.
@@ -109,8 +109,18 @@ impl Daemon {
             moved: service.moves().map(|moves| moves.so_far()).unwrap_or_default(),
             roll: rolls.iter().find(|roll| roll.result().is_none()).map(|roll| self.roll_sample(roll, service)),
             last_end_ms: rolls.iter().filter_map(|roll| roll.ended_ms()).max(),
+            sides: service.config.deploy.as_ref().map(|_| self.sides(service)),
             workers: service.members().map(|worker| self.worker_sample(service, worker)).collect(),
         }
+    }
+
+    fn sides(&self, service: &Service) -> Sides {
+        let bakes = self.running(&service.config.name).is_some_and(|running| {
+            let has_flipped =
+                |state: &State| Some(state.rolls.iter().find(|roll| roll.id == running.id)?.machine.has_flipped());
+            self.journal.read(|state| has_flipped(state)).unwrap_or_default()
+        });
+        Sides { pools: self.pools(service), lanes: self.lanes(service), bakes }
     }
 
     /// Where a roll stands. One that has only just begun has nobody in hand.
@@ -125,9 +135,11 @@ impl Daemon {
         let counts = self.tables.counts();
         let (count, life) = (counts.worker(worker.index), counts.life(worker.index));
         let versions = self.ledger.versions(worker);
+        let pool = service.pool_of(worker);
         let control = worker.control();
         WorkerSample {
             at: worker.at,
+            pool: service.config.deploy.as_ref().map(|_| (pools::NAMES[pool as usize & 1], pool == service.current())),
             spare: service.is_spare(worker),
             phase: control.phase,
             for_seconds: control.entered.elapsed().as_secs_f64(),
@@ -142,15 +154,22 @@ impl Daemon {
     }
 }
 
-/// The workers of a roll, spares left out.
+/// The workers of a roll, spares left out; of a deploy, those of the new pool. `all`: so many a pool has.
 fn sum(roll: &RollState, all: usize) -> RollSample {
+    let plan = roll.machine.plan();
+    let spares = roll.workers.len()..roll.workers.len() + roll.spares.len();
+    let (all, done) = match plan.deploy {
+        Some(_) => (plan.surge.len(), roll.machine.started()),
+        None => (all, roll.machine.changed()),
+    };
+    let counts = |nth: &usize| if plan.deploy.is_some() { plan.surge.contains(nth) } else { !spares.contains(nth) };
     let mut sum = RollSample {
-        done: roll.machine.changed(),
+        done,
         failed: roll.machine.failed().count(),
         left: roll.machine.left().count(),
         ..RollSample::default()
     };
-    for (_, hand) in roll.hand.range(..all) {
+    for hand in roll.hand.iter().filter(|(nth, _)| counts(nth)).map(|(_, hand)| hand) {
         match hand.outcome {
             None => sum.in_hand += 1,
             Some(Outcome::Changed) => sum.done += 1,

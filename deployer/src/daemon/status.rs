@@ -114,7 +114,7 @@ impl Daemon {
 
 impl Daemon {
     /// The pools of a service that has two.
-    fn pools(&self, service: &Service) -> Vec<PoolStatus> {
+    pub(super) fn pools(&self, service: &Service) -> Vec<PoolStatus> {
         if service.config.deploy.is_none() {
             return Vec::new();
         }
@@ -149,7 +149,7 @@ impl Daemon {
         }
     }
 
-    fn lanes(&self, service: &Service) -> LaneCounts {
+    pub(super) fn lanes(&self, service: &Service) -> LaneCounts {
         let LaneCount { lane, preview, stale, unopened, moved } = self.tables.counts().lanes(service.index);
         LaneCounts { lane, preview, stale, unopened, moved }
     }

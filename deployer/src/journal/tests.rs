@@ -282,3 +282,30 @@ fn one_that_is_enabled_has_not_failed() {
     assert_eq!(state.rolls[0].hand[&1].outcome, Some(Outcome::Changed));
     assert_eq!(state.services["web"].workers[&workers[1]], up);
 }
+
+/// A pool's lane, from when on it is current, and what is left of it after a restart of the machine.
+#[test]
+fn a_flip_is_remembered_over_a_restart_of_the_machine() {
+    let lanes = LaneState { lanes: [3, 4], open: [true, false], from: 0, to: 1, at_ms: 1_000, last: 4 };
+    for (now, current, open) in [(999, 0, [true, false]), (1_000, 1, [true, true]), (1_001, 1, [true, true])] {
+        let word = lanes.word(now);
+        assert_eq!((word.current(0), word.at_ms(), word.lane(0), word.lane(1)), (current, 0, 3, 4), "at {now}");
+        assert_eq!([word.is_open(0, 0), word.is_open(1, 0)], open, "at {now}");
+        let alone = lanes.alone(now);
+        let mine = if current == 0 { [3, 0] } else { [0, 4] };
+        let expected = LaneState {
+            lanes: mine,
+            open: [current == 0, current == 1],
+            from: current,
+            to: current,
+            at_ms: 0,
+            last: 4,
+        };
+        assert_eq!(alone, expected, "at {now}");
+        assert_eq!(alone.alone(u64::MAX), alone, "the next restart changes nothing");
+        let word = alone.word(u64::MAX);
+        assert_eq!((word.current(0), word.is_open(1 - current, 0)), (current, false), "nobody serves the other");
+    }
+    let settled = LaneState { from: 1, at_ms: 0, ..lanes };
+    assert_eq!(settled.word(0).current(0), 1);
+}

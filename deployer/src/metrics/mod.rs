@@ -8,6 +8,7 @@ mod figures;
 mod host;
 mod ledger;
 mod page;
+mod pools;
 mod programs;
 mod rolls;
 pub mod server;
@@ -24,7 +25,7 @@ pub use self::{
     figures::Figures,
     ledger::{Ledger, Read},
     page::CONTENT_TYPE,
-    snapshot::{Process, RollSample, ServiceSample, Snapshot, WorkerSample},
+    snapshot::{Process, RollSample, ServiceSample, Sides, Snapshot, WorkerSample},
 };
 
 /// The version that is nobody's.
@@ -41,6 +42,7 @@ pub fn render(snapshot: &Snapshot, begun: Instant) -> String {
     workers::write(&mut page, &snapshot.services);
     services::write(&mut page, &snapshot.services);
     rolls::write(&mut page, &snapshot.services);
+    pools::write(&mut page, &snapshot.services);
     programs::write(&mut page, snapshot.runs.as_deref());
     host::write(&mut page, snapshot);
     let (name, help) = ("deployer_scrape_duration_seconds", "How long it took to collect and write this page.");

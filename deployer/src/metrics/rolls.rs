@@ -20,13 +20,13 @@ const STATES: [State; 5] = [
 pub(super) fn write(page: &mut Page, services: &[ServiceSample]) {
     let of = |service: &ServiceSample| Labels::new(&[("service", &service.name)]);
     let all: Vec<_> = services.iter().map(|service| (of(service), service)).collect();
-    let help = "Rolls that have ended since the daemon was started, by how they did.";
+    let help = "Rolls that have ended since the daemon was started, by how they did, without deploys.";
     let mut family = page.family(Kind::Counter, "deployer_rolls_total", help);
     for (labels, service) in &all {
         let counted = RESULTS.iter().zip(service.moved.rolls);
         counted.for_each(|((_, text), count)| family.add_with(labels, "result", text, count));
     }
-    let mut family = page.family(Kind::Gauge, "deployer_roll_running", "1 while a roll of the service runs.");
+    let mut family = page.family(Kind::Gauge, "deployer_roll_running", "1 while a roll or deploy of the service runs.");
     all.iter().for_each(|(labels, service)| family.add(labels, service.roll.is_some()));
     let mut family = page.family(Kind::Gauge, "deployer_roll_workers", "The workers of the roll that runs; 0 without.");
     for (labels, service) in &all {

@@ -4,7 +4,7 @@ use deployer_common::layout::ServiceCount;
 
 use super::{
     page::{Buckets, Kind, Labels, Page},
-    snapshot::ServiceSample,
+    snapshot::{ServiceSample, WorkerSample},
 };
 use crate::service::moves::{BOUNDS, Durations, Moved};
 
@@ -49,10 +49,14 @@ pub(super) fn write(page: &mut Page, services: &[ServiceSample]) {
     }
     let mut family = page.family(Kind::Gauge, "deployer_service_min_up", "So many workers stay in rotation.");
     all.iter().for_each(|(labels, service)| family.add(labels, service.min_up));
-    let mut family =
-        page.family(Kind::Gauge, "deployer_service_workers", "Workers that are configured, without spares.");
+    let mut family = page.family(
+        Kind::Gauge,
+        "deployer_service_workers",
+        "Workers that are configured, without spares; of two pools, those of the current one.",
+    );
     for (labels, service) in &all {
-        family.add(labels, service.workers.iter().filter(|worker| !worker.spare).count());
+        let counts = |worker: &&WorkerSample| !worker.spare && worker.pool.is_none_or(|(_, is_current)| is_current);
+        family.add(labels, service.workers.iter().filter(counts).count());
     }
     for (name, help, durations) in TOOK {
         let mut family = page.family(Kind::Histogram, name, help);

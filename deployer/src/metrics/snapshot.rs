@@ -7,7 +7,7 @@ use rustix::time::{ClockId, clock_gettime};
 
 use super::Figures;
 use crate::{
-    api::{Phase, SelfTest},
+    api::{LaneCounts, Phase, PoolStatus, SelfTest},
     service::moves::Moved,
 };
 
@@ -84,8 +84,21 @@ pub struct ServiceSample {
     pub roll: Option<RollSample>,
     /// When the last roll ended, milliseconds since 1970.
     pub last_end_ms: Option<u64>,
-    /// In the order configured, and the spares.
+    /// Of a service that has two pools.
+    pub sides: Option<Sides>,
+    /// In the order configured, the spares, the second pool.
     pub workers: Vec<WorkerSample>,
+}
+
+/// What a service with two pools has more than another.
+#[derive(Debug, Clone)]
+pub struct Sides {
+    /// Both.
+    pub pools: Vec<PoolStatus>,
+    /// How they are dialled.
+    pub lanes: LaneCounts,
+    /// Both versions of a deploy stand side by side, after a flip.
+    pub bakes: bool,
 }
 
 /// The workers of a roll that runs.
@@ -108,6 +121,8 @@ pub struct RollSample {
 pub struct WorkerSample {
     /// Where it listens.
     pub at: SocketAddr,
+    /// Of a service with two pools, which it is of, and whether that is the current one.
+    pub pool: Option<(&'static str, bool)>,
     /// It stands in during a roll.
     pub spare: bool,
     /// What it goes through.

@@ -3,13 +3,14 @@
 use std::{collections::BTreeSet, time::Instant};
 
 use super::*;
-use crate::api::Phase;
+use crate::api::{LaneCounts, Phase, PoolStatus};
 
 /// A service of so many workers, each with two versions.
 fn service(name: &str, workers: u16) -> ServiceSample {
     let figures = |seed: u64| Figures(std::array::from_fn(|nth| seed * 1_000 + nth as u64));
     let worker = |nth: u16| WorkerSample {
         at: ([127, 0, 0, 1], 8000 + nth).into(),
+        pool: None,
         spare: nth % 2 == 1,
         phase: Phase::Up,
         for_seconds: 12.5,
@@ -29,6 +30,7 @@ fn service(name: &str, workers: u16) -> ServiceSample {
         moved: Default::default(),
         roll: Some(RollSample { done: 1, ..RollSample::default() }),
         last_end_ms: Some(1_700_000_000_250),
+        sides: None,
         workers: (0..workers).map(worker).collect(),
     }
 }
@@ -71,9 +73,68 @@ fn tells_of_connections_by_version() {
     }
 }
 
+/// The same with two pools: even workers are of the first, which is current.
+fn two_pools(name: &str, workers: u16) -> ServiceSample {
+    let mut service = service(name, workers);
+    for (nth, worker) in service.workers.iter_mut().enumerate() {
+        (worker.spare, worker.pool) = (false, Some(if nth % 2 == 0 { ("a", true) } else { ("b", false) }));
+    }
+    let pool = |pool: &str, lane, current| PoolStatus {
+        pool: pool.to_owned(),
+        lane,
+        current,
+        open_lane: current,
+        version: None,
+        up: 1,
+        workers: 2,
+        open: 0,
+        share: None,
+        age_s: 1.0,
+        former: current.then_some(7),
+        flips_at_ms: (!current).then_some(1_700_000_000_250),
+    };
+    let lanes = LaneCounts { lane: 1, preview: 2, stale: 3, unopened: 4, moved: 5 };
+    service.sides = Some(Sides { pools: vec![pool("a", 3, true), pool("b", 4, false)], lanes, bakes: true });
+    (service.moved.deploys, service.moved.flips, service.moved.rollbacks) = ([5, 4, 3, 2, 1], 7, 2);
+    service
+}
+
+#[test]
+fn tells_of_two_pools() {
+    let page = page(vec![two_pools("web", 4), service("api", 1)]);
+    let of_worker = r#"service="web",worker="127.0.0.1:8001",version="v2",spare="false",pool="b""#;
+    for line in [
+        r#"deployer_pool_current{service="web",pool="a"} 1"#,
+        r#"deployer_pool_current{service="web",pool="b"} 0"#,
+        r#"deployer_pool_lane{service="web",pool="b"} 4"#,
+        r#"deployer_pool_lane_open{service="web",pool="b"} 0"#,
+        r#"deployer_pool_workers_up{service="web",pool="a"} 1"#,
+        r#"deployer_pool_workers{service="web",pool="a"} 2"#,
+        r#"deployer_pool_flip_timestamp_seconds{service="web",pool="b"} 1700000000.25"#,
+        r#"deployer_pool_former_connections{service="web",pool="a"} 7"#,
+        r#"deployer_lane_connections_total{service="web",way="stale"} 3"#,
+        r#"deployer_lane_connections_total{service="web",way="moved"} 5"#,
+        r#"deployer_deploys_total{service="web",result="done"} 5"#,
+        r#"deployer_deploys_total{service="web",result="rolled-back"} 2"#,
+        r#"deployer_flips_total{service="web"} 7"#,
+        r#"deployer_rollbacks_total{service="web"} 2"#,
+        r#"deployer_deploy_baking{service="web"} 1"#,
+        r#"deployer_rolls_total{service="web",result="done"} 0"#,
+        r#"deployer_service_workers{service="web"} 2"#,
+        &format!("deployer_worker_info{{{of_worker}}} 1"),
+    ] {
+        assert!(page.lines().any(|found| found == line), "{line}\nis missing in\n{page}");
+    }
+    for (name, lines) in [("pool_flip_timestamp_seconds", 1), ("pool_former_connections", 1), ("deploy_baking", 1)] {
+        assert_eq!(series(&page, &format!("deployer_{name}")).len(), lines, "{name}");
+    }
+    assert_eq!(series(&page, "deployer_lane_connections_total").len(), 5);
+    assert!(!page.contains(r#"service="api",pool"#) && !page.contains(r#"service="api",way"#));
+}
+
 #[test]
 fn no_series_is_there_twice_and_each_has_its_head() {
-    let page = page(vec![service("web", 5), service("api", 1)]);
+    let page = page(vec![service("web", 5), service("api", 1), two_pools("two", 4)]);
     let lines: Vec<_> = page.lines().filter(|line| !line.starts_with('#')).collect();
     let names: BTreeSet<_> = lines.iter().filter_map(|line| line.rsplit_once(' ')).map(|(name, _)| name).collect();
     assert_eq!(names.len(), lines.len());

@@ -62,11 +62,19 @@ pub(super) fn write(page: &mut Page, services: &[ServiceSample]) {
     for (labels, worker) in &all {
         PHASES.iter().for_each(|(phase, text)| family.add_with(labels, "phase", text, worker.phase == *phase));
     }
-    let mut family = page.family(Kind::Gauge, "deployer_worker_info", "What the worker runs; always 1.");
+    let mut family = page.family(
+        Kind::Gauge,
+        "deployer_worker_info",
+        "What the worker runs, and of which of two pools it is; always 1.",
+    );
     for (labels, worker) in &all {
         let spare = if worker.spare { "true" } else { "false" };
         let version = worker.version.as_deref().unwrap_or(super::UNKNOWN);
-        family.add(&labels.and(&[("version", version), ("spare", spare)]), 1_u64);
+        let mut labels = labels.and(&[("version", version), ("spare", spare)]);
+        if let Some((pool, _)) = worker.pool {
+            labels = labels.and(&[("pool", pool)]);
+        }
+        family.add(&labels, 1_u64);
     }
 }
 

@@ -155,6 +155,12 @@ impl Roll {
         }
     }
 
+    fn count_flip(&self, back: bool) {
+        if let Some(moves) = self.service.moves() {
+            moves.flipped(back);
+        }
+    }
+
     /// Writes down what a rollback is to have serve once this deploy is over.
     fn note_former(&self, version: Option<String>) {
         let service = &self.record.service;
@@ -309,6 +315,7 @@ impl Roll {
         }
         self.machine.flipped();
         self.note_former(self.before.clone());
+        self.count_flip(false);
         let until_ms = at_ms + self.machine.plan().deploy.as_ref().map_or(0, |deploy| deploy.bake_ms);
         self.record.add(What::Flipped { at_ms, lane: word.lane(pool), version: self.to.clone(), until_ms });
         let _ = self.save().await;
@@ -332,6 +339,7 @@ impl Roll {
             return self.machine.baked(Baked::Done);
         };
         let mut health = Health::new(limits, self.world.figures(&self.service, pool));
+        let mut is_told = false;
         // Beside everything else: a rollback does not wait for a gate that hangs.
         let mut gate = Box::pin(self.pass_gate_after(gate_every));
         let why = loop {
@@ -348,7 +356,9 @@ impl Roll {
             }
             let now = self.world.figures(&self.service, pool);
             health.restart(&now);
-            if let Err(why) = health.judge(&now) {
+            if let Err(why) = health.judge(&now)
+                && self.can_return(1 - pool, &why, &mut is_told)
+            {
                 break Baked::Bad(why);
             }
             if unix_ms() >= until_ms {
@@ -357,8 +367,10 @@ impl Roll {
             let left = Duration::from_millis(until_ms.saturating_sub(unix_ms()));
             tokio::select! {
                 passed = &mut gate => match passed {
-                    Err(why) => break Baked::Bad(format!("the gate does not pass any more: {why}")),
-                    Ok(()) => gate.set(self.pass_gate_after(gate_every)),
+                    Err(why) if self.can_return(1 - pool, &why, &mut is_told) => {
+                        break Baked::Bad(format!("the gate does not pass any more: {why}"));
+                    }
+                    _ => gate.set(self.pass_gate_after(gate_every)),
                 },
                 () = self.record.orders().wait(LOOK.min(left.max(Duration::from_millis(1)))) => {}
             }
@@ -375,6 +387,17 @@ impl Roll {
         let _ = self.save().await;
     }
 
+    /// Whether there is a pool to turn back to, of which enough are up: an ill version is better than nobody.
+    fn can_return(&self, old: u32, why: &str, is_told: &mut bool) -> bool {
+        let is_up = |worker: &&Arc<Worker>| self.world.state(worker) == State::Up;
+        let up = self.service.pool(old).iter().filter(is_up).count();
+        let can = up >= self.service.config.limits.min_up;
+        if !can && !std::mem::replace(is_told, true) {
+            tracing::error!(why, up, "the deploy is not turned back: fewer than min_up of the old pool are up");
+        }
+        can
+    }
+
     /// Makes the old pool current again.
     fn turn_back(&self) {
         let (word, old) = (self.flip(), 1 - self.new_pool());
@@ -386,6 +409,7 @@ impl Roll {
         self.turn_back();
         self.note_lanes(None);
         self.note_former(None);
+        self.count_flip(true);
         let (old, at_ms) = (1 - self.new_pool(), self.machine.flip_at_ms().unwrap_or_else(unix_ms));
         self.machine.returned(at_ms);
         let until_ms = at_ms + self.machine.plan().deploy.as_ref().map_or(0, |deploy| deploy.bake_ms);

@@ -80,3 +80,55 @@ fn lock(order: &Mutex<Order>) -> MutexGuard<'_, Order> {
     // A panic elsewhere leaves it as good as it was.
     order.lock().unwrap_or_else(PoisonError::into_inner)
 }
+
+#[cfg(test)]
+mod tests {
+    use std::time::Instant;
+
+    use super::*;
+
+    fn rollback() -> Order {
+        Order::Rollback { by: "him".to_owned() }
+    }
+
+    fn supersede(by: &str) -> Order {
+        Order::Supersede { by: by.to_owned() }
+    }
+
+    #[test]
+    fn a_flip_is_not_taken_for_what_comes_after_it() {
+        let orders = Orders::default();
+        orders.give(Order::None);
+        assert_eq!((orders.take_before_flip(), orders.take_after_flip()), (Order::None, Order::None));
+        orders.give(Order::Flip { at_ms: None });
+        orders.give(rollback());
+        orders.give(Order::Flip { at_ms: Some(7) });
+        assert_eq!(orders.take_before_flip(), Order::Flip { at_ms: Some(7) }, "the last counts");
+        assert_eq!(orders.take_before_flip(), Order::None, "an order is heard once");
+        assert_eq!((orders.take_after_flip(), orders.take_after_flip()), (rollback(), Order::None));
+    }
+
+    #[test]
+    fn a_rollback_stands_above_another_deploy() {
+        let orders = Orders::default();
+        for given in [[supersede("me"), rollback()], [rollback(), supersede("me")]] {
+            given.into_iter().for_each(|order| orders.give(order));
+            assert_eq!(orders.take_after_flip(), rollback());
+        }
+        orders.give(supersede("me"));
+        orders.give(supersede("her"));
+        assert_eq!(orders.take_after_flip(), supersede("me"), "who asks first is named");
+    }
+
+    #[tokio::test]
+    async fn who_waits_is_woken() {
+        let (orders, begun) = (Orders::default(), Instant::now());
+        // Also by what was given before it waits.
+        orders.give(rollback());
+        orders.wait(Duration::from_secs(60)).await;
+        orders.wake();
+        orders.wait(Duration::from_secs(60)).await;
+        assert!(begun.elapsed() < Duration::from_secs(30));
+        orders.wait(Duration::from_millis(10)).await;
+    }
+}

@@ -252,7 +252,8 @@ impl Roll {
 
     async fn finish(&self, end: End, begun: Instant) {
         reach(Point::FinishBefore, None).await;
-        self.world.mark(Moment::Ended(&self.service, end.result));
+        let (service, is_deploy) = (&*self.service, self.machine.plan().deploy.is_some());
+        self.world.mark(Moment::Ended { service, result: end.result, is_deploy });
         let since = self.record.begun_ms().map(|ms| Duration::from_millis(unix_ms().saturating_sub(ms)));
         self.record.add(What::Finished {
             result: end.result,

@@ -101,8 +101,15 @@ pub enum Moment<'a> {
     Stopped(&'a Worker),
     /// A worker is warm, and nobody has been let in yet.
     Up(&'a Worker),
-    /// The service's roll has ended, and how.
-    Ended(&'a Service, Exit),
+    /// The service's roll, or deploy, has ended, and how.
+    Ended {
+        /// The service.
+        service: &'a Service,
+        /// How.
+        result: Exit,
+        /// It was a deploy.
+        is_deploy: bool,
+    },
 }
 
 /// How a worker is drained.
@@ -246,9 +253,9 @@ impl World for Host {
                 self.meters.up(worker);
                 self.ledger.up(worker);
             }
-            Moment::Ended(service, result) => {
+            Moment::Ended { service, result, is_deploy } => {
                 self.meters.end(service);
-                service.moves().into_iter().for_each(|moves| moves.rolled(result));
+                service.moves().into_iter().for_each(|moves| moves.ended(result, is_deploy));
                 self.keepalive.end(&service.config.name);
             }
         }

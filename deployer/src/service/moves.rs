@@ -62,6 +62,12 @@ pub struct Moved {
     pub(crate) warm_ups: Durations,
     /// Rolls that have ended, by their place in [`RESULTS`].
     pub(crate) rolls: [u64; RESULTS.len()],
+    /// The same of deploys.
+    pub(crate) deploys: [u64; RESULTS.len()],
+    /// Flips to the new pool of a deploy.
+    pub(crate) flips: u64,
+    /// Flips back to the old one.
+    pub(crate) rollbacks: u64,
 }
 
 impl Moves {
@@ -75,11 +81,20 @@ impl Moves {
         }
     }
 
-    /// A roll has ended.
-    pub fn rolled(&self, result: Exit) {
+    /// A roll has ended, or a deploy.
+    pub fn ended(&self, result: Exit, is_deploy: bool) {
         if let Some(place) = RESULTS.iter().position(|(known, _)| *known == result) {
-            self.moved().rolls[place] += 1;
+            let mut moved = self.moved();
+            let ended = if is_deploy { &mut moved.deploys } else { &mut moved.rolls };
+            ended[place] += 1;
         }
+    }
+
+    /// A deploy has flipped, or has flipped back.
+    pub fn flipped(&self, back: bool) {
+        let mut moved = self.moved();
+        let flips = if back { &mut moved.rollbacks } else { &mut moved.flips };
+        *flips += 1;
     }
 
     /// As of now.
@@ -118,10 +133,14 @@ mod tests {
         }
         let moves = Moves::default();
         for (result, text) in RESULTS {
-            moves.rolled(result);
+            moves.ended(result, false);
+            moves.ended(result, true);
             assert_eq!(serde_json::to_value(result).unwrap(), text);
         }
-        moves.rolled(Exit::Usage);
-        assert_eq!(moves.so_far().rolls, [1; RESULTS.len()]);
+        moves.ended(Exit::Usage, false);
+        moves.flipped(false);
+        let Moved { rolls, deploys, flips, rollbacks, .. } = moves.so_far();
+        assert_eq!((rolls, deploys), ([1; RESULTS.len()], [1; RESULTS.len()]));
+        assert_eq!((flips, rollbacks), (1, 0));
     }
 }

@@ -476,3 +476,6 @@ fn policy(service: &Service) -> word::Policy {
         config::Policy::Refuse => word::Policy::Refuse,
     }
 }
+
+#[cfg(test)]
+mod tests;

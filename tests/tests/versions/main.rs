@@ -2,6 +2,7 @@
 
 mod browsers;
 mod deploy;
+mod held;
 mod lb;
 mod rollback;
 mod sessions;

@@ -70,6 +70,27 @@ fn a_service_says_what_is_another() {
 }
 
 #[test]
+fn every_change_of_a_deploy_is_a_line() {
+    let (at_ms, lane, text) = (1_785_414_896_789, 3, || "it".to_owned());
+    let at = "2026-07-30 12:34:56.789Z";
+    let begun = |was: Option<String>| Change::RollBegun { to: Some("v2".to_owned()), was, workers: 0, batches: 0 };
+    for (change, said) in [
+        (begun(Some("v1".to_owned())), "deploy begins: v1 -> v2  ("),
+        (begun(None), "deploy begins: to v2  ("),
+        (Change::Gate { error: None }, "gate passed  ("),
+        (Change::Gate { error: Some(text()) }, "gate did not pass: it  ("),
+        (Change::FlipArmed { at_ms, lane }, &format!("flip to lane 3 armed for {at}  (")),
+        (Change::FlipDisarmed, "flip taken back before its instant  ("),
+        (Change::Flipped { at_ms, lane, version: Some(text()) }, &format!("flipped to lane 3 (it) at {at}  (")),
+        (Change::Flipped { at_ms, lane, version: None }, &format!("flipped to lane 3 at {at}  (")),
+        (Change::FlippedBack { at_ms, lane, why: text() }, &format!("flipped back to lane 3 at {at}: it  (")),
+        (Change::DeployAsked { what: "rollback".to_owned() }, "rollback asked for  ("),
+    ] {
+        assert!(shown(change.clone()).contains(said), "{}", shown(change));
+    }
+}
+
+#[test]
 fn every_other_change_is_a_line() {
     let text = || "it".to_owned();
     let all = [

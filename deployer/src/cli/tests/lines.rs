@@ -42,6 +42,44 @@ fn each_event_is_a_line() {
 }
 
 #[test]
+fn each_event_of_a_deploy_is_a_line() {
+    let (at_ms, lane, until_ms) = (1_000, 3, 601_000);
+    let (begun, text) = (
+        |to| What::Begun {
+            service: "web".to_owned(),
+            to,
+            by: "root".to_owned(),
+            batches: Vec::new(),
+            spares: vec![AT.parse().unwrap()],
+        },
+        |text: &str| text.to_owned(),
+    );
+    for (what, expected) in [
+        (begun(Some(text("v2"))), "web: deploying v2 to the other pool, 1 worker, asked for by root"),
+        (begun(None), "web: deploying a version to the other pool, 1 worker, asked for by root"),
+        (What::Pool { pool: text("b"), lane }, "starting pool b as lane 3"),
+        (What::RetirePool { workers: vec![AT.parse().unwrap()] }, "retiring the other pool: 127.0.0.1:8003"),
+        (What::Gate { error: None }, "the gate passes"),
+        (What::Gate { error: Some(text("a\nb")) }, "the gate does not pass: a\\nb"),
+        (What::Holding, "ready; waiting for `deployer flip`"),
+        (What::Armed { at_ms, lane }, "the flip to lane 3 is armed in the kernel"),
+        (What::Disarmed, "the flip is taken back"),
+        (
+            What::Flipped { at_ms, lane, version: Some(text("v2")), until_ms },
+            "flipped to lane 3 (v2); both versions stay for 10m00s",
+        ),
+        (What::Flipped { at_ms, lane, version: None, until_ms: 0 }, "flipped to lane 3; both versions stay for 0.0s"),
+        (
+            What::Returned { at_ms, lane, why: text("ill"), until_ms },
+            "flipped back to lane 3: ill; the other version stays 10m00s for its pages",
+        ),
+        (What::Asked { by: text("root"), what: text("rollback") }, "root asked for: rollback"),
+    ] {
+        assert_eq!(line(&event(104_200, what), 101_000), format!("  3.2s {expected}"));
+    }
+}
+
+#[test]
 fn the_end_is_a_sentence() {
     for (what, expected) in [
         (finished(Exit::Done, "web runs v2", 40, &[]), "done after 12.3 s, 40 workers changed: web runs v2"),

@@ -174,3 +174,46 @@ fn who_is_left_goes_on_draining() {
     let line = board.apply(&event(4000, phase(Phase::Draining, Phase::Up, "busy")));
     assert_eq!(line.unwrap(), format!("- {AT}  unchanged, back in rotation: busy"));
 }
+
+/// A deploy, of one worker in each pool.
+#[test]
+fn a_deploy_is_shown_batch_by_batch() {
+    let (new, old) = (AT.parse().unwrap(), "127.0.0.1:8000".parse().unwrap());
+    let mut board = Board::default();
+    let (service, by) = ("web".to_owned(), "root".to_owned());
+    let begun = What::Begun { service, to: Some("v2".to_owned()), by, batches: Vec::new(), spares: vec![new] };
+    assert!(board.apply(&event(0, begun)).unwrap().contains("deploying v2"));
+    assert_eq!(board.total, 1);
+    assert_eq!(
+        board.apply(&event(0, What::Pool { pool: "b".to_owned(), lane: 3 })).unwrap(),
+        "starting pool b as lane 3"
+    );
+    board.apply(&event(0, What::Batch { nth: 1, of: 1, workers: vec![new], back: false }));
+    let line = way(&mut board, &[Phase::Down, Phase::Starting, Phase::Warming, Phase::Up], "v2");
+    assert_eq!(line.as_deref(), Some("✓ 127.0.0.1:8003  v2"));
+    assert_eq!((board.done(), board.message().as_str()), (1, "batch 1 of 1"));
+    let (at_ms, until_ms, lane) = (5, 5, 3);
+    let text = || "it".to_owned();
+    for what in [
+        What::Gate { error: None },
+        What::Holding,
+        What::Asked { by: text(), what: text() },
+        What::Armed { at_ms, lane },
+        What::Disarmed,
+        What::Flipped { at_ms, lane, version: None, until_ms },
+        What::Returned { at_ms, lane, why: text(), until_ms },
+    ] {
+        assert_eq!(board.apply(&event(0, what.clone())), Some(super::super::lines::text(&what)));
+    }
+    assert_eq!(board.apply(&event(0, What::RetirePool { workers: vec![old] })), None);
+    assert_eq!((board.message().as_str(), board.rows.len()), ("retiring the other pool", 1));
+    let mut shown = None;
+    for (at, pair) in [Phase::Up, Phase::Draining, Phase::Drained, Phase::Stopping, Phase::Down].windows(2).enumerate()
+    {
+        let (was, phase) = (pair[0], pair[1]);
+        let reason = String::new();
+        shown = board.apply(&event(1000 * at as u64, What::Phase { worker: old, spare: false, phase, was, reason }));
+    }
+    assert_eq!(shown.as_deref(), Some("- 127.0.0.1:8000  retired, drained 1.0 s"));
+    assert_eq!((board.done(), board.rows.len()), (1, 0), "it does not count");
+}

@@ -1,5 +1,5 @@
 use super::{super::status::*, *};
-use crate::api::{Hold, ServiceStatus, Status, WorkerStatus};
+use crate::api::{Hold, LaneCounts, PoolStatus, ServiceStatus, Status, WorkerStatus};
 
 fn worker(port: u16, phase: Phase, reason: &str) -> WorkerStatus {
     WorkerStatus {
@@ -82,6 +82,67 @@ web: mode enforce, policy steer, address 127.0.0.1:9000, roll web-1 runs
   127.0.0.1:8001  failed   0.2s  -          12      90     3       10       0        0  3 (1 cold)  exit\\n1
 ";
     assert_eq!(table(&status()), expected);
+}
+
+fn pool(name: &str, lane: u8) -> PoolStatus {
+    PoolStatus {
+        pool: name.to_owned(),
+        lane,
+        current: false,
+        open_lane: false,
+        version: None,
+        up: 0,
+        workers: 8,
+        open: 0,
+        share: None,
+        age_s: 3723.0,
+        former: None,
+        flips_at_ms: None,
+    }
+}
+
+#[test]
+fn two_pools_are_a_line_each() {
+    let v1 = Some("v1".to_owned());
+    let old = PoolStatus {
+        open_lane: true,
+        version: v1,
+        up: 8,
+        open: 12,
+        former: Some(3),
+        share: Some(0.126),
+        ..pool("a", 2)
+    };
+    let new = PoolStatus { current: true, open_lane: true, version: Some("v\n2".to_owned()), up: 7, ..pool("b", 3) };
+    let mut status = status();
+    let web = &mut status.services[0];
+    web.pools = vec![old, PoolStatus { share: Some(0.874), age_s: 34.0, former: Some(0), ..new }];
+    web.lanes = Some(LaneCounts { lane: 5, preview: 0, stale: 1, unopened: 2, moved: 4 });
+    let expected = "
+  pool a  lane 2  v1  by its lane  8 of 8 up  12 open  13 % of new connections  3 kept alive since before the flip  for 1h02m
+  pool b  lane 3  v\\n2  current  7 of 8 up  0 open  87 % of new connections  for 34s
+  lanes: 5 by their lane, 1 whose lane is retired, to the current pool, 2 whose lane has not been current, to the current \
+pool, 4 that dialled the other pool, to the current one
+  address ";
+    assert!(table(&status).contains(expected), "{}", table(&status));
+    let json = serde_json::to_string(&status).unwrap();
+    assert_eq!(serde_json::from_str::<Status>(&json).unwrap(), status);
+}
+
+#[test]
+fn a_pool_says_how_it_is_reached() {
+    let armed = PoolStatus { flips_at_ms: Some(1_785_414_896_789), ..pool("b", 3) };
+    for (pool, expected) in [
+        (armed, "pool b  lane 3  -  current from 2026-07-30 12:34:56.789Z on  0 of 8 up"),
+        (pool("b", 3), "pool b  lane 3  -  by preview  0 of 8 up"),
+        (pool("b", 0), "pool b  no lane  -  retired  0 of 8 up"),
+    ] {
+        let mut status = status();
+        status.services[0].pools = vec![pool];
+        status.services[0].lanes = Some(LaneCounts::default());
+        let table = table(&status);
+        assert!(table.contains(expected) && !table.contains("lanes:"), "{table}");
+    }
 }
 
 #[test]

@@ -13,7 +13,7 @@ use crate::{
     api::Exit,
     config::{Config, OnStart},
     journal::{
-        History, Journal, State,
+        History, Journal, LaneState, State,
         events::Shelf,
         file::{Found, parse},
     },
@@ -303,4 +303,37 @@ fn what_a_roll_has_written_stays() {
     let written = state.clone();
     note(&mut state, &services);
     assert!(state == written);
+}
+
+/// A deploy of which nothing is left, or that cannot go on: what it has armed must not happen, since nobody would look after
+/// it; what has happened stays.
+#[tokio::test]
+async fn a_flip_of_nobodys_is_taken_back() {
+    let word = FlipWord::new([1, 2], [true, false], 0);
+    let (soon, past) = (host::now_ms() + 3_600_000, host::now_ms() - 1);
+    for (at_ms, expected) in [(soon, word), (past, word.flipping(1, past))] {
+        let (sim, dir) = (Sim::new(&[], 0), tempfile::tempdir().unwrap());
+        sim.live(None);
+        let (service, world) = (service(&sim, PLAIN), Arc::clone(&sim) as Arc<dyn World>);
+        world.publish_flip(&service, word.flipping(1, at_ms));
+        let mut state = State::new("boot");
+        let lanes = LaneState { lanes: [1, 2], open: [true, false], from: 0, to: 1, at_ms: u64::MAX, last: 2 };
+        state.services.entry("web".to_owned()).or_default().lanes = Some(lanes.clone());
+        let former = Former {
+            journal: Arc::new(Journal::start(state.clone(), SimDisk::new(&sim)).unwrap()),
+            shelf: Shelf::new(dir.path().join("rolls")),
+            history: Arc::new(History::open(dir.path()).unwrap()),
+            warnings: Vec::new(),
+            state,
+            boot: String::new(),
+            rebooted: false,
+        };
+        let services = BTreeMap::from([("web".to_owned(), Arc::clone(&service))]);
+        let scene = Scene { services: &services, world: &world, lease: LEASE, on_start: OnStart::Resume };
+        former.settle(&scene).await.unwrap();
+        assert_eq!(world.flip(&service), expected);
+        let noted = former.journal.read(|state| state.services["web"].lanes.clone());
+        let taken_back = LaneState { to: 0, at_ms: 0, ..lanes.clone() };
+        assert_eq!(noted, Some(if at_ms == soon { taken_back } else { lanes }));
+    }
 }

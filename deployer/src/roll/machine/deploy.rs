@@ -67,6 +67,12 @@ impl Machine {
         self.flip_at_ms
     }
 
+    /// Workers of the new pool that have been started.
+    #[must_use]
+    pub fn started(&self) -> usize {
+        if self.changed.is_empty() { self.surged.len() } else { self.changed.len() }
+    }
+
     /// Which batch of the new pool is started, from 1, and of how many.
     #[must_use]
     pub fn surge_batch(&self) -> (usize, usize) {

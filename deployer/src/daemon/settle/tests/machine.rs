@@ -44,6 +44,7 @@ struct Inner {
     /// After so many the disk is full.
     full: Option<usize>,
     problems: Vec<String>,
+    flip: FlipWord,
     /// The fewest that were up at any time.
     fewest: usize,
 }
@@ -90,6 +91,7 @@ impl Sim {
             most: None,
             full: None,
             problems: Vec::new(),
+            flip: FlipWord::default(),
             fewest: WORKERS,
         };
         Arc::new(Self(Mutex::new(inner)))
@@ -316,10 +318,12 @@ impl World for Sim {
     }
 
     fn flip(&self, _: &Service) -> FlipWord {
-        FlipWord::default()
+        self.0.lock().unwrap().flip
     }
 
-    fn publish_flip(&self, _: &Service, _: FlipWord) {}
+    fn publish_flip(&self, _: &Service, word: FlipWord) {
+        self.0.lock().unwrap().flip = word;
+    }
 
     fn closing_former(&self, worker: &Worker, quiet_after: Option<Duration>) -> Closing {
         self.closing(worker, quiet_after)

@@ -142,3 +142,22 @@ fn a_flip_that_is_armed_is_not_stopped_by_a_word() {
     machine.disarmed();
     assert_eq!(machine.step(), Step::Retire { spares: vec![1] });
 }
+
+#[test]
+fn what_is_left_of_one_that_cannot_go_on_is_said() {
+    let deploy = Deploy { old: vec![0], batch: 1, hold: true, ..Deploy::default() };
+    let plan = Plan { surge: vec![1], max_failures: 1, deploy: Some(deploy), ..Plan::default() };
+    let mut machine = Machine::new(plan);
+    assert_eq!((machine.started(), machine.is_holding()), (0, false));
+    machine.batch_done(vec![(1, Outcome::Changed)]);
+    assert_eq!((machine.started(), machine.is_holding(), machine.has_flipped()), (1, true, false));
+    assert!(machine.abandoned("stopped: why").text.starts_with("stopped: why; nobody has met the new version"));
+    machine.released(None);
+    machine.arming(77);
+    assert!(!machine.is_holding());
+    assert!(machine.abandoned("stopped: why").text.starts_with("stopped: why; its flip was armed, or had happened"));
+    machine.flipped();
+    assert!(machine.is_baking() && machine.has_flipped());
+    machine.baked(Baked::Done);
+    assert_eq!((machine.started(), machine.is_baking(), machine.has_flipped()), (1, false, false));
+}
