@@ -7,7 +7,7 @@ use std::{
 
 use super::{Daemon, error::Refusal, lock, plan::no_hands};
 use crate::{
-    api::{DeployRequest, DeployStarted, Done, FlipRequest, Phase, RollbackStarted, What},
+    api::{DeployRequest, DeployStarted, Done, FlipRequest, Phase, RollbackStarted},
     config::{self, Manager},
     deploy::memory,
     roll::{
@@ -99,8 +99,8 @@ impl Daemon {
         let service = self.service(name)?;
         two_pools(&service)?;
         is_ahead(request.at_ms)?;
-        let running = self.running(name).filter(|roll| matches!(roll.last(), Some(What::Holding)));
-        let Some(running) = running else {
+        let holds = |roll: &Arc<Record>| self.machine_of(&roll.id).is_some_and(|machine| machine.is_holding());
+        let Some(running) = self.running(name).filter(holds) else {
             return Err(Refusal::failed(format!(
                 "no deploy of {name} holds its flip; deployer deploy {name} --to VERSION --hold begins one"
             )));
