@@ -1,8 +1,6 @@
 //! A deploy by itself: pools, lanes, gate, flip, rollback.
 
 use anyhow::{Result, ensure};
-use deployer_tests::dial::{Caller, Dial};
-use deployer_tests::http::{Request, Response};
 use deployer_tests::sandbox::{Place, Sandbox};
 use deployer_tests::site::{Plan, Site};
 

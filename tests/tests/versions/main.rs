@@ -2,4 +2,10 @@
 
 mod browsers;
 mod deploy;
+mod failures;
+mod kept;
+mod lanes;
 mod lb;
+mod orders;
+mod restart;
+mod scene;
