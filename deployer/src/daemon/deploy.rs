@@ -117,7 +117,9 @@ impl Daemon {
             let machine = self.machine_of(&running.id);
             let Some(machine) = machine.filter(Machine::is_baking) else {
                 return Err(Refusal::busy(format!(
-                    "{} of {name} is under way and has not flipped, or has been turned back; deployer status shows it",
+                    "{} of {name} is under way, and there is nothing to turn back: it has not flipped (Ctrl-C stops it), has \
+                     been turned back, or retires the former version (wait for its end, and roll back then); deployer \
+                     status shows which",
                     running.id
                 )));
             };

@@ -231,6 +231,11 @@ impl Roll {
         let mut at_ms = at_ms.filter(|at| *at > soonest || is_on_its_way).unwrap_or(soonest);
         reach(Point::FlipBefore, None).await;
         if !is_on_its_way {
+            // As it was written down, and never done: by a daemon that was killed.
+            if self.record.stop_asked() || self.machine.is_stopping() {
+                self.machine.stop(ON_REQUEST, true);
+                return self.machine.disarmed();
+            }
             if let Err(why) = self.await_pool().await {
                 self.machine.unfit(&why);
                 let _ = self.save().await;
