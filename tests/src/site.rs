@@ -31,6 +31,8 @@ pub struct Plan {
     pub deploy: String,
     /// More keys of `warm`, as `, within = "2s"`.
     pub warm: &'static str,
+    /// More lines of `[daemon]`.
+    pub daemon: &'static str,
     /// Whether there is one pool only.
     pub without_deploy: bool,
     /// More lines of the service.
@@ -46,6 +48,7 @@ impl Default for Plan {
             bake: "3s",
             deploy: String::new(),
             warm: "",
+            daemon: "",
             without_deploy: false,
             extra: String::new(),
             metrics: None,
@@ -78,7 +81,12 @@ impl Plan {
         let range = |pool| format!("127.0.0.1:{}-{}", self.ports(pool).start(), self.ports(pool).end());
         let Self { bake, deploy, extra, .. } = self;
         [
-            format!("[daemon]\nsocket = {:?}\nstate = {:?}\n", Daemon::socket_of(sandbox), sandbox.state()),
+            format!(
+                "[daemon]\nsocket = {:?}\nstate = {:?}\n{}\n",
+                Daemon::socket_of(sandbox),
+                sandbox.state(),
+                self.daemon
+            ),
             format!("[kernel]\ncallers = \"{root}\"\nworkers = \"{root}\"\npins = {:?}\n", sandbox.pins()),
             self.metrics.map(|address| format!("[metrics]\nlisten = \"{address}\"\n")).unwrap_or_default(),
             format!("[service.web]\naddress = \"{ADDRESS}\"\nworkers = {:?}\ncallers = [{callers:?}]\n", range(0)),

@@ -136,6 +136,57 @@ fn an_armed_flip_is_taken_over() -> Result<()> {
     is_settled(&site.pools()?, 1, "v2", plan.workers)
 }
 
+/// Where rolls are not gone on with, an armed flip is taken back: somebody has to look first.
+#[test]
+fn an_armed_flip_is_taken_back_where_rolls_are_held() -> Result<()> {
+    let sandbox = Sandbox::new("flip_held")?;
+    let plan = Plan { daemon: "on_start = \"hold\"", ..small() };
+    let mut site = Site::start(&sandbox, plan.clone())?;
+    let visitors = Visitors::start(&sandbox, &[SITE, OLD_LANE])?;
+    let deploy = site.deploying("v2", &["--at", "+8s"])?;
+    site.wait("it is armed", |pools| !pools[1]["flips_at_ms"].is_null())?;
+    site.restart_daemon()?;
+    let (exit, said) = ended(deploy)?;
+    let text = event(&said, "finished").context("finished")?["text"].to_string();
+    let visits = visitors.stop()?;
+    eprintln!("exit {exit}: {text}; {visits}");
+    ensure!(exit == 3 && text.contains("held") && event(&said, "disarmed").is_some(), "{said}");
+    visits.must_be_whole(50)?;
+    ensure!(visits.versions() == ["v1"], "{visits}");
+    is_settled(&site.pools()?, 0, "v1", plan.workers)?;
+    is_gone(&site, &plan, 1)
+}
+
+/// A deploy that holds goes on holding, and flips when it is told.
+#[test]
+fn the_next_daemon_goes_on_holding() -> Result<()> {
+    let sandbox = Sandbox::new("hold_on")?;
+    let plan = Plan { bake: "1s", ..small() };
+    let mut site = Site::start(&sandbox, plan.clone())?;
+    let visitors = Visitors::start(&sandbox, &[SITE])?;
+    let deploy = site.deploying("v2", &["--hold"])?;
+    for how in ["kill -9", "SIGTERM"] {
+        let holds = |service: &serde_json::Value| service["pools"][1]["up"] == plan.workers;
+        site.wait_service("all is ready", holds)?;
+        sleep(Duration::from_millis(300));
+        match how {
+            "SIGTERM" => drop(site.daemon.stop()?),
+            _ => drop(site.daemon.process().kill()?),
+        }
+        site.start_daemon()?;
+    }
+    sleep(Duration::from_millis(300));
+    ensure!(site.current()? == 0, "it has flipped by itself");
+    site.must(&["flip", "web"])?;
+    let (exit, said) = ended(deploy)?;
+    let visits = visitors.stop()?;
+    eprintln!("exit {exit}; {visits}");
+    ensure!(exit == 0, "{said}\n{}", site.daemon.log());
+    visits.must_be_whole(100)?;
+    ensure!(visits.versions() == ["v1", "v2"], "{visits}");
+    is_settled(&site.pools()?, 1, "v2", plan.workers)
+}
+
 /// The daemon is told to go while the new pool bakes.
 #[test]
 fn the_next_daemon_goes_on_baking() -> Result<()> {
