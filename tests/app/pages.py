@@ -2,7 +2,8 @@
 
 Started like fast.py, with the same environment and the same journal; `--host=127.77.0.3` listens there. It serves
 `GET /page`, a page (`/page?cache=5`: a public copy of it may be kept for 5 s), `GET` and `POST /xhr`, which say who
-answered, in JSON, and `/version`. The journal has a line for each connection that was accepted (`C PEER NS PID VERSION`)
+answered, in JSON, and `/version`; `?slow=2` takes 2 s. What is wrong with a worker of a release is in its faults.json
+(app.rs): `crash`, `hang`, `500`, `old-version`. The journal has a line for each connection that was accepted (`C PEER NS PID VERSION`)
 and, on the line of each request that begins, its connection's peer port, its method and its path, too.
 """
 
@@ -33,6 +34,18 @@ def installed():
 # What an app does for its lane: it puts the lane into its pages, and what they ask for carries it.
 LANE = os.environ.get("DEPLOYER_LANE", "")
 VERSION = os.environ.get("DEPLOYER_VERSION") or installed()
+
+
+def fault():
+    """What is wrong with this worker of this version."""
+    try:
+        with open(os.path.join(APP_DIR, "releases", VERSION, "faults.json"), encoding="utf-8") as file:
+            return json.load(file).get(str(PORT), "")
+    except FileNotFoundError:
+        return ""
+
+
+FAULT = fault()
 PAGE = """<!doctype html>
 <title>%(version)s</title>
 <body data-version="%(version)s" data-lane="%(lane)s" data-page="%(page)s">
@@ -85,9 +98,17 @@ class Pages(asyncio.Protocol):
         # One that has no id of its own gets one: the journal has all requests.
         request = fields.get("x-request-id", ["%d-%d-%d" % (PORT, os.getpid(), Pages.requests)])[0]
         self.note("B", request, os.getpid(), VERSION, 0, self.peer, method, path)
+        seconds = path.partition("slow=")[2]
+        if seconds:
+            asyncio.get_running_loop().call_later(float(seconds), self.reply, request, path, fields)
+        else:
+            self.reply(request, path, fields)
+
+    def reply(self, request, path, fields):
         kind, more, body = self.content(path, fields)
         close = fields.get("connection", [""])[0].lower() == "close"
-        head = ["HTTP/1.1 200 OK", "Content-Type: " + kind, "Content-Length: %d" % len(body), *more]
+        status = "500 Internal Server Error" if FAULT == "500" else "200 OK"
+        head = ["HTTP/1.1 " + status, "Content-Type: " + kind, "Content-Length: %d" % len(body), *more]
         head += ["X-Version: " + VERSION, "X-Port: %d" % PORT, "X-Pid: %d" % os.getpid(), "X-Cold: 0"]
         head += ["X-Request-Id: " + value for value in fields.get("x-request-id", [])]
         # Lets a cache see whose answer it is.
@@ -115,10 +136,15 @@ class Pages(asyncio.Protocol):
             # For the load balancers' tests: what has come through.
             said |= {"query": query, "named": fields.get("x-deployer-lane", []), "host": fields.get("host", [])}
             return "application/json", ["Cache-Control: no-store"], json.dumps(said)
-        return "text/plain", ["Cache-Control: no-store"], VERSION if path == "/version" else "ok"
+        said = "v1" if FAULT == "old-version" else VERSION
+        return "text/plain", ["Cache-Control: no-store"], said if path == "/version" else "ok"
 
 
 async def serve():
+    if FAULT == "crash":
+        sys.exit(1)
+    if FAULT == "hang":
+        await asyncio.sleep(3600)
     listener = socket.socket()
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     listener.bind((HOST, PORT))

@@ -51,3 +51,4 @@ pub mod streams;
 pub mod supervisor;
 pub mod systemd;
 pub mod varnish;
+pub mod visitors;

@@ -1,7 +1,9 @@
 //! A service with two pools of [`pages.py`](crate::pages) workers that the daemon starts itself.
 
+use std::fs;
 use std::net::SocketAddr;
 use std::ops::RangeInclusive;
+use std::path::Path;
 use std::process::{Child, Stdio};
 use std::time::{Duration, Instant};
 
@@ -9,7 +11,7 @@ use anyhow::{Context, Result, bail, ensure};
 use serde_json::Value;
 
 use crate::app::App;
-use crate::daemon::Daemon;
+use crate::daemon::{Daemon, DeployerBin};
 use crate::pace::patient;
 use crate::sandbox::{Place, Sandbox};
 
@@ -24,9 +26,15 @@ pub struct Plan {
     /// Workers of each pool.
     pub workers: u16,
     /// How long both pools stand side by side, as `3s`.
-    pub bake: String,
+    pub bake: &'static str,
     /// More keys of `deploy`, as `, gate = [..]`.
     pub deploy: String,
+    /// More keys of `warm`, as `, within = "2s"`.
+    pub warm: &'static str,
+    /// More lines of `[daemon]`.
+    pub daemon: &'static str,
+    /// Whether there is one pool only.
+    pub without_deploy: bool,
     /// More lines of the service.
     pub extra: String,
     /// The page for Prometheus.
@@ -35,7 +43,16 @@ pub struct Plan {
 
 impl Default for Plan {
     fn default() -> Self {
-        Self { workers: 4, bake: "3s".to_owned(), deploy: String::new(), extra: String::new(), metrics: None }
+        Self {
+            workers: 4,
+            bake: "3s",
+            deploy: String::new(),
+            warm: "",
+            daemon: "",
+            without_deploy: false,
+            extra: String::new(),
+            metrics: None,
+        }
     }
 }
 
@@ -64,7 +81,12 @@ impl Plan {
         let range = |pool| format!("127.0.0.1:{}-{}", self.ports(pool).start(), self.ports(pool).end());
         let Self { bake, deploy, extra, .. } = self;
         [
-            format!("[daemon]\nsocket = {:?}\nstate = {:?}\n", Daemon::socket_of(sandbox), sandbox.state()),
+            format!(
+                "[daemon]\nsocket = {:?}\nstate = {:?}\n{}\n",
+                Daemon::socket_of(sandbox),
+                sandbox.state(),
+                self.daemon
+            ),
             format!("[kernel]\ncallers = \"{root}\"\nworkers = \"{root}\"\npins = {:?}\n", sandbox.pins()),
             self.metrics.map(|address| format!("[metrics]\nlisten = \"{address}\"\n")).unwrap_or_default(),
             format!("[service.web]\naddress = \"{ADDRESS}\"\nworkers = {:?}\ncallers = [{callers:?}]\n", range(0)),
@@ -77,8 +99,13 @@ impl Plan {
                 sandbox.dir().display(),
                 app.dir()
             ),
-            "version = { request = \"GET /version\" }\nwarm = { requests = [\"GET /\"] }\n".to_owned(),
-            format!("deploy = {{ second = {:?}, bake = {bake:?}{deploy} }}\n{extra}\n", range(1)),
+            format!("version = {{ request = \"GET /version\" }}\nwarm = {{ requests = [\"GET /\"]{} }}\n", self.warm),
+            if self.without_deploy {
+                String::new()
+            } else {
+                format!("deploy = {{ second = {:?}, bake = {bake:?}{deploy} }}\n", range(1))
+            },
+            format!("{extra}\n"),
         ]
         .concat()
     }
@@ -87,8 +114,14 @@ impl Plan {
 impl<'a> Site<'a> {
     /// Starts the daemon, which starts the first pool; all of it is up.
     pub fn start(sandbox: &'a Sandbox, plan: Plan) -> Result<Self> {
-        let app = App::new(sandbox, &["v1"])?;
-        let daemon = Daemon::start(sandbox, &plan.text(sandbox, &app))?;
+        Self::start_with(sandbox, plan, &[])
+    }
+
+    /// The same, with more in the daemon's environment.
+    pub fn start_with(sandbox: &'a Sandbox, plan: Plan, environment: &[(&str, String)]) -> Result<Self> {
+        let app = App::new(sandbox, &["v1", "v2"])?;
+        let text = plan.text(sandbox, &app);
+        let daemon = Daemon::start_with(sandbox, DeployerBin::find()?, &text, environment)?;
         let site = Self { sandbox, app, daemon, plan };
         site.wait("the first pool is up", |pools| pools[0]["up"] == site.plan.workers)?;
         Ok(site)
@@ -97,8 +130,42 @@ impl<'a> Site<'a> {
     /// Kills the daemon and starts another.
     pub fn restart_daemon(&mut self) -> Result<()> {
         self.daemon.process().kill()?;
+        self.start_daemon()
+    }
+
+    /// Starts a daemon in place of one that has ended.
+    pub fn start_daemon(&mut self) -> Result<()> {
         self.daemon = Daemon::start(self.sandbox, &self.plan.text(self.sandbox, &self.app))?;
         Ok(())
+    }
+
+    /// Has the daemon read another configuration: its answer, `deployer reload`'s.
+    pub fn reload(&mut self, plan: &Plan) -> Result<()> {
+        Daemon::write_config(self.sandbox, &plan.text(self.sandbox, &self.app))?;
+        self.daemon.process().signal(rustix::process::Signal::HUP)
+    }
+
+    /// The processes that listen at a worker's port.
+    pub fn pids(&self, port: u16) -> Result<Vec<u32>> {
+        let wanted = format!("--port={port}");
+        let of = |pid: &u32| {
+            let line = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+            line.split(|byte| *byte == 0).any(|word| word == wanted.as_bytes())
+        };
+        Ok(all_below(&self.sandbox.cgroup(Place::Workers))?.into_iter().filter(of).collect())
+    }
+
+    /// Waits until something holds for the service's status.
+    pub fn wait_service(&self, what: &str, holds: impl Fn(&Value) -> bool) -> Result<Value> {
+        let until = Instant::now() + patient(Duration::from_secs(30));
+        loop {
+            let service = self.service()?;
+            if holds(&service) {
+                return Ok(service);
+            }
+            ensure!(Instant::now() < until, "{what}: not after a long time: {service}\n{}", self.daemon.log());
+            std::thread::sleep(Duration::from_millis(20));
+        }
     }
 
     /// `deployer status --json`, of the service.
@@ -168,4 +235,30 @@ impl<'a> Site<'a> {
         }
         Ok(())
     }
+}
+
+/// The processes in a cgroup and in all below it.
+fn all_below(cgroup: &Path) -> Result<Vec<u32>> {
+    let text = fs::read_to_string(cgroup.join("cgroup.procs")).context("the workers' processes")?;
+    let mut pids: Vec<u32> = text.lines().filter_map(|line| line.parse().ok()).collect();
+    for entry in fs::read_dir(cgroup).context("the workers' cgroup")?.flatten() {
+        if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
+            // It may have gone meanwhile.
+            pids.extend(all_below(&entry.path()).unwrap_or_default());
+        }
+    }
+    Ok(pids)
+}
+
+/// What a verb that was spawned has come to: its exit code, and all that it printed.
+pub fn ended(child: Child) -> Result<(i32, String)> {
+    let output = child.wait_with_output().context("wait for deployer")?;
+    let text = String::from_utf8_lossy(&[output.stdout, output.stderr].concat()).into_owned();
+    Ok((output.status.code().context("deployer was killed")?, text))
+}
+
+/// The first event of a kind that a verb printed with `--json`.
+pub fn event(said: &str, kind: &str) -> Option<Value> {
+    let events = said.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
+    events.into_iter().find(|event| event["event"] == kind)
 }

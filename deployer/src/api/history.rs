@@ -52,9 +52,9 @@ pub enum Change {
     /// A service has been configured otherwise.
     Service {
         /// How; `None`: it is no longer configured.
-        now: Option<Configured>,
+        now: Option<Box<Configured>>,
         /// How it was.
-        was: Option<Configured>,
+        was: Option<Box<Configured>>,
     },
     /// The configuration was read again.
     Reloaded {

@@ -24,7 +24,7 @@ fn text(change: &Change) -> String {
             format!("daemon {version} (pid {pid}) has started, after {was}")
         }
         Change::Stopped { version, pid } => format!("daemon {version} (pid {pid}) stops; steering goes on"),
-        Change::Service { now, was } => service(now.as_ref(), was.as_ref()),
+        Change::Service { now, was } => service(now.as_deref(), was.as_deref()),
         Change::Reloaded { error: None } => "configuration read again".to_owned(),
         Change::Reloaded { error: Some(why) } => format!("configuration not read again, the former stays: {why}"),
         Change::Phase { phase, was, reason, .. } => {

@@ -27,6 +27,8 @@ const GONE: &str = "the daemon has gone; waiting for it to come back";
 const BACK: &str = "the daemon is back";
 const UNHEARD: &str = "the daemon is not there to be asked; it will be when it is back. Press Ctrl-C again to detach";
 const STOPPING: &str = "stopping after the batch in hand; press Ctrl-C again to detach";
+const TOO_LATE: &str =
+    "it was over before it could be turned back; once more, `deployer rollback` deploys the former version";
 const GOES_ON: &str = "the roll goes on in the daemon, `deployer status` shows it";
 
 /// What to roll, and how.
@@ -192,6 +194,10 @@ impl Follow {
         }
         let shown = self.view.event(received);
         if let What::Finished { result, .. } = received.event.what {
+            if self.until_returned && result == Exit::Done {
+                self.view.note(TOO_LATE);
+                return End::Break(Ok(Exit::Failed));
+            }
             return End::Break(Ok(result));
         }
         match shown {

@@ -102,8 +102,7 @@ impl Daemon {
         is_ahead(request.at_ms)?;
         // Not by its last event: a worker may have ended since it holds, and come up again.
         let holds = |roll: &Arc<Record>| self.machine_of(&roll.id).is_some_and(|machine| machine.is_holding());
-        let running = self.running(name).filter(holds);
-        let Some(running) = running else {
+        let Some(running) = self.running(name).filter(holds) else {
             return Err(Refusal::failed(format!(
                 "no deploy of {name} holds its flip; deployer deploy {name} --to VERSION --hold begins one"
             )));
@@ -120,8 +119,9 @@ impl Daemon {
             let machine = self.machine_of(&running.id);
             let Some(machine) = machine.filter(Machine::is_baking) else {
                 return Err(Refusal::busy(format!(
-                    "{} of {name} is under way and has not flipped, or has been turned back, or retires the old pool; \
-                     deployer status shows it",
+                    "{} of {name} is under way, and there is nothing to turn back: it has not flipped (Ctrl-C stops it), has \
+                     been turned back, or retires the former version (wait for its end, and roll back then); deployer \
+                     status shows which",
                     running.id
                 )));
             };

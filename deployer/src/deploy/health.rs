@@ -64,9 +64,9 @@ impl Health {
         let since = since(based(self.base, now), now);
         let Limits { max_crashes, max_failed } = self.limits;
         if since.crashes > max_crashes {
-            let crashes = since.crashes;
+            let crashes = if since.crashes == 1 { "1 crash".to_owned() } else { format!("{} crashes", since.crashes) };
             return Err(format!(
-                "{crashes} crashes of workers of the new pool since the flip, more than max_crashes = {max_crashes}"
+                "{crashes} of workers of the new pool since the flip, more than max_crashes = {max_crashes}"
             ));
         }
         let tried = since.failed.saturating_add(since.established);

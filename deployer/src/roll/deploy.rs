@@ -1,30 +1,30 @@
 //! The steps of a deploy that a roll does not have: a lane for the other pool, the gate, the flip, the bake, the way back.
 
-use std::{net::SocketAddr, sync::Arc, time::Duration};
+use std::{
+    net::SocketAddr,
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
-use deployer_common::{lanes::FlipWord, word::State};
+use deployer_common::lanes::FlipWord;
 
 use super::{
     left::Left,
-    machine::{Baked, Outcome},
+    machine::Outcome,
     orders::Order,
     record::unix_ms,
     run::{ON_REQUEST, Roll},
     worker::Task,
 };
 use crate::{
-    api::What,
+    api::{Phase, What},
     config,
-    deploy::{
-        gate,
-        health::{self, Health},
-    },
+    deploy::gate,
     failpoint::{Point, reach},
     journal::LaneState,
-    keepalive::Closing,
     kernel::host,
     service::{
-        Worker, blocking,
+        blocking,
         pools::{self, Told},
     },
 };
@@ -33,11 +33,13 @@ use crate::{
 const LEAD: Duration = Duration::from_millis(100);
 /// A flip that is nearer than this is not taken back.
 const TOO_LATE: Duration = Duration::from_millis(20);
+/// A pool that is not whole so long before its flip does not take callers.
+const LAST_LOOK: Duration = Duration::from_millis(250);
 /// Between two looks while something is waited for.
-const LOOK: Duration = Duration::from_millis(200);
+pub(super) const LOOK: Duration = Duration::from_millis(200);
 
 impl Roll {
-    fn deploy(&self) -> Option<&config::Deploy> {
+    pub(super) fn deploy(&self) -> Option<&config::Deploy> {
         self.machine.plan().deploy.as_ref()?;
         self.service.config.deploy.as_ref()
     }
@@ -48,7 +50,7 @@ impl Roll {
         u32::from(first.is_some_and(|nth| self.service.numbers(1).contains(nth)))
     }
 
-    fn flip(&self) -> FlipWord {
+    pub(super) fn flip(&self) -> FlipWord {
         self.world.flip(&self.service)
     }
 
@@ -71,6 +73,18 @@ impl Roll {
         self.world.publish_flip(&self.service, FlipWord::new(lanes, [pool == 1, pool == 0], 1 - pool));
         self.note_lanes(None);
         blocking(host::grace_period).await.map_err(|error| format!("waiting for an RCU grace period: {error}"))
+    }
+
+    /// The same at the end of a deploy, of which nobody came so far as to be retired: its `prepare` failed, say.
+    pub(super) async fn close_unused_lane(&self) {
+        let other = 1 - self.service.current();
+        if self.machine.plan().deploy.is_none() || self.flip().lane(other) == 0 {
+            return;
+        }
+        let workers: Vec<_> = self.service.numbers(other).collect();
+        if let Err(error) = self.close_lane(&workers).await {
+            tracing::warn!(error, "the lane of the pool that is not current stays");
+        }
     }
 
     /// Gives the new pool a lane, if it has none, and tells its workers.
@@ -97,7 +111,7 @@ impl Roll {
     }
 
     /// Writes down which pool is current, for the time after the machine was started anew.
-    fn note_lanes(&self, last: Option<u8>) {
+    pub(super) fn note_lanes(&self, last: Option<u8>) {
         let (word, now, unix) = (self.flip(), host::now_ms(), unix_ms());
         let at_ms = if word.is_armed(now) { unix + (word.at_ms() - now) } else { 0 };
         let (from, to) = (word.current(now), word.current(now.max(word.at_ms())));
@@ -146,7 +160,7 @@ impl Roll {
 
     /// What the workers of a service with two pools are told that are rolled one by one.
     pub(super) async fn tell_version(&self, version: Option<String>) {
-        let (Some(deploy), Some(_)) = (self.service.config.deploy.clone(), &version) else { return };
+        let Some(deploy) = self.service.config.deploy.clone() else { return };
         let (service, pool) = (Arc::clone(&self.service), self.service.current());
         let lane = self.flip().lane(pool);
         let tell = move || pools::tell(&service.config, &deploy, pool, &Told { lane, version: version.as_deref() });
@@ -155,14 +169,14 @@ impl Roll {
         }
     }
 
-    fn count_flip(&self, back: bool) {
+    pub(super) fn count_flip(&self, back: bool) {
         if let Some(moves) = self.service.moves() {
             moves.flipped(back);
         }
     }
 
     /// Writes down what a rollback is to have serve once this deploy is over.
-    fn note_former(&self, version: Option<String>) {
+    pub(super) fn note_former(&self, version: Option<String>) {
         let service = &self.record.service;
         self.journal.update(|state| state.services.entry(service.clone()).or_default().former = version);
     }
@@ -177,17 +191,18 @@ impl Roll {
         }
     }
 
-    async fn pass_gate(&self) -> Result<(), String> {
-        let Some((gate, within)) = self.deploy().and_then(|deploy| Some((deploy.gate.as_ref()?, deploy.within))) else {
-            return Ok(());
-        };
-        let about = self.about(self.to.as_deref().unwrap_or_default());
-        gate::pass(gate, &about, &self.pool_addresses(self.new_pool()), within).await
-    }
-
-    async fn pass_gate_after(&self, time: Duration) -> Result<(), String> {
-        tokio::time::sleep(time).await;
-        self.pass_gate().await
+    /// Asks the gate, if there is one, beside whatever else is done meanwhile.
+    pub(super) fn pass_gate(&self) -> impl Future<Output = Result<(), String>> + Send + 'static {
+        let asked = self.deploy().and_then(|deploy| Some((deploy.gate.clone()?, deploy.within)));
+        let (service, to) = (self.record.service.clone(), self.to.clone().unwrap_or_default());
+        let (pool, workers) = (self.new_pool(), self.pool_addresses(self.new_pool()));
+        let lane = self.flip().lane(pool);
+        async move {
+            let Some((gate, within)) = asked else { return Ok(()) };
+            let pool = pools::NAMES[pool as usize & 1];
+            let about = gate::About { service: &service, version: &to, pool, lane };
+            gate::pass(&gate, &about, &workers, within).await
+        }
     }
 
     pub(super) async fn gate(&mut self) {
@@ -224,14 +239,25 @@ impl Roll {
             return self.machine.flipped();
         }
         let soonest = unix_ms() + LEAD.as_millis() as u64;
-        let at_ms = at_ms.filter(|at| *at > soonest || is_on_its_way).unwrap_or(soonest);
+        let mut at_ms = at_ms.filter(|at| *at > soonest || is_on_its_way).unwrap_or(soonest);
         reach(Point::FlipBefore, None).await;
         if !is_on_its_way {
-            if let Some(why) = self.not_to_flip(pool) {
-                self.machine.stop(&why, true);
+            // As it was written down, and never done: by a daemon that was killed.
+            if self.record.stop_asked() || self.machine.is_stopping() {
+                self.machine.stop(ON_REQUEST, true);
                 return self.machine.disarmed();
             }
+            if let Err(why) = self.await_pool().await {
+                self.machine.unfit(&why);
+                let _ = self.save().await;
+                return;
+            }
+            if self.is_to_pause() {
+                return;
+            }
+            at_ms = at_ms.max(unix_ms() + LEAD.as_millis() as u64);
             self.machine.arming(at_ms);
+            self.machine.count_from(self.world.figures(&self.service, pool));
             if let Err(why) = self.save().await {
                 self.machine.stop(&format!("stopped: the flip was not armed: {why}"), true);
                 return self.machine.disarmed();
@@ -248,24 +274,37 @@ impl Roll {
         }
     }
 
-    /// Why the flip is not armed, if it is not to be: a stop, or the pool is not what the gate has seen. It may have held,
-    /// or waited for another daemon, for long.
-    fn not_to_flip(&self, pool: u32) -> Option<String> {
-        let is_up = |worker: &Worker| self.world.state(worker) == State::Up;
-        let out: Vec<_> = self.service.pool(pool).iter().filter(|worker| !is_up(worker)).collect();
+    /// Why the new pool is not to take callers now: more of its workers than may crash are not up.
+    fn is_short(&self) -> Result<(), String> {
+        let pool = self.service.pool(self.new_pool());
+        let out: Vec<_> = pool.iter().filter(|worker| worker.control().phase != Phase::Up).collect();
+        let most = self.deploy().map_or(0, |deploy| deploy.max_crashes);
         match out.first() {
-            // The reason is known.
-            _ if self.machine.is_stopping() => Some(String::new()),
-            None => None,
-            Some(worker) => {
-                let (out, all, at) = (out.len(), self.service.pool(pool).len(), worker.at);
-                Some(format!("stopped: {out} of the {all} workers of the new pool are not up any more ({at})"))
+            Some(first) if out.len() as u64 > most => Err(format!(
+                "{} of {} workers of the new pool are not up any more, {} first of all",
+                out.len(),
+                pool.len(),
+                first.at
+            )),
+            _ => Ok(()),
+        }
+    }
+
+    /// Waits until the new pool is up: a worker of it may have crashed since it was warm, and be on its way back.
+    async fn await_pool(&self) -> Result<(), String> {
+        let until = Instant::now() + self.service.config.warm.within;
+        loop {
+            match self.is_short() {
+                Err(why) if Instant::now() >= until => return Err(why),
+                Err(_) if !self.is_to_pause() => self.record.orders().wait(LOOK).await,
+                _ => return Ok(()),
             }
         }
     }
 
     /// Whether the flip has happened; if not, it was taken back, or is left to the next daemon.
     async fn await_flip(&mut self, pool: u32) -> bool {
+        let mut whole = Instant::now();
         loop {
             let (word, now) = (self.flip(), host::now_ms());
             if word.current(now) == pool {
@@ -275,11 +314,22 @@ impl Roll {
                 return false;
             }
             let left = Duration::from_millis(word.at_ms().saturating_sub(now));
-            let is_to_stop = self.record.stop_asked() || self.machine.is_stopping();
-            if is_to_stop && left > TOO_LATE && self.take_back(pool, word) {
+            let short = self.is_short().err();
+            if short.is_none() {
+                whole = Instant::now();
+            }
+            // One that has crashed may come back in time.
+            let short = short.filter(|_| left < LAST_LOOK || whole.elapsed() > self.service.config.warm.within);
+            let is_stopping = self.record.stop_asked() || self.machine.is_stopping();
+            if (is_stopping || short.is_some()) && left > TOO_LATE && self.take_back(pool, word) {
                 self.record.add(What::Disarmed);
-                self.machine.stop(ON_REQUEST, true);
-                self.machine.disarmed();
+                match short {
+                    Some(why) if !is_stopping => self.machine.unfit(&why),
+                    _ => {
+                        self.machine.stop(ON_REQUEST, true);
+                        self.machine.disarmed();
+                    }
+                }
                 let _ = self.save().await;
                 return false;
             }
@@ -320,117 +370,6 @@ impl Roll {
         self.record.add(What::Flipped { at_ms, lane: word.lane(pool), version: self.to.clone(), until_ms });
         let _ = self.save().await;
         reach(Point::FlipDone, None).await;
-    }
-
-    /// Has the connections closed that were made when another pool was current: they would bring navigations to it.
-    fn closing_former(&self, pool: u32) -> Vec<Closing> {
-        let quiet_after = self.service.config.drain.quiet_after;
-        self.service.pool(pool).iter().map(|worker| self.world.closing_former(worker, quiet_after)).collect()
-    }
-
-    /// Looks after the new pool until its time is over, or something is wrong with it.
-    pub(super) async fn bake(&mut self, until_ms: u64) {
-        let pool = self.new_pool();
-        let _closing = self.closing_former(1 - pool);
-        let Some((limits, gate_every)) = self.deploy().map(|deploy| {
-            let limits = health::Limits { max_crashes: deploy.max_crashes, max_failed: deploy.max_failed };
-            (limits, deploy.gate_every)
-        }) else {
-            return self.machine.baked(Baked::Done);
-        };
-        let mut health = Health::new(limits, self.world.figures(&self.service, pool));
-        let mut is_told = false;
-        // Beside everything else: a rollback does not wait for a gate that hangs.
-        let mut gate = Box::pin(self.pass_gate_after(gate_every));
-        let why = loop {
-            if self.record.is_suspended() {
-                return;
-            }
-            if self.flip().current(host::now_ms()) != pool {
-                break Baked::Bad("the old pool was made current again".to_owned());
-            }
-            match self.record.orders().take_after_flip() {
-                Order::Rollback { by } => break Baked::Bad(format!("rolled back on request, by {by}")),
-                Order::Supersede { by } => break Baked::Superseded(by),
-                Order::Flip { .. } | Order::None => {}
-            }
-            let now = self.world.figures(&self.service, pool);
-            health.restart(&now);
-            if let Err(why) = health.judge(&now)
-                && self.can_return(1 - pool, &why, &mut is_told)
-            {
-                break Baked::Bad(why);
-            }
-            if unix_ms() >= until_ms {
-                break Baked::Done;
-            }
-            let left = Duration::from_millis(until_ms.saturating_sub(unix_ms()));
-            tokio::select! {
-                passed = &mut gate => match passed {
-                    Err(why) if self.can_return(1 - pool, &why, &mut is_told) => {
-                        break Baked::Bad(format!("the gate does not pass any more: {why}"));
-                    }
-                    _ => gate.set(self.pass_gate_after(gate_every)),
-                },
-                () = self.record.orders().wait(LOOK.min(left.max(Duration::from_millis(1)))) => {}
-            }
-        };
-        drop(gate);
-        if let Baked::Bad(why) = &why {
-            // First of all, and one write; written down after that.
-            self.turn_back();
-            self.machine.arming(unix_ms());
-            tracing::warn!(why, "the deploy is turned back");
-        }
-        self.machine.baked(why);
-        // From here on nobody is told any more that it can be turned back.
-        let _ = self.save().await;
-    }
-
-    /// Whether there is a pool to turn back to, of which enough are up: an ill version is better than nobody.
-    fn can_return(&self, old: u32, why: &str, is_told: &mut bool) -> bool {
-        let is_up = |worker: &&Arc<Worker>| self.world.state(worker) == State::Up;
-        let up = self.service.pool(old).iter().filter(is_up).count();
-        let can = up >= self.service.config.limits.min_up;
-        if !can && !std::mem::replace(is_told, true) {
-            tracing::error!(why, up, "the deploy is not turned back: fewer than min_up of the old pool are up");
-        }
-        can
-    }
-
-    /// Makes the old pool current again.
-    fn turn_back(&self) {
-        let (word, old) = (self.flip(), 1 - self.new_pool());
-        self.world.publish_flip(&self.service, FlipWord::new([word.lane(0), word.lane(1)], [true, true], old));
-        self.service.set_current(old);
-    }
-
-    pub(super) async fn go_back(&mut self, why: String) {
-        self.turn_back();
-        self.note_lanes(None);
-        self.note_former(None);
-        self.count_flip(true);
-        let (old, at_ms) = (1 - self.new_pool(), self.machine.flip_at_ms().unwrap_or_else(unix_ms));
-        self.machine.returned(at_ms);
-        let until_ms = at_ms + self.machine.plan().deploy.as_ref().map_or(0, |deploy| deploy.bake_ms);
-        self.record.add(What::Returned { at_ms, lane: self.flip().lane(old), why, until_ms });
-        let _ = self.save().await;
-        reach(Point::Returned, None).await;
-    }
-
-    /// Keeps the pool that was turned back for a while.
-    pub(super) async fn linger(&mut self, until_ms: u64) {
-        let _closing = self.closing_former(self.new_pool());
-        while !self.record.is_suspended() {
-            let is_superseded = matches!(self.record.orders().take_after_flip(), Order::Supersede { .. });
-            if is_superseded || unix_ms() >= until_ms {
-                self.machine.lingered();
-                let _ = self.save().await;
-                return;
-            }
-            let left = Duration::from_millis(until_ms.saturating_sub(unix_ms()));
-            self.record.orders().wait(LOOK.min(left.max(Duration::from_millis(1)))).await;
-        }
     }
 }
 

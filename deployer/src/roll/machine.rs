@@ -18,7 +18,7 @@ pub use self::{
     deploy::{Baked, Deploy},
     parts::{End, Outcome, Plan, Step},
 };
-use crate::api::Exit;
+use crate::{api::Exit, deploy::health::Figures};
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
@@ -81,6 +81,9 @@ pub struct Machine {
     /// When a deploy has flipped last, or will, milliseconds since 1970.
     #[serde(default)]
     flip_at_ms: Option<u64>,
+    /// What the new pool's counters stood at then.
+    #[serde(default)]
+    figures: Option<Figures>,
 }
 
 impl Machine {
@@ -100,6 +103,7 @@ impl Machine {
             behind: Vec::new(),
             again_ms: None,
             flip_at_ms: None,
+            figures: None,
         };
         machine.settle();
         machine

@@ -4,6 +4,7 @@
 //! two, batch by batch, and `record` is what it tells; `left` holds the workers that were left. `deploy` does what a deploy has more
 //! than a roll, and `orders` is what it is asked for meanwhile.
 
+mod bake;
 mod batch;
 mod command;
 mod deploy;

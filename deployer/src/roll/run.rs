@@ -110,6 +110,7 @@ impl Roll {
                 step => self.act(&left, step).await,
             }
         };
+        self.close_unused_lane().await;
         self.finish(end, begun).await;
     }
 

@@ -17,7 +17,7 @@ fn version_at(sandbox: &Sandbox, host: &str) -> Result<String> {
 #[test]
 fn a_deploy_to_the_other_pool_and_back() -> Result<()> {
     let sandbox = Sandbox::new("deploy")?;
-    let site = Site::start(&sandbox, Plan { bake: "2s".to_owned(), ..Plan::default() })?;
+    let site = Site::start(&sandbox, Plan { bake: "2s", ..Plan::default() })?;
     let meets = |host: &str, version: &str| -> Result<()> {
         let got = version_at(&sandbox, host)?;
         ensure!(got == version, "{host} is {got}, not {version}\n{}", site.daemon.log());

@@ -2,8 +2,14 @@
 
 mod browsers;
 mod deploy;
+mod failures;
 mod held;
+mod kept;
+mod lanes;
 mod lb;
+mod orders;
+mod restart;
 mod rollback;
+mod scene;
 mod sessions;
 mod supervisord;

@@ -41,7 +41,7 @@ fn median(mut of: Vec<f64>) -> f64 {
 #[test]
 fn one_write_against_a_reload() -> Result<()> {
     let sandbox = Sandbox::new("rollback")?;
-    let site = Site::start(&sandbox, Plan { bake: "2s".to_owned(), ..Plan::default() })?;
+    let site = Site::start(&sandbox, Plan { bake: "2s", ..Plan::default() })?;
     let mut back = Vec::new();
     for nth in 0..TIMES {
         let version = format!("v{}", nth + 2);

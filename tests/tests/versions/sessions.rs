@@ -10,7 +10,7 @@ use deployer_tests::daemon::{Daemon, DeployerBin};
 use deployer_tests::haproxy::Haproxy;
 use deployer_tests::journal::Journal;
 use deployer_tests::nginx::{ADDRESS, Nginx};
-use deployer_tests::pace::{is_full, patient};
+use deployer_tests::pace::is_full;
 use deployer_tests::probe::{Probe, Probed};
 use deployer_tests::process;
 use deployer_tests::sandbox::Sandbox;
@@ -30,16 +30,16 @@ struct Pace {
     xhrs: u32,
     spread: Duration,
     cache_seconds: u32,
-    bake: Duration,
+    bake: &'static str,
     between: Duration,
 }
 
 fn pace() -> Pace {
     let seconds = Duration::from_secs;
     if is_full() {
-        Pace { sessions: 200, xhrs: 20, spread: seconds(30), cache_seconds: 5, bake: seconds(45), between: seconds(5) }
+        Pace { sessions: 200, xhrs: 20, spread: seconds(30), cache_seconds: 5, bake: "45s", between: seconds(5) }
     } else {
-        Pace { sessions: 200, xhrs: 6, spread: seconds(5), cache_seconds: 2, bake: seconds(12), between: seconds(1) }
+        Pace { sessions: 200, xhrs: 6, spread: seconds(5), cache_seconds: 2, bake: "12s", between: seconds(1) }
     }
 }
 
@@ -160,8 +160,7 @@ fn holds(site: &Site<'_>, seen: &Seen, flips: &[Flip]) -> Result<()> {
 }
 
 fn site(sandbox: &Sandbox) -> Result<Site<'_>> {
-    let bake = format!("{}s", patient(pace().bake).as_secs());
-    Site::start(sandbox, Plan { bake, ..Plan::default() })
+    Site::start(sandbox, Plan { bake: pace().bake, ..Plan::default() })
 }
 
 #[test]

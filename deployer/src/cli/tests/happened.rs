@@ -60,7 +60,7 @@ fn a_service_says_what_is_another() {
     };
     let now = Configured { mode: "enforce".to_owned(), spares: "127.0.0.1:9000".to_owned(), ..was.clone() };
     let change = |now: Option<&Configured>, was: Option<&Configured>| {
-        shown(Change::Service { now: now.cloned(), was: was.cloned() })
+        shown(Change::Service { now: now.cloned().map(Box::new), was: was.cloned().map(Box::new) })
     };
     let new = "configured: mode observe, policy steer, min_up 1, workers 127.0.0.1:8000-8003  (";
     assert!(change(Some(&was), None).contains(new));

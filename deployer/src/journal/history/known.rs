@@ -48,7 +48,7 @@ impl Known {
             Change::Stopped { version, pid } => self.daemon = Some((version.clone(), *pid, true)),
             Change::Service { now, .. } => {
                 let Some(name) = service else { return };
-                self.configure(name, now.as_ref());
+                self.configure(name, now.as_deref());
             }
             Change::Phase { phase, reason, .. } => {
                 let (Some(name), Some(at)) = (service, worker) else { return };
@@ -120,7 +120,7 @@ impl Known {
             add(About::default(), if *is_done { done } else { Change::Started { version, pid, was: None } });
         }
         for (name, now) in &self.services {
-            add(About::service(name), Change::Service { now: Some(now.clone()), was: None });
+            add(About::service(name), Change::Service { now: Some(Box::new(now.clone())), was: None });
         }
         for ((name, at), Life { phase, reason, .. }) in &self.workers {
             let (phase, reason) = (*phase, reason.clone());
@@ -224,7 +224,7 @@ impl Known {
     /// That a service is configured otherwise.
     pub(super) fn configured(&self, name: &str, now: Option<&Configured>) -> Option<Change> {
         let was = self.services.get(name);
-        (was != now).then(|| Change::Service { now: now.cloned(), was: was.cloned() })
+        (was != now).then(|| Change::Service { now: now.cloned().map(Box::new), was: was.cloned().map(Box::new) })
     }
 
     pub(super) fn bypass(&self, about: About<'_>, on: bool) -> Option<Change> {

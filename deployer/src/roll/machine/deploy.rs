@@ -7,6 +7,7 @@
 use serde::{Deserialize, Serialize};
 
 use super::{Exit, Machine, Stage};
+use crate::deploy::health::Figures;
 
 /// What of a deploy is fixed before it begins. The new pool are the plan's spares.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -110,6 +111,26 @@ impl Machine {
     /// The flip is about to be armed for an instant, or has just been turned back.
     pub fn arming(&mut self, at_ms: u64) {
         self.flip_at_ms = Some(at_ms);
+    }
+
+    /// What the new pool's counters stood at when its flip was armed: its crashes and failures count from there.
+    #[must_use]
+    pub fn figures(&self) -> Option<Figures> {
+        self.figures
+    }
+
+    /// The new pool's crashes and failures count from here.
+    pub fn count_from(&mut self, figures: Figures) {
+        self.figures = Some(figures);
+    }
+
+    /// The new pool is not fit to take callers, now that it is to. A flip that was armed has been taken back.
+    pub fn unfit(&mut self, why: &str) {
+        if let Stage::Flip = self.stage {
+            self.flip_at_ms = None;
+            self.over(Exit::Failed, format!("{why}; {UNTOUCHED}"));
+            self.settle();
+        }
     }
 
     /// The flip will not happen: it was taken back before its instant.

@@ -70,6 +70,10 @@ impl World {
                 machine.stop("stopped on request", true);
                 machine.disarmed();
             }
+            Step::Flip { .. } if draw.next() == Some(4) => {
+                machine.arming(1);
+                machine.unfit("not up");
+            }
             Step::Flip { .. } => {
                 assert!(plan.surge.iter().all(|nth| self.up.contains(nth)), "not all of the new pool are up");
                 assert!(self.gated || !deploy.gate, "the gate was not asked");
@@ -160,4 +164,22 @@ fn what_is_left_of_one_that_cannot_go_on_is_said() {
     assert!(machine.is_baking() && machine.has_flipped());
     machine.baked(Baked::Done);
     assert_eq!((machine.started(), machine.is_baking(), machine.has_flipped()), (1, false, false));
+}
+
+#[test]
+fn a_pool_that_is_not_up_is_not_flipped_to() {
+    let deploy = Deploy { old: vec![0], batch: 1, hold: true, ..Deploy::default() };
+    let plan = Plan { surge: vec![1], max_failures: 1, deploy: Some(deploy), ..Plan::default() };
+    let mut machine = Machine::new(plan);
+    machine.batch_done(vec![(1, Outcome::Changed)]);
+    assert!(machine.is_holding());
+    machine.unfit("not up");
+    assert!(machine.is_holding(), "nobody has asked for the flip");
+    machine.released(None);
+    machine.arming(77);
+    machine.unfit("not up");
+    assert_eq!(machine.step(), Step::Retire { spares: vec![1] });
+    machine.batch_done(vec![(1, Outcome::Changed)]);
+    let Step::Finish(end) = machine.step() else { panic!("{machine:?}") };
+    assert!(end.result == Exit::Failed && end.text.starts_with("not up; nobody has met"), "{end:?}");
 }
