@@ -146,7 +146,10 @@ fn armed_and_flipped(sandbox: &Sandbox, site: &Site<'_>) -> Result<()> {
     // Reckoned from another clock, each time anew.
     let found = series(sandbox)?.get(at).copied().context("it has flipped meanwhile")?;
     ensure!((said - found).abs() < 0.1, "{said} and {found}");
-    let unknown = page::unknown(&page::read(sandbox)?, &shipped::asked_for()?.into_iter().filter(of_pools).collect());
+    let unknown = page::unknown(
+        &page::read(sandbox)?,
+        &shipped::asked_for()?.into_iter().filter(|name| is_of_two_pools(name)).collect(),
+    );
     ensure!(unknown.iter().all(|name| name.contains("former")), "not on the page: {unknown:?}");
     site.wait("it has flipped", |pools| pools[1]["current"] == true)?;
     wait("it bakes", || Ok(series(sandbox)?.get("deployer_deploy_baking{service=\"web\"}") == Some(&1.0)))?;
@@ -155,8 +158,4 @@ fn armed_and_flipped(sandbox: &Sandbox, site: &Site<'_>) -> Result<()> {
     is(&found, "deployer_flips_total{service=\"web\"}", 1.0)?;
     ensure!(!found.contains_key(at), "a flip is still to come");
     is(&found, "deployer_roll_workers{service=\"web\",state=\"done\"}", 4.0)
-}
-
-fn of_pools(name: &String) -> bool {
-    is_of_two_pools(name)
 }
