@@ -127,6 +127,13 @@ impl Daemon {
             };
             let old = machine.plan().deploy.as_ref().and_then(|deploy| service.member(*deploy.old.first()?));
             let to = old.and_then(|worker| worker.control().version.clone());
+            let old_pool = service.pool(1 - service.current());
+            if !old_pool.iter().any(|worker| worker.control().phase == Phase::Up) {
+                return Err(Refusal::failed(format!(
+                    "nobody of the former version of {name} is up, so that it cannot serve; deploy it again: deployer deploy \
+                     {name} --to VERSION --supersede"
+                )));
+            }
             running.order(Order::Rollback { by: by.clone() }, "rollback", &by);
             return Ok(RollbackStarted { id: running.id.clone(), to, is_deploy: false });
         }

@@ -81,7 +81,7 @@ pub(super) fn is_version(service: &Service, to: &str) -> Result<(), Refusal> {
 
 /// A roll would have to overrule an operator who has drained a worker.
 pub(super) fn no_hands(service: &Service) -> Result<(), Refusal> {
-    let held = service.workers().iter().find(|worker| worker.control().by_hand().is_some());
+    let held = service.members().find(|worker| worker.control().by_hand().is_some());
     match held {
         Some(worker) => Err(Refusal::busy(format!(
             "{} is drained by hand ({}); put it back first: deployer enable {} {}",

@@ -82,6 +82,20 @@ impl LaneState {
     }
 }
 
+impl ServiceState {
+    fn check(&self, name: &str) -> Result<(), String> {
+        match &self.lanes {
+            Some(LaneState { lanes: [a, b], .. }) if a == b && *a != 0 => {
+                Err(format!("both pools of service {} have lane {a}", name.escape_debug()))
+            }
+            Some(LaneState { from, to, .. }) if *from > 1 || *to > 1 => {
+                Err(format!("service {} has pools 0 and 1, and {} is named", name.escape_debug(), from.max(to)))
+            }
+            _ => Ok(()),
+        }
+    }
+}
+
 impl LaneState {
     /// The same after a restart of the machine: the pool that is current is started, and nobody serves the other, whose
     /// lane is retired. A flip that was to come has come, or never does.
@@ -203,6 +217,7 @@ impl State {
         if self.boot.is_empty() {
             return Err("it does not say of which boot of the machine it is".to_owned());
         }
+        self.services.iter().try_for_each(|(name, service)| service.check(name))?;
         self.rolls.iter().try_for_each(RollState::check)
     }
 }

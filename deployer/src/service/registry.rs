@@ -211,7 +211,7 @@ impl Registry {
             }
             return Ok(FlipWord::default());
         }
-        let first = FlipWord::new([1, 0], [true, false], 0);
+        let first = FlipWord::new([first_lane(wanted), 0], [true, false], 0);
         let is_one = |word: &&FlipWord| **word != FlipWord::default();
         Ok(*[&found].into_iter().chain(places.remembered.get(&wanted.name)).find(is_one).unwrap_or(&first))
     }
@@ -423,6 +423,14 @@ fn tell_first(service: &Service, flip: FlipWord) {
     if let Err(error) = pools::tell(&service.config, deploy, pool, &told) {
         tracing::warn!(service = service.config.name, %error, "the workers cannot be told their lane");
     }
+}
+
+/// The lane that the workers of the first pool have been told, or 1: two pools may have been taken out of the configuration
+/// and put in again.
+fn first_lane(service: &config::Service) -> u8 {
+    let file = service.deploy.as_ref().map(|deploy| &deploy.files[0]);
+    let told = file.and_then(|file| pools::told(file).ok()).unwrap_or_default();
+    told.get("DEPLOYER_LANE").and_then(|lane| lane.parse().ok()).filter(|lane| *lane > 0).unwrap_or(1)
 }
 
 /// The address under which its lane addresses are entered, if it has any.
