@@ -49,6 +49,12 @@ pub fn gentle(rate: f64) -> f64 {
     rate / f64::from(known())
 }
 
+/// Whether the long variants are asked for (`cargo xtask test --full`).
+#[must_use]
+pub fn is_full() -> bool {
+    std::env::var_os("DEPLOYER_FULL").is_some()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -62,10 +68,4 @@ mod tests {
             assert!(error.contains(&format!("{VARIABLE}={wrong}:")), "{wrong:?}: {error:?}");
         }
     }
-}
-
-/// Whether the long variants are asked for (`cargo xtask test --full`).
-#[must_use]
-pub fn is_full() -> bool {
-    std::env::var_os("DEPLOYER_FULL").is_some()
 }
