@@ -41,7 +41,7 @@ const END_TO_END: &[(&str, &str)] = &[
     ("selftest", "2"),
     ("metrics", "3"),
     ("cli", "3"),
-    ("versions", "4"),
+    ("versions", "6"),
 ];
 
 /// What everything that is tested is built with. All of it, and what clippy sees, goes by one set of packages and features:

@@ -160,7 +160,8 @@ impl Roll {
 
     /// What the workers of a service with two pools are told that are rolled one by one.
     pub(super) async fn tell_version(&self, version: Option<String>) {
-        let Some(deploy) = self.service.config.deploy.clone() else { return };
+        // Without a version they are restarted as they are.
+        let (Some(deploy), Some(_)) = (self.service.config.deploy.clone(), &version) else { return };
         let (service, pool) = (Arc::clone(&self.service), self.service.current());
         let lane = self.flip().lane(pool);
         let tell = move || pools::tell(&service.config, &deploy, pool, &Told { lane, version: version.as_deref() });
