@@ -87,6 +87,9 @@ impl Roll {
             self.machine.arming(unix_ms());
             tracing::warn!(why, "the deploy is turned back");
         }
+        if !matches!(why, Baked::Bad(_)) {
+            self.note_former(self.before.clone());
+        }
         self.machine.baked(why);
         // From here on nobody is told any more that it can be turned back.
         let _ = self.save().await;
@@ -113,7 +116,6 @@ impl Roll {
     pub(super) async fn go_back(&mut self, why: String) {
         self.turn_back();
         self.note_lanes(None);
-        self.note_former(None);
         self.count_flip(true);
         let (old, at_ms) = (1 - self.new_pool(), self.machine.flip_at_ms().unwrap_or_else(unix_ms));
         self.machine.returned(at_ms);

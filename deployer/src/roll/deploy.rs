@@ -365,7 +365,6 @@ impl Roll {
             self.machine.arming(at_ms);
         }
         self.machine.flipped();
-        self.note_former(self.before.clone());
         self.count_flip(false);
         let until_ms = at_ms + self.machine.plan().deploy.as_ref().map_or(0, |deploy| deploy.bake_ms);
         self.record.add(What::Flipped { at_ms, lane: word.lane(pool), version: self.to.clone(), until_ms });

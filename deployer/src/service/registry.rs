@@ -3,6 +3,11 @@
 //! Order is everything here, since programs read while we write: a worker's address is written before a slot names it, a
 //! slot before a service's word names it, and what is given up is reused only after a grace period.
 
+mod entries;
+mod places;
+#[cfg(test)]
+mod tests;
+
 use std::{
     collections::{BTreeMap, BTreeSet},
     net::SocketAddr,
@@ -12,22 +17,19 @@ use std::{
 
 use anyhow::{Context, Result, bail};
 use deployer_common::{
-    lanes::{FlipWord, LANE_NET},
-    layout::{
-        CallerRule, Frontend, LANE_FRONTEND, MAX_CALLERS, MAX_MEMBERS, MAX_SERVICES, MAX_WORKERS, NO_WORKER, Slot,
-    },
-    word::{self, LimitsWord, ServiceWord, State},
+    lanes::FlipWord,
+    layout::{CallerRule, Frontend, LANE_FRONTEND, MAX_CALLERS, MAX_SERVICES, MAX_WORKERS, NO_WORKER},
+    word::{self, ServiceWord, State},
 };
 
-use super::{
-    Service, Worker, callers, manager,
-    moves::Moves,
-    pools::{self, Told},
-    watch,
+use self::{
+    entries::{first_lane, lanes, limits, policy, slot, tell_first},
+    places::{Gone, Places, take},
 };
+use super::{Service, Worker, callers, manager, moves::Moves, watch};
 use crate::{
     config::{self, Config},
-    kernel::{Found, Tables, host},
+    kernel::{Tables, host},
 };
 
 /// The services by name.
@@ -41,21 +43,6 @@ pub struct Registry {
     places: Mutex<Places>,
     /// By service: what it has gone through, also before a reload that left none of its workers.
     moves: Mutex<BTreeMap<String, Arc<Moves>>>,
-}
-
-struct Places {
-    workers: Vec<bool>,
-    services: Vec<bool>,
-    /// By service index: bypassed by an operator, which outlives a reload.
-    bypassed: BTreeSet<u32>,
-    /// By service index: caller rules as last published.
-    rules: BTreeMap<u32, Vec<CallerRule>>,
-    /// By service index: rules of who may preview, as last published.
-    previewers: BTreeMap<u32, Vec<CallerRule>>,
-    /// By service's name: which pool was current when that was last written down, until the first configuration is applied.
-    remembered: BTreeMap<String, FlipWord>,
-    /// What an earlier daemon has left in the tables, until the first configuration is applied.
-    found: Found,
 }
 
 impl Registry {
@@ -344,146 +331,3 @@ impl Registry {
         Ok(())
     }
 }
-
-/// Places that nobody needs any more.
-struct Gone {
-    services: BTreeSet<u32>,
-    workers: BTreeSet<u32>,
-}
-
-impl Places {
-    /// The places of services that an earlier daemon has left: those of any of their addresses. Where two services of
-    /// this configuration were one before, the first of them has its place.
-    fn inherited(&self, config: &Config) -> BTreeMap<String, u32> {
-        let by_worker = |at| self.found.workers.iter().find(|worker| worker.at == at).map(|worker| worker.service);
-        let mut free = self.found.services.clone();
-        let mut inherited = BTreeMap::new();
-        for (name, wanted) in &config.services {
-            let by_address = wanted.address.and_then(|at| self.found.addresses.get(&at).copied());
-            let mut all = by_address.into_iter().chain(wanted.members().filter_map(by_worker));
-            if let Some(index) = all.find(|index| free.contains(index)) {
-                free.retain(|other| *other != index);
-                inherited.insert(name.clone(), index);
-            }
-        }
-        inherited
-    }
-
-    /// The place of a worker that an earlier daemon has left in this service.
-    fn inherited_worker(&self, service: u32, at: SocketAddr) -> Option<u32> {
-        let found = self.found.workers.iter().find(|worker| worker.at == at && worker.service == service);
-        found.map(|worker| worker.index)
-    }
-
-    /// What was there, in this daemon's services or left by an earlier one, and is no longer.
-    fn gone(&self, before: &Services, after: &Services) -> Gone {
-        let services = before.values().map(|service| service.index).chain(self.found.services.clone());
-        let workers = before.values().flat_map(|service| service.members()).map(|worker| worker.index);
-        let found = self.found.workers.iter().map(|worker| worker.index).chain(self.found.strays.clone());
-        let mut gone = Gone { services: services.collect(), workers: workers.chain(found).collect() };
-        for service in after.values() {
-            gone.services.remove(&service.index);
-            for worker in service.members() {
-                gone.workers.remove(&worker.index);
-            }
-        }
-        gone
-    }
-
-    fn free(&mut self, gone: &Gone) {
-        self.found = Found::default();
-        // The tables have it since; what is entered later, or once more, begins anew.
-        self.remembered.clear();
-        for service in &gone.services {
-            self.services[*service as usize] = false;
-            self.bypassed.remove(service);
-            self.rules.remove(service);
-            self.previewers.remove(service);
-        }
-        for worker in &gone.workers {
-            self.workers[*worker as usize] = false;
-        }
-    }
-}
-
-fn take(places: &mut [bool]) -> Option<u32> {
-    let free = places.iter().position(|taken| !taken)?;
-    places[free] = true;
-    Some(free as u32)
-}
-
-/// Has the workers of the current pool told their lane, where nobody ever has: the first deploy is still to come.
-fn tell_first(service: &Service, flip: FlipWord) {
-    let Some(deploy) = &service.config.deploy else { return };
-    let pool = service.current();
-    if deploy.files[pool as usize & 1].exists() {
-        return;
-    }
-    let told = Told { lane: flip.lane(pool), version: None };
-    if let Err(error) = pools::tell(&service.config, deploy, pool, &told) {
-        tracing::warn!(service = service.config.name, %error, "the workers cannot be told their lane");
-    }
-}
-
-/// The lane that the workers of the first pool have been told, or 1: two pools may have been taken out of the configuration
-/// and put in again.
-fn first_lane(service: &config::Service) -> u8 {
-    let file = service.deploy.as_ref().map(|deploy| &deploy.files[0]);
-    let told = file.and_then(|file| pools::told(file).ok()).unwrap_or_default();
-    told.get("DEPLOYER_LANE").and_then(|lane| lane.parse().ok()).filter(|lane| *lane > 0).unwrap_or(1)
-}
-
-/// The address under which its lane addresses are entered, if it has any.
-fn lanes(service: &Service) -> Option<SocketAddr> {
-    let [first, second] = LANE_NET;
-    let port = service.config.address.filter(|_| service.config.deploy.is_some())?.port();
-    Some(SocketAddr::from(([first, second, 0, 0], port)))
-}
-
-fn slot(service: &Service, callers: &[CallerRule], previewers: &[CallerRule]) -> Result<Slot> {
-    if callers.len() > MAX_CALLERS {
-        bail!("{} callers; the most is {MAX_CALLERS}", callers.len());
-    }
-    // Callers succeed each other for a while, and fill the room that there is; who previews can wait for that to end.
-    let previewers = &previewers[..previewers.len().min(MAX_CALLERS - callers.len())];
-    let second = service.pool(1).len();
-    let mut slot = Slot {
-        len: [(service.members().count() - second) as u16, second as u16],
-        callers_len: callers.len() as u16,
-        previewers_len: previewers.len() as u16,
-        callers: [CallerRule { kind: 0, place: 0, id: 0 }; MAX_CALLERS],
-        members: [0; MAX_MEMBERS],
-    };
-    for (place, rule) in slot.callers.iter_mut().zip(callers.iter().chain(previewers)) {
-        *place = *rule;
-    }
-    for (member, worker) in slot.members.iter_mut().zip(service.members()) {
-        *member = worker.index as u16;
-    }
-    Ok(slot)
-}
-
-impl Places {
-    fn mode(&self, service: &Service) -> word::Mode {
-        match service.config.mode {
-            _ if self.bypassed.contains(&service.index) => word::Mode::Bypass,
-            config::Mode::Observe => word::Mode::Observe,
-            config::Mode::Enforce => word::Mode::Enforce,
-        }
-    }
-}
-
-fn limits(service: &Service) -> LimitsWord {
-    let config::Limits { min_up, cold_limit } = service.config.limits;
-    LimitsWord::new(min_up as u16, cold_limit.as_millis() as u32)
-}
-
-fn policy(service: &Service) -> word::Policy {
-    match service.config.drain.policy {
-        config::Policy::Steer => word::Policy::Steer,
-        config::Policy::Refuse => word::Policy::Refuse,
-    }
-}
-
-#[cfg(test)]
-mod tests;

@@ -3,6 +3,7 @@
 use std::path::Path;
 
 use super::*;
+use crate::kernel::Found;
 
 fn config(more: &str) -> config::Service {
     let text = format!(
