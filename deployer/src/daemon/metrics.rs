@@ -149,6 +149,8 @@ impl Daemon {
             listeners: life.listeners,
             crashes: life.ended,
             restarts: control.restarts,
+            drain_seconds: control.drained.as_secs_f64(),
+            warm_up_seconds: control.warmed.as_secs_f64(),
             versions,
         }
     }

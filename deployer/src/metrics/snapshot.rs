@@ -141,6 +141,10 @@ pub struct WorkerSample {
     pub crashes: u64,
     /// Starts by rolls, since the daemon was started.
     pub restarts: u64,
+    /// Seconds spent draining, since the daemon was started.
+    pub drain_seconds: f64,
+    /// Seconds that passed warm-ups took, since the daemon was started.
+    pub warm_up_seconds: f64,
     /// Its connections by version: that which it runs, and the one before.
     pub versions: Vec<(String, Figures)>,
 }

@@ -20,6 +20,8 @@ fn service(name: &str, workers: u16) -> ServiceSample {
         listeners: 1,
         crashes: 0,
         restarts: 2,
+        drain_seconds: 1.5,
+        warm_up_seconds: 0.25,
         versions: vec![("v2".to_owned(), figures(nth.into())), ("v1".to_owned(), figures(900))],
     };
     ServiceSample {

@@ -21,7 +21,7 @@ const PHASES: [(Phase, &str); 9] = [
 
 type Single = (Kind, &'static str, &'static str, fn(&WorkerSample) -> Value);
 
-const SINGLE: [Single; 6] = [
+const SINGLE: [Single; 8] = [
     (
         Kind::Gauge,
         "deployer_worker_open_connections",
@@ -49,6 +49,15 @@ const SINGLE: [Single; 6] = [
     (Kind::Counter, "deployer_worker_restarts_total", "Starts of the worker by rolls.", |worker| {
         worker.restarts.into()
     }),
+    (Kind::Counter, "deployer_worker_drain_seconds_total", "For how long the worker has been draining.", |worker| {
+        worker.drain_seconds.into()
+    }),
+    (
+        Kind::Counter,
+        "deployer_worker_warm_up_seconds_total",
+        "How long those warm-ups of the worker took that it has passed.",
+        |worker| worker.warm_up_seconds.into(),
+    ),
 ];
 
 /// Writes them.

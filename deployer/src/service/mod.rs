@@ -10,6 +10,8 @@ pub mod phase;
 pub mod pools;
 pub mod registry;
 pub mod selftest;
+#[cfg(test)]
+mod tests;
 pub mod watch;
 
 use std::{
@@ -152,6 +154,10 @@ pub struct Control {
     pub entered: Instant,
     /// How often a roll has started it, since the daemon was.
     pub restarts: u64,
+    /// For how long it has been draining in all, since the daemon was.
+    pub drained: Duration,
+    /// How long its warm-ups took that it has passed, in all, since the daemon was.
+    pub warmed: Duration,
     /// What it last said it runs.
     pub version: Option<String>,
     /// Cookies of its listening sockets when it was last known to be warm (or was found at the start of the daemon).
@@ -191,6 +197,8 @@ impl Worker {
             since: Instant::now(),
             entered: Instant::now(),
             restarts: 0,
+            drained: Duration::ZERO,
+            warmed: Duration::ZERO,
             version: None,
             listeners: BTreeSet::new(),
             doubted: None,
@@ -244,7 +252,13 @@ impl Worker {
         }
         let now = Instant::now();
         if was != phase {
-            self.moves.left(was, now - control.entered, phase);
+            let took = now - control.entered;
+            self.moves.left(was, took, phase);
+            match (was, phase) {
+                (Phase::Draining, _) => control.drained += took,
+                (Phase::Warming, Phase::Up) => control.warmed += took,
+                _ => {}
+            }
             control.restarts += u64::from(phase == Phase::Starting);
             control.entered = now;
         }
