@@ -9,8 +9,13 @@ use crate::workspace::{Workspace, run_quietly, shown};
 use crate::{fitness, setup};
 
 /// The suites that measure, and which of their tests. They assert what was promised, too.
-const MEASURE: &[(&str, &[&str])] =
-    &[("framing", &["cost"]), ("reaper", &["crowd"]), ("kept-alive", &["empty", "hot"]), ("metrics", &["thousand"])];
+const MEASURE: &[(&str, &[&str])] = &[
+    ("framing", &["cost"]),
+    ("reaper", &["crowd"]),
+    ("kept-alive", &["empty", "hot"]),
+    ("metrics", &["thousand"]),
+    ("versions", &["one_write"]),
+];
 
 /// The verb itself.
 pub(crate) fn run(workspace: &Workspace) -> Result<ExitCode> {
