@@ -8,9 +8,9 @@ use aya_ebpf::{
 use deployer_common::{
     endpoint::Endpoint,
     layout::{
-        Dial, EVENT_BYTES, Event, Frontend, LaneCount, Lanes, Limits, ListenerNote, Listening, MAX_FRONTENDS, MAX_LISTENING,
-        MAX_SERVICES, MAX_SLOTS, MAX_WORKERS, ServiceCount, Slot, SockNote, Switchboard, Trace, WorkerAddr,
-        WorkerCount, WorkerLife, WorkerProof, WorkerTimes,
+        Dial, EVENT_BYTES, Event, Frontend, LaneCount, Lanes, Limits, ListenerNote, Listening, MAX_FRONTENDS,
+        MAX_LISTENING, MAX_SERVICES, MAX_SLOTS, MAX_WORKERS, ServiceCount, Slot, SockNote, Switchboard, Trace,
+        WorkerAddr, WorkerCount, WorkerLife, WorkerProof, WorkerTimes,
     },
 };
 

@@ -88,7 +88,9 @@ fn choose(slot: &Slot, service: u16, pool: u16, worker: u32, lane: u8) -> u64 {
 fn word_of(service: u16) -> FlipWord {
     let Some(lanes) = LANES.get_ptr(0) else { return FlipWord(0) };
     // SAFETY: address arithmetic inside the entry, by the mask; volatile, since user space writes these words at any time.
-    FlipWord(unsafe { (&raw const (*lanes).services).cast::<u64>().add(service as usize & (MAX_SERVICES - 1)).read_volatile() })
+    FlipWord(unsafe {
+        (&raw const (*lanes).services).cast::<u64>().add(service as usize & (MAX_SERVICES - 1)).read_volatile()
+    })
 }
 
 const _: () = assert!(size_of::<Lanes>() == 8 * MAX_SERVICES);

@@ -102,7 +102,7 @@ fn a_flip_needs_no_daemon() -> Result<()> {
     eprintln!("asked for within {:.1} ms, first {:.1} ms after the instant; {visits}", armed - at, first - armed);
     ensure!(exit == 0, "{said}\n{}", site.daemon.log());
     visits.must_be_whole(200)?;
-    ensure!(first < halfway && first >= armed - 30.0 && first <= armed + 100.0, "first {first}, armed {armed}");
+    ensure!(first < halfway && first >= armed - 30.0 && first <= armed + 1000.0, "first {first}, armed {armed}");
     ensure!(visits.to(SITE).versions() == ["v1", "v2"], "{visits}");
     ensure!(visits.to(OLD_LANE).between(0.0, armed + 2900.0).versions() == ["v1"], "{visits}");
     is_settled(&site.pools()?, 1, "v2", plan.workers)?;
@@ -131,7 +131,7 @@ fn an_armed_flip_is_taken_over() -> Result<()> {
     let first = visits.to(SITE).first("v2").context("no v2")?;
     eprintln!("announced {:.0} ms before; first {:.1} ms after it; {visits}", at - unix_ms(), first - at);
     ensure!(exit == 0, "{said}\n{}", site.daemon.log());
-    ensure!((-30.0..100.0).contains(&(first - at)), "first {first}, armed {at}");
+    ensure!((-30.0..1000.0).contains(&(first - at)), "first {first}, armed {at}");
     visits.must_be_whole(100)?;
     is_settled(&site.pools()?, 1, "v2", plan.workers)
 }
@@ -211,7 +211,7 @@ fn the_next_daemon_goes_on_baking() -> Result<()> {
     let retired = event(&said, "retire-pool").context("retired")?["time_ms"].as_f64().context("time_ms")?;
     eprintln!("ended by SIGTERM within {took:.0} ms; retired {:.0} ms after its time; {visits}", retired - until);
     ensure!(exit == 0, "{said}\n{}", site.daemon.log());
-    ensure!((-1.0..1000.0).contains(&(retired - until)), "until {until}, retired {retired}, over {over}");
+    ensure!((-1.0..5000.0).contains(&(retired - until)), "until {until}, retired {retired}, over {over}");
     visits.must_be_whole(200)?;
     ensure!(visits.to(OLD_LANE).between(0.0, until - 50.0).versions() == ["v1"], "{visits}");
     is_settled(&site.pools()?, 1, "v2", plan.workers)?;
