@@ -33,6 +33,8 @@ pub struct Plan {
     pub warm: &'static str,
     /// More lines of `[daemon]`.
     pub daemon: &'static str,
+    /// Whether the pools stand the other way round in the configuration.
+    pub swapped: bool,
     /// Whether there is one pool only.
     pub without_deploy: bool,
     /// More lines of the service.
@@ -49,6 +51,7 @@ impl Default for Plan {
             deploy: String::new(),
             warm: "",
             daemon: "",
+            swapped: false,
             without_deploy: false,
             extra: String::new(),
             metrics: None,
@@ -78,7 +81,8 @@ impl Plan {
     #[must_use]
     pub fn text(&self, sandbox: &Sandbox, app: &App) -> String {
         let (root, callers) = (sandbox.root_cgroup().display(), sandbox.cgroup(Place::Callers));
-        let range = |pool| format!("127.0.0.1:{}-{}", self.ports(pool).start(), self.ports(pool).end());
+        let nth = |pool: usize| if self.swapped { 1 - pool } else { pool };
+        let range = |pool| format!("127.0.0.1:{}-{}", self.ports(nth(pool)).start(), self.ports(nth(pool)).end());
         let Self { bake, deploy, extra, .. } = self;
         [
             format!(

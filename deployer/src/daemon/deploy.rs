@@ -16,7 +16,7 @@ use crate::{
         orders::Order,
         record::unix_ms,
     },
-    service::{Service, blocking, pools},
+    service::{Service, blocking},
 };
 
 /// How long a deploy that is superseded may take to make room, beyond what its workers' drains may.
@@ -35,14 +35,15 @@ impl Daemon {
         let service = self.service(name)?;
         let config = two_pools(&service)?.clone();
         is_sound(&service, &request)?;
+        let workers: Vec<_> = service.members().map(|worker| worker.at).collect();
+        let fit = service.manager.check(&workers).await;
+        // Before room is made: the way back is given up with it.
+        fit.map_err(|error| Refusal::failed(format!("{error}; no worker was touched")))?;
+        self.must_steer(&service)?;
         if let Some(running) = self.running(name) {
             self.make_room(&service, &running, &request, &by).await?;
         }
-        self.must_steer(&service)?;
         no_hands(&service)?;
-        let workers: Vec<_> = service.members().map(|worker| worker.at).collect();
-        let fit = service.manager.check(&workers).await;
-        fit.map_err(|error| Refusal::failed(format!("{error}; no worker was touched")))?;
         if !request.force {
             has_room(&service).await?;
         }
@@ -174,13 +175,7 @@ fn two_pools(service: &Service) -> Result<&config::Deploy, Refusal> {
 fn is_sound(service: &Service, request: &DeployRequest) -> Result<(), Refusal> {
     let name = &service.config.name;
     super::plan::is_version(service, &request.to)?;
-    if !pools::is_plain(&request.to) {
-        return Err(Refusal::usage(format!(
-            "--to `{}`: the version of a deploy is told to workers as DEPLOYER_VERSION, and is made of letters, digits and \
-             ._+-~:@, alone",
-            request.to.escape_debug()
-        )));
-    }
+    super::plan::can_be_told(&request.to)?;
     if request.hold && request.at_ms.is_some() {
         return Err(Refusal::usage("--hold and --at exclude each other: deployer flip takes --at, too"));
     }

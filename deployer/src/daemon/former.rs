@@ -126,6 +126,10 @@ impl Former {
                 let (result, text, changed) = (end.result, end.text, roll.machine.changed());
                 record.add(What::Finished { result, text, changed, failed, seconds: 0.0 });
                 drop_it();
+                if roll.machine.may_have_flipped(unix_ms()) {
+                    let (service, before) = (roll.service.clone(), roll.before.clone());
+                    self.journal.update(|state| state.services.entry(service).or_default().former = before);
+                }
                 if let Some(moves) = service.as_ref().and_then(|service| service.moves()) {
                     moves.ended(result, roll.machine.plan().deploy.is_some());
                 }

@@ -40,8 +40,8 @@ use tracing::{error, info, warn};
 
 use self::{former::Resumed, start::observing};
 use crate::{
-    api::SelfTest,
-    config::Config,
+    api::{Phase, SelfTest},
+    config::{self, Config},
     journal::{History, Journal, events::Shelf, history::By},
     keepalive::Keepalive,
     kernel::{Attachment, Decisions, Events, Programs, Tables},
@@ -49,7 +49,7 @@ use crate::{
     metrics::Ledger,
     report::Meters,
     roll::{Record, world::World},
-    service::{self, registry::Registry, watch},
+    service::{self, Service, registry::Registry, watch},
 };
 
 /// Rolls that are remembered.
@@ -273,6 +273,9 @@ impl Daemon {
                 worker.service
             );
         }
+        services
+            .values()
+            .try_for_each(|service| stays_in_its_pool(service, config.services.get(&service.config.name)))?;
         let mut current = lock(&self.config);
         if config.kernel.callers != current.kernel.callers || config.kernel.workers != current.kernel.workers {
             warn!("[kernel] callers and workers take effect at the next start of the daemon");
@@ -311,6 +314,34 @@ impl Daemon {
             roll.over().await;
         }
     }
+}
+
+/// Whether the workers that serve, of two pools, are of the same pool by a new configuration: pools are told apart by it.
+fn stays_in_its_pool(service: &Service, wanted: Option<&config::Service>) -> Result<()> {
+    let Some(wanted) = wanted.filter(|wanted| wanted.deploy.is_some() && service.config.deploy.is_some()) else {
+        return Ok(());
+    };
+    let pools = [&wanted.workers[..], wanted.second()];
+    let current = service.current() as usize & 1;
+    let mut up = service.workers().iter().filter(|worker| worker.control().phase == Phase::Up).peekable();
+    if up.peek().is_none() {
+        return Ok(());
+    }
+    let (name, mut kept) = (&wanted.name, false);
+    for worker in up {
+        if pools[1 - current].contains(&worker.at) {
+            anyhow::bail!(
+                "{} of {name} serves, and would be of the pool that is not current; write the addresses of `deploy.second` \
+                 out in place of \"next\", or deploy once more before the change",
+                worker.at
+            );
+        }
+        kept |= pools[current].contains(&worker.at);
+    }
+    if !kept {
+        anyhow::bail!("nobody of the pool of {name} that is current would be left; deploy once more before the change");
+    }
+    Ok(())
 }
 
 async fn note_for_ever(daemon: Arc<Daemon>) {

@@ -5,7 +5,7 @@ use crate::{
     api::{Phase, RollRequest},
     config::{Batch, OnDeadline, OnFailure},
     roll::machine::Plan,
-    service::Service,
+    service::{Service, pools},
 };
 
 /// What a request comes to for a service.
@@ -17,6 +17,9 @@ pub(super) fn plan(service: &Service, request: &RollRequest) -> Result<Plan, Ref
     };
     if let Some(to) = &request.to {
         is_version(service, to)?;
+        if service.config.deploy.is_some() {
+            can_be_told(to)?;
+        }
     }
     let switch = config.switch.is_some() && request.to.is_some();
     let (total, surge) = (service.workers().len(), config.surge.min(service.spares.len()));
@@ -58,6 +61,17 @@ fn below_the_floor(service: &Service, request: &RollRequest, at_a_time: usize, m
         Some(_) => Refusal::usage(format!("--batch: {told}")),
         None => Refusal::failed(format!("{told}: set roll.batch, or --batch {most}")),
     }
+}
+
+/// Whether workers can be told a version: a shell may read it.
+pub(super) fn can_be_told(to: &str) -> Result<(), Refusal> {
+    if pools::is_plain(to) {
+        return Ok(());
+    }
+    Err(Refusal::usage(format!(
+        "--to `{}`: the version is told to workers as DEPLOYER_VERSION, and is made of letters, digits and ._+-~:@, alone",
+        to.escape_debug()
+    )))
 }
 
 /// Whether a version can be asked for.

@@ -43,16 +43,17 @@ impl Roll {
         let mut gate_at = Instant::now() + gate_every;
         let mut is_told = false;
         let why = loop {
+            // First of all: what was asked for is done, also by a daemon that is about to end.
+            match self.record.orders().take_after_flip() {
+                Order::Rollback { by } => break Baked::Bad(format!("rolled back on request, by {by}")),
+                Order::Supersede { by } => break Baked::Superseded(by),
+                Order::Flip { .. } | Order::None => {}
+            }
             if self.record.is_suspended() {
                 return;
             }
             if self.flip().current(host::now_ms()) != pool {
                 break Baked::Bad("the old pool was made current again".to_owned());
-            }
-            match self.record.orders().take_after_flip() {
-                Order::Rollback { by } => break Baked::Bad(format!("rolled back on request, by {by}")),
-                Order::Supersede { by } => break Baked::Superseded(by),
-                Order::Flip { .. } | Order::None => {}
             }
             let now = self.world.figures(&self.service, pool);
             if health.restart(&now) {

@@ -318,6 +318,8 @@ impl Roll {
             let short = self.is_short().err();
             if short.is_none() {
                 whole = Instant::now();
+                // What has come and gone before the flip is forgiven.
+                self.machine.count_from(self.world.figures(&self.service, pool));
             }
             // One that has crashed may come back in time.
             let short = short.filter(|_| left < LAST_LOOK || whole.elapsed() > self.service.config.warm.within);

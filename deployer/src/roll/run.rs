@@ -19,7 +19,7 @@ use super::{
     world::{Moment, World},
 };
 use crate::{
-    api::{Phase, What},
+    api::{Exit, Phase, What},
     config,
     failpoint::{Point, reach},
     journal::{Hand, Journal, RollState},
@@ -111,6 +111,10 @@ impl Roll {
             }
         };
         self.close_unused_lane().await;
+        let is_roll = self.service.config.deploy.is_some() && self.machine.plan().deploy.is_none();
+        if is_roll && end.result == Exit::Done && self.to.is_some() && self.to != self.before {
+            self.note_former(self.before.clone());
+        }
         self.finish(end, begun).await;
     }
 

@@ -67,10 +67,12 @@ pub struct Told<'a> {
 /// # Errors
 /// When the file, its directory or the links to it cannot be written.
 pub fn tell(service: &config::Service, deploy: &config::Deploy, pool: u32, told: &Told<'_>) -> io::Result<()> {
+    if told.version.is_some_and(|version| !is_plain(version)) {
+        let why = "a version that workers are told is made of letters, digits and ._+-~:@, alone";
+        return Err(io::Error::new(io::ErrorKind::InvalidInput, why));
+    }
     let file = &deploy.files[pool as usize & 1];
-    let dir = file.parent().unwrap_or(Path::new("/"));
-    fs::create_dir_all(dir)?;
-    open_to_all(dir, 0o755)?;
+    fs::create_dir_all(file.parent().unwrap_or(Path::new("/")))?;
     let mut text = format!("DEPLOYER_LANE={}\nDEPLOYER_POOL={}\n", told.lane, NAMES[pool as usize & 1]);
     if let Some(version) = told.version {
         text.push_str(&format!("DEPLOYER_VERSION={version}\n"));
@@ -79,6 +81,18 @@ pub fn tell(service: &config::Service, deploy: &config::Deploy, pool: u32, told:
     fs::write(&aside, text)?;
     open_to_all(&aside, 0o644)?;
     fs::rename(&aside, file)?;
+    link(service, deploy, pool)
+}
+
+/// Has what a pool is told be found by its workers' ports, too.
+///
+/// # Errors
+/// When a link, or the directory, cannot be written.
+pub fn link(service: &config::Service, deploy: &config::Deploy, pool: u32) -> io::Result<()> {
+    let file = &deploy.files[pool as usize & 1];
+    let dir = file.parent().unwrap_or(Path::new("/"));
+    fs::create_dir_all(dir)?;
+    open_to_all(dir, 0o755)?;
     let workers = if pool & 1 == 0 { &service.workers } else { &deploy.second };
     for at in workers {
         let link = dir.join(format!("{}-{}.env", service.name, at.port()));

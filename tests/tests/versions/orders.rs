@@ -326,7 +326,12 @@ fn reloads_that_are_refused() -> Result<()> {
     until("the second reload is refused", || Ok(site.daemon.log().contains("its second pool is current")))?;
     sleep(Duration::from_millis(300));
     is_settled(&site.pools()?, 1, "v2", plan.workers)?;
-    // The other way round it may.
+    // Those who serve would be of the pool that is not current.
+    site.reload(&Plan { swapped: true, ..plan.clone() })?;
+    until("the third reload is refused", || {
+        Ok(site.daemon.log().contains("would be of the pool that is not current"))
+    })?;
+    // As it was, it may.
     site.reload(&plan)?;
     until("it is read again", || Ok(site.daemon.log().contains("configuration read again")))?;
     let (exit, said) = site.deploy("v3", &[])?;

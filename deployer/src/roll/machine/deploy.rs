@@ -56,6 +56,13 @@ impl Machine {
         matches!(self.stage, Stage::Bake)
     }
 
+    /// Whether the new pool was current when it was cut off, as far as is written down; milliseconds since 1970.
+    #[must_use]
+    pub fn may_have_flipped(&self, now_ms: u64) -> bool {
+        let is_over = || self.flip_at_ms.is_some_and(|at| at <= now_ms);
+        matches!(self.stage, Stage::Bake) || (matches!(self.stage, Stage::Flip) && is_over())
+    }
+
     /// Whether it waits for somebody to say that it is to flip.
     #[must_use]
     pub fn is_holding(&self) -> bool {

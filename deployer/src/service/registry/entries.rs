@@ -19,11 +19,12 @@ use crate::{
 pub(super) fn tell_first(service: &Service, flip: FlipWord) {
     let Some(deploy) = &service.config.deploy else { return };
     let pool = service.current();
-    if deploy.files[pool as usize & 1].exists() {
-        return;
-    }
     let told = Told { lane: flip.lane(pool), version: None };
-    if let Err(error) = pools::tell(&service.config, deploy, pool, &told) {
+    let is_told = deploy.files[pool as usize & 1].exists();
+    let tell = || if is_told { Ok(()) } else { pools::tell(&service.config, deploy, pool, &told) };
+    // Workers may have come, or be of the other pool now.
+    let links = || (0..2).try_for_each(|pool| pools::link(&service.config, deploy, pool));
+    if let Err(error) = tell().and_then(|()| links()) {
         tracing::warn!(service = service.config.name, %error, "the workers cannot be told their lane");
     }
 }
