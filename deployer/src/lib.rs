@@ -10,6 +10,7 @@ pub mod config;
 pub mod daemon;
 pub mod deploy;
 pub mod failpoint;
+pub mod fleet;
 pub mod framing;
 pub mod journal;
 pub mod keepalive;
