@@ -8,3 +8,4 @@ pub mod coordinator;
 pub mod member;
 pub mod paths;
 pub mod state;
+pub mod zookeeper;
