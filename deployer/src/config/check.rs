@@ -6,11 +6,11 @@ use deployer_common::lanes::LANE_NET;
 use toml::de::DeTable;
 
 use super::{
-    Config, ConfigError, DEFAULT_PINS, Daemon, Kernel, Manager, Metrics, Mode, OnStart, Service,
+    Config, ConfigError, DEFAULT_PINS, Daemon, Fleet, Kernel, Manager, Metrics, Mode, OnStart, Service,
     deploy::{self, Around},
     drain,
     error::Report,
-    http, limits, manager,
+    fleet, http, limits, manager,
     paths::{self, Mounts},
     ports::{self, Claims, Named},
     raw::{Table, Value, quoted},
@@ -44,11 +44,12 @@ fn file(mut root: Table<'_>, mounts: &Mounts) -> Option<Config> {
     let mode = daemon.as_ref().and_then(|(_, mode)| *mode);
     let mut claims = Claims::default();
     let metrics = root.maybe("metrics", |value| metrics(value, &mut claims));
+    let fleet = root.take("fleet").map_or_else(|| Some(Fleet::local()), |value| fleet::fleet(&value));
     let state = daemon.as_ref().and_then(|(daemon, _)| Some(daemon.as_ref()?.state.clone())).unwrap_or_default();
     let default = Defaults { mode, state: &state, mounts };
     let services = root.section("service").and_then(|table| services(&table, &default, claims));
     root.done();
-    Some(Config { daemon: daemon?.0?, kernel: kernel?, metrics: metrics?, services: services? })
+    Some(Config { daemon: daemon?.0?, kernel: kernel?, metrics: metrics?, fleet: fleet?, services: services? })
 }
 
 /// What the rest of the file, and the machine, say for all services.
@@ -133,6 +134,7 @@ fn service<'a>(name: &str, value: &Value<'a>, default: &Defaults<'_>, claims: &m
         claims.service(*address, value.clone());
         ports::same_family(value, *address, workers.as_deref().unwrap_or_default());
     }
+    let publish = table.maybe("publish", ports::address);
     let callers = table.or("callers", Vec::new(), |value| paths::callers(value, default.mounts));
     let example = "manager = { supervisord = \"/run/supervisor.sock\", program = \"web:web_{port}\" }";
     let manager = table.need("manager", example, |value| {
@@ -175,6 +177,7 @@ fn service<'a>(name: &str, value: &Value<'a>, default: &Defaults<'_>, claims: &m
         name: name?,
         mode: mode?,
         address: address?.map(|(address, _)| address),
+        publish: publish?,
         workers,
         spares: spares?.into_iter().map(|(spare, _)| spare).collect(),
         callers: callers?,

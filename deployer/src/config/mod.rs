@@ -1,13 +1,14 @@
 //! The configuration, checked: what the rest of the daemon may rely on without looking again.
 //!
 //! `raw` is the file as written, `check` turns it into these types and says by line and key what is wrong, with
-//! `command`, `deploy`, `drain`, `http`, `limits`, `manager`, `paths`, `ports` and `roll` for the parts.
+//! `command`, `deploy`, `drain`, `fleet`, `http`, `limits`, `manager`, `paths`, `ports` and `roll` for the parts.
 
 mod check;
 mod command;
 mod deploy;
 mod drain;
 mod error;
+mod fleet;
 mod http;
 mod limits;
 mod manager;
@@ -29,6 +30,7 @@ use std::{
 use serde::{Deserialize, Serialize};
 
 pub use error::{ConfigError, Problem};
+pub use fleet::{Acl, Connect, Fleet, Secret, secret};
 pub use managers::{Backoff, Builtin, Exec, Manager};
 pub(crate) use raw::duration;
 
@@ -44,6 +46,8 @@ pub struct Config {
     pub kernel: Kernel,
     /// `[metrics]`; `None`: no page is served.
     pub metrics: Option<Metrics>,
+    /// `[fleet]`; without it [`Fleet::local`].
+    pub fleet: Fleet,
     /// `[service.NAME]`, by name.
     pub services: BTreeMap<String, Service>,
 }
@@ -102,6 +106,8 @@ pub struct Service {
     pub mode: Mode,
     /// The service address, at which nobody listens; `None`: only the workers' own addresses are steered.
     pub address: Option<SocketAddr>,
+    /// Where other hosts reach the service on this one, its nginx, say; `None`: this host is in no server set.
+    pub publish: Option<SocketAddr>,
     /// The workers' addresses in the order given, no two alike, 1 to 256.
     pub workers: Vec<SocketAddr>,
     /// Where spare workers may listen while a roll runs; of the workers' address family, 256 at most with them.

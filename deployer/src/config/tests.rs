@@ -5,6 +5,7 @@ mod bad;
 mod bad_settings;
 mod deploy;
 mod drain;
+mod fleet;
 mod limits;
 mod managers;
 mod metrics;
@@ -36,9 +37,18 @@ pins = "/sys/fs/bpf/two"
 [metrics]
 listen = "localhost:9469"
 
+[fleet]
+connect = "zk1:2181,zk2:2182/apps/web"
+name = "shop"
+host = "app17"
+session_timeout = "4s"
+acl = "anyone"
+enrol = false
+
 [service.web]
 mode = "enforce"
 address = "127.0.0.1:9000"
+publish = "10.0.0.17:8080"
 workers = ["127.0.0.1:8000-8001", "localhost:8010"]
 min_up = "50%"
 cold_limit = "5m"
@@ -86,6 +96,7 @@ fn plain(name: &str, workers: &[&str], program: &str) -> Service {
         name: name.to_owned(),
         mode: Mode::Enforce,
         address: None,
+        publish: None,
         workers: workers.iter().map(|worker| worker.parse().unwrap()).collect(),
         spares: Vec::new(),
         callers: Vec::new(),
@@ -130,6 +141,7 @@ fn posted() -> Request {
 fn full_web() -> Service {
     Service {
         address: Some("127.0.0.1:9000".parse().unwrap()),
+        publish: Some("10.0.0.17:8080".parse().unwrap()),
         callers: vec![Caller::Cgroup("/sys/fs/cgroup/lb.slice".into()), Caller::Executable("/usr/sbin/nginx".into())],
         manager: Manager::Supervisord {
             socket: "/run/supervisor.sock".into(),
@@ -180,6 +192,7 @@ fn minimal() {
             self_test: Duration::from_secs(60),
         },
         metrics: None,
+        fleet: Fleet::local(),
         services: BTreeMap::from([("web".to_owned(), plain("web", &["127.0.0.1:8000"], "web"))]),
     };
     assert_eq!(parse(MINIMAL).unwrap(), expected);
@@ -207,6 +220,15 @@ fn full() {
             self_test: Duration::from_secs(60),
         },
         metrics: Some(Metrics { listen: "127.0.0.1:9469".parse().unwrap() }),
+        fleet: Fleet {
+            connect: Some(Connect { servers: "zk1:2181,zk2:2182".to_owned(), path: "/apps/web".to_owned() }),
+            name: "shop".to_owned(),
+            host: "app17".to_owned(),
+            session_timeout: Duration::from_secs(4),
+            digest: None,
+            acl: Acl::Anyone,
+            enrol: false,
+        },
         services: BTreeMap::from([("api".to_owned(), api), ("web".to_owned(), full_web())]),
     };
     assert_eq!(parse(FULL).unwrap(), expected);

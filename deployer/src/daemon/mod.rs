@@ -289,6 +289,9 @@ impl Daemon {
         if config.metrics != current.metrics {
             warn!("[metrics] listen takes effect at the next start of the daemon");
         }
+        if config.fleet != current.fleet {
+            warn!("[fleet] takes effect at the next start of the daemon");
+        }
         let known = services.keys().cloned().collect();
         self.registry.apply(&observing(&config, &known))?;
         let adopted = watch::adopt(&self.registry, &self.tables, &known);

@@ -1,6 +1,11 @@
 //! What a host does about its fleet's state: a pure function of that, and of how things stand on the host.
 
-use super::state::Release;
+use std::collections::BTreeSet;
+
+use super::{
+    paths::Mark,
+    state::{FORMAT, FleetState, Phase, Release},
+};
 
 /// How a service stands on this host.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -49,4 +54,198 @@ pub struct Task {
     pub epoch: u64,
     /// What it deploys.
     pub to: Release,
+}
+
+/// What a host is to do next. It is done, and then asked again.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Goal {
+    /// Nothing: it is as the fleet wants it, or the fleet wants nothing.
+    Nothing,
+    /// Wait for what is under way here.
+    Wait,
+    /// Begin a deploy.
+    Begin(Task),
+    /// Restart the workers.
+    Roll {
+        /// For this epoch.
+        epoch: u64,
+        /// The version aimed at; `None`: as they are.
+        to: Option<String>,
+    },
+    /// Say something to the fleet, once.
+    Say(Mark),
+    /// Confirm, if the state is still the one that was read; then flip at this instant, milliseconds since 1970.
+    Confirm(u64),
+    /// Flip at this instant, milliseconds since 1970; at once, if that is past.
+    Flip(u64),
+    /// Stop the deploy, and take back a flip that is armed.
+    Stop,
+    /// Make the old pool current again; both stand.
+    Return,
+    /// End the bake: the pool that is not current is retired.
+    End,
+}
+
+/// A host's view of itself.
+#[derive(Debug, Clone, Copy)]
+pub struct Me<'a> {
+    /// Its name.
+    pub host: &'a str,
+    /// What it has said of the state's epoch.
+    pub said: &'a BTreeSet<Mark>,
+    /// Its clock, milliseconds since 1970.
+    pub now_ms: u64,
+}
+
+/// Nobody confirms later than this before the flip, milliseconds: the kernel is armed 100 ms before it, and a cancel must
+/// have time to be heard.
+pub const CONFIRM_BEFORE_MS: u64 = 150;
+
+/// What this host is to do.
+#[must_use]
+pub fn goal(state: &FleetState, me: &Me<'_>, local: &Local) -> Goal {
+    if state.format > FORMAT || state.epoch < local.epoch {
+        return Goal::Nothing;
+    }
+    match state.phase {
+        Phase::Idle | Phase::Retire => settle(state, me, local),
+        Phase::Prepare if state.expects(me.host) => prepare(state, me, local),
+        // Not an epoch of its own: that one is the order's.
+        Phase::Prepare => converge(state.active.as_ref(), state.epoch.saturating_sub(1), me, local),
+        Phase::Go => go(state, me, local),
+        Phase::Cancel => cancel(state, me, local),
+        Phase::Flipped => flipped(state, me, local),
+        Phase::Back => back(state, me, local),
+        Phase::Roll => roll(state, me, local),
+    }
+}
+
+/// Whether this host may be in the server set of those that serve.
+#[must_use]
+pub fn serves(state: &FleetState, host: &str, local: &Local) -> bool {
+    let Some(current) = &local.current else { return false };
+    let is = |release: &Option<Release>| release.as_ref() == Some(current);
+    match (state.phase, &state.active) {
+        (_, None) | (Phase::Roll, _) => true,
+        (Phase::Idle | Phase::Prepare | Phase::Retire, _) => is(&state.active),
+        // Whoever knows one lane only would mix pages.
+        _ => state.has_member(host) && (is(&state.active) || is(&state.other)),
+    }
+}
+
+impl Me<'_> {
+    fn say(&self, mark: Mark) -> Goal {
+        if self.said.contains(&mark) { Goal::Nothing } else { Goal::Say(mark) }
+    }
+}
+
+impl Local {
+    /// Why the order of an epoch has failed here; `None`: it has not.
+    fn failed(&self, epoch: u64) -> Option<&str> {
+        match &self.ended {
+            Some((of, Err(why))) if *of == epoch => Some(why),
+            _ => None,
+        }
+    }
+}
+
+fn prepare(state: &FleetState, me: &Me<'_>, local: &Local) -> Goal {
+    let (Some(to), epoch) = (&state.other, state.epoch) else { return Goal::Nothing };
+    match &local.stage {
+        Stage::Starting(task) if task.epoch == epoch => Goal::Wait,
+        Stage::Holding(task) if task.epoch == epoch => me.say(Mark::Ready),
+        Stage::Idle if local.failed(epoch).is_some() => me.say(Mark::Failed),
+        Stage::Idle if state.active.is_none() || local.current == state.active => {
+            Goal::Begin(Task { epoch, to: to.clone() })
+        }
+        // First what it has missed.
+        _ => converge(state.active.as_ref(), epoch.saturating_sub(1), me, local),
+    }
+}
+
+fn go(state: &FleetState, me: &Me<'_>, local: &Local) -> Goal {
+    let epoch = state.epoch;
+    match &local.stage {
+        Stage::Holding(task) if task.epoch == epoch => {
+            let (Some(at_ms), true) = (state.flip_at_ms, state.has_member(me.host)) else { return me.say(Mark::Ready) };
+            if me.said.contains(&Mark::Confirmed) {
+                // By a daemon that was killed before it had armed the kernel.
+                Goal::Flip(at_ms)
+            } else if me.now_ms + CONFIRM_BEFORE_MS <= at_ms {
+                Goal::Confirm(at_ms)
+            } else {
+                me.say(Mark::Ready)
+            }
+        }
+        Stage::Baking(task, _) if task.epoch == epoch => me.say(Mark::Flipped),
+        Stage::Idle if local.failed(epoch).is_some() => me.say(Mark::Failed),
+        _ => Goal::Wait,
+    }
+}
+
+fn cancel(state: &FleetState, me: &Me<'_>, local: &Local) -> Goal {
+    let epoch = state.epoch;
+    match &local.stage {
+        // Also one that holds: it may have been told to flip just now.
+        Stage::Starting(task) | Stage::Holding(task) | Stage::Armed(task, _) if task.epoch == epoch => Goal::Stop,
+        Stage::Baking(task, _) if task.epoch == epoch => me.say(Mark::Flipped),
+        // The deploy is over: nothing can flip any more.
+        Stage::Ending(_) | Stage::Idle if me.said.contains(&Mark::Confirmed) && local.current != state.other => {
+            me.say(Mark::Disarmed)
+        }
+        _ => Goal::Wait,
+    }
+}
+
+fn flipped(state: &FleetState, me: &Me<'_>, local: &Local) -> Goal {
+    let epoch = state.epoch;
+    match &local.stage {
+        Stage::Baking(task, _) if task.epoch == epoch && !me.said.contains(&Mark::Flipped) => Goal::Say(Mark::Flipped),
+        Stage::Baking(task, _) if task.epoch == epoch && local.ill.is_some() => me.say(Mark::Failed),
+        Stage::Baking(task, _) if task.epoch == epoch => Goal::Nothing,
+        _ => converge(state.active.as_ref(), epoch, me, local),
+    }
+}
+
+fn back(state: &FleetState, me: &Me<'_>, local: &Local) -> Goal {
+    match &local.stage {
+        Stage::Lingering(_) if local.current == state.active => me.say(Mark::Back),
+        Stage::Idle if local.current == state.active => me.say(Mark::Back),
+        _ => converge(state.active.as_ref(), state.epoch, me, local),
+    }
+}
+
+fn settle(state: &FleetState, me: &Me<'_>, local: &Local) -> Goal {
+    let goal = converge(state.active.as_ref(), state.epoch, me, local);
+    if goal == Goal::Nothing && state.phase == Phase::Retire { me.say(Mark::Retired) } else { goal }
+}
+
+fn roll(state: &FleetState, me: &Me<'_>, local: &Local) -> Goal {
+    let (epoch, is_turn) = (state.epoch, state.turn.iter().any(|host| host == me.host));
+    match &local.stage {
+        Stage::Idle if is_turn && local.ended.as_ref().is_some_and(|(of, _)| *of == epoch) => me.say(Mark::Rolled),
+        Stage::Idle if is_turn => Goal::Roll { epoch, to: state.order.to.clone() },
+        Stage::Idle => Goal::Nothing,
+        Stage::Rolling(_) | Stage::Busy(_) => Goal::Wait,
+        _ => converge(state.active.as_ref(), epoch, me, local),
+    }
+}
+
+/// On the way to what the fleet serves, from wherever it is.
+fn converge(target: Option<&Release>, epoch: u64, me: &Me<'_>, local: &Local) -> Goal {
+    let is_target = |task: &Task| target == Some(&task.to);
+    match &local.stage {
+        Stage::Idle => match target {
+            Some(to) if local.current.as_ref() != Some(to) => Goal::Begin(Task { epoch, to: to.clone() }),
+            _ => Goal::Nothing,
+        },
+        Stage::Busy(_) | Stage::Rolling(_) | Stage::Ending(_) => Goal::Wait,
+        Stage::Holding(task) if is_target(task) => Goal::Flip(me.now_ms),
+        Stage::Starting(task) | Stage::Armed(task, _) if is_target(task) => Goal::Wait,
+        Stage::Starting(_) | Stage::Holding(_) | Stage::Armed(..) => Goal::Stop,
+        // Also where it would have to go back and cannot: the next deploy brings it there.
+        Stage::Baking(task, _) if is_target(task) || local.other.as_ref() != target => Goal::End,
+        Stage::Baking(..) => Goal::Return,
+        Stage::Lingering(_) => Goal::End,
+    }
 }

@@ -4,8 +4,15 @@
 //! about it is a pure function ([`member`]); so is what becomes of the state ([`driver`]). ZooKeeper is behind
 //! [`coordinator::Coordinator`], and nothing that is served depends on it.
 
+pub mod alone;
+pub mod board;
 pub mod coordinator;
+pub mod driver;
 pub mod member;
 pub mod paths;
 pub mod state;
 pub mod zookeeper;
+pub mod turns;
+
+#[cfg(test)]
+mod tests;

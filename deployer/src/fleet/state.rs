@@ -84,7 +84,7 @@ pub struct Outcome {
 }
 
 /// How an order ended.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Ended {
     /// Every host that was there did it.
@@ -111,11 +111,14 @@ pub struct FleetState {
     pub active: Option<Release>,
     /// What stands, or is to stand, beside it.
     pub other: Option<Release>,
+    /// The lane that was given last.
+    #[serde(default)]
+    pub last_lane: u8,
     /// The order in hand, or the last.
     pub order: Order,
-    /// The hosts enabled in the roster when the order was given.
+    /// The hosts enabled in the roster when the order was given, in order.
     pub expected: Vec<String>,
-    /// Those of them that are ready, from GO on.
+    /// Those of them that are ready, from GO on, in order.
     pub members: Vec<String>,
     /// When they flip, or turned back; milliseconds since 1970.
     pub flip_at_ms: Option<u64>,
@@ -136,4 +139,29 @@ pub struct FleetState {
     /// How the order before ended.
     #[serde(default)]
     pub outcome: Option<Outcome>,
+}
+
+impl FleetState {
+    /// So many of the hosts expected must be able to flip: at least one.
+    #[must_use]
+    pub fn needed(&self) -> usize {
+        (self.expected.len() * usize::from(self.order.quorum)).div_ceil(100).max(1)
+    }
+
+    /// Whether a host was in the roster when the order was given.
+    #[must_use]
+    pub fn expects(&self, host: &str) -> bool {
+        contains(&self.expected, host)
+    }
+
+    /// Whether a host was ready at GO.
+    #[must_use]
+    pub fn has_member(&self, host: &str) -> bool {
+        contains(&self.members, host)
+    }
+}
+
+/// Whether a name is among these, which are in order: there may be a thousand, and each is asked for.
+pub(super) fn contains(sorted: &[String], host: &str) -> bool {
+    sorted.binary_search_by(|other| other.as_str().cmp(host)).is_ok()
 }

@@ -55,7 +55,7 @@ fn every_problem_of_a_file_at_once() {
             (11, "service.Web", "is no service name"),
             (11, "service.Web.workers", "is missing; write workers = "),
             (11, "service.Web.manager", "is missing"),
-            (12, "servce", "is unknown; write one of: daemon, kernel, metrics, service"),
+            (12, "servce", "is unknown; write one of: daemon, kernel, metrics, fleet, service"),
         ],
     );
 }

@@ -1,0 +1,453 @@
+//! A thousand hosts, whose messages are late, lost and out of order, whose daemons die, whose clocks differ, with a ZooKeeper
+//! that goes away and drivers that take each other's place. What a host and a driver do is the real code.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
+
+use super::{
+    host::Host,
+    world::{Agenda, Chance, Event, Tree},
+};
+use crate::fleet::{
+    driver::{self, Said, Seen, Step},
+    member::{self, Goal, Me},
+    paths::Mark,
+    state::{Ended, FleetState, Order, Phase, Release},
+};
+
+/// Drivers at a time, at most: one that is paused and does not know that it was replaced.
+const DRIVERS: usize = 2;
+
+#[derive(Default)]
+struct Driver {
+    offset: i64,
+    read: Option<(Arc<FleetState>, i32)>,
+    next: Option<FleetState>,
+    quorum_since: Option<u64>,
+}
+
+struct Simulation {
+    chance: Chance,
+    agenda: Agenda,
+    tree: Tree,
+    hosts: Vec<Host>,
+    drivers: [Driver; DRIVERS],
+    /// How many faults are still to come.
+    faults: u32,
+    /// How many deploys.
+    deploys: u32,
+    /// Epochs that ended as aborted.
+    aborted: BTreeSet<u64>,
+    /// Epochs that have been flipped by their driver.
+    decided: BTreeSet<u64>,
+    outcomes: BTreeMap<Ended, u32>,
+    violation: Option<String>,
+}
+
+/// What a run came to.
+#[derive(Debug, Default)]
+struct Tally {
+    flips: usize,
+    outcomes: BTreeMap<Ended, u32>,
+    events: u64,
+}
+
+impl Simulation {
+    fn new(seed: u64, hosts: usize, faults: u32) -> Self {
+        let first = Release { version: "v1".to_owned(), lane: 1 };
+        let mut simulation = Self {
+            chance: Chance::new(seed),
+            agenda: Agenda::default(),
+            tree: Tree::default(),
+            hosts: (0..hosts).map(|nth| Host::new(nth, first.clone())).collect(),
+            drivers: Default::default(),
+            faults,
+            deploys: 3,
+            aborted: BTreeSet::new(),
+            decided: BTreeSet::new(),
+            outcomes: BTreeMap::new(),
+            violation: None,
+        };
+        simulation.agenda.now = 1_000_000;
+        simulation.tree.write(FleetState { active: Some(first), ..FleetState::default() });
+        for nth in 0..hosts {
+            simulation.tree.alive.insert(nth, ());
+            simulation.hosts[nth].offset = simulation.chance.between(0, 400) as i64 - 200;
+            let after = simulation.chance.between(0, 5000);
+            simulation.agenda.add(after, Event::Poll(nth, 0));
+        }
+        for nth in 0..DRIVERS {
+            simulation.drivers[nth].offset = simulation.chance.between(0, 400) as i64 - 200;
+            simulation.agenda.add(10, Event::Drive(nth, 0));
+        }
+        simulation.agenda.add(100, Event::Operator);
+        simulation.agenda.add(500, Event::Fault);
+        simulation
+    }
+
+    fn is_calm(&self) -> bool {
+        self.faults == 0
+    }
+
+    /// Plays it to its end.
+    fn play(mut self) -> Result<Tally, String> {
+        let (mut events, end) = (0_u64, self.agenda.now + 4 * 3_600_000);
+        while let Some(event) = self.agenda.pop() {
+            events += 1;
+            self.happens(event);
+            if let Some(violation) = &self.violation {
+                return Err(violation.clone());
+            }
+            if events.is_multiple_of(512) && self.is_over() {
+                let flips = self.hosts.iter().map(|host| host.flips.len()).sum();
+                return self.aborted_never_happened().map(|()| Tally { flips, outcomes: self.outcomes, events });
+            }
+            if self.agenda.now > end {
+                break;
+            }
+        }
+        let odd = self.hosts.iter().find(|host| host.local.current != self.tree.state.active);
+        Err(format!("no end; state {:?}; {:?}", self.tree.state, odd.map(|host| (&host.name, &host.local))))
+    }
+
+    fn is_over(&self) -> bool {
+        let state = &self.tree.state;
+        let is_at_rest = |host: &Host| host.local.stage == member::Stage::Idle && host.local.current == state.active;
+        self.is_calm() && self.deploys == 0 && state.phase == Phase::Idle && self.hosts.iter().all(is_at_rest)
+    }
+
+    /// No aborted flip that happened.
+    fn aborted_never_happened(&self) -> Result<(), String> {
+        for host in &self.hosts {
+            if let Some((epoch, to)) = host.flips.iter().find(|(epoch, _)| self.aborted.contains(epoch)) {
+                return Err(format!("{} flipped to {to:?} in epoch {epoch}, which was aborted", host.name));
+            }
+        }
+        Ok(())
+    }
+
+    fn happens(&mut self, event: Event) {
+        match event {
+            Event::Poll(nth, life) => {
+                self.read(nth, life);
+                let again = self.chance.between(3000, 15_000);
+                if self.hosts[nth].life == life {
+                    self.agenda.add(again, Event::Poll(nth, life));
+                }
+            }
+            Event::Read(nth, life) => self.read(nth, life),
+            Event::Act(nth, life) => self.act(nth, life),
+            Event::Land(nth, life, mark, epoch, version) => self.land(nth, life, mark, epoch, version),
+            Event::Done(nth, work) => {
+                let is_calm = self.is_calm();
+                self.hosts[nth].done(work, is_calm, &mut self.chance);
+                self.soon(nth);
+            }
+            Event::Ordered(nth, work, at) => self.hosts[nth].ordered(work, at, &mut self.agenda),
+            Event::Kernel(nth, armed) => self.kernel(nth, armed),
+            Event::Drive(nth, life) => self.drive(nth, life),
+            Event::Look(nth, life) => self.look(nth, life),
+            Event::Swap(nth, life) => self.swap(nth, life),
+            Event::Operator => self.operator(),
+            Event::Fault => self.fault(),
+            Event::Up(nth) => {
+                let host = &mut self.hosts[nth];
+                if !host.is_up {
+                    host.up(&mut self.agenda, &mut self.chance);
+                    let life = host.life;
+                    self.agenda.add(1, Event::Poll(nth, life));
+                }
+            }
+            Event::Joined(nth) => self.hosts[nth].is_linked = true,
+            Event::Expired(nth, session) => {
+                let host = &mut self.hosts[nth];
+                if host.session == session && !(host.is_linked && host.is_up) && !self.tree.is_down {
+                    host.session += 1;
+                    self.tree.expire(nth);
+                }
+            }
+            Event::Back => self.tree.is_down = false,
+        }
+    }
+
+    /// A host looks again soon.
+    fn soon(&mut self, nth: usize) {
+        let (life, after) = (self.hosts[nth].life, self.chance.between(1, 20));
+        self.agenda.add(after, Event::Act(nth, life));
+    }
+
+    fn reaches(&self, nth: usize) -> bool {
+        self.hosts[nth].is_up && self.hosts[nth].is_linked && !self.tree.is_down
+    }
+
+    fn read(&mut self, nth: usize, life: u32) {
+        let host = &mut self.hosts[nth];
+        if host.life != life {
+            return;
+        }
+        if !self.reaches(nth) {
+            return;
+        }
+        let host = &mut self.hosts[nth];
+        if self.tree.alive.insert(nth, ()).is_none() {
+            host.said_of = None;
+        }
+        host.view = Some((Arc::clone(&self.tree.state), self.tree.version));
+        let epoch = self.tree.state.epoch;
+        if host.said_of != Some(epoch) {
+            let marks = Mark::ALL.into_iter().filter(|mark| self.tree.says(epoch, *mark, nth));
+            host.said = marks.collect();
+            host.said_of = Some(epoch);
+        }
+        let after = self.chance.latency();
+        self.agenda.add(after, Event::Act(nth, life));
+    }
+
+    fn act(&mut self, nth: usize, life: u32) {
+        let now = self.agenda.now;
+        let host = &mut self.hosts[nth];
+        if host.life != life || !host.is_up {
+            return;
+        }
+        let Some((state, version)) = host.view.clone() else { return };
+        if host.said_of != Some(state.epoch) {
+            return;
+        }
+        let me = Me { host: &host.name, said: &host.said, now_ms: host.clock(now) };
+        let goal = member::goal(&state, &me, &host.local);
+        match goal {
+            Goal::Say(mark) => self.write(nth, life, mark, state.epoch, version),
+            Goal::Confirm(_) => self.write(nth, life, Mark::Confirmed, state.epoch, version),
+            goal => host.act(goal, state.epoch, &mut self.agenda, &mut self.chance),
+        }
+    }
+
+    fn write(&mut self, nth: usize, life: u32, mark: Mark, epoch: u64, version: i32) {
+        // It waits for the answer before it does anything else.
+        self.hosts[nth].said_of = None;
+        let after = self.chance.latency();
+        self.agenda.add(after, Event::Land(nth, life, mark, epoch, version));
+    }
+
+    fn land(&mut self, nth: usize, life: u32, mark: Mark, epoch: u64, version: i32) {
+        // What was sent arrives also when its sender has died.
+        let is_lost = !self.hosts[nth].is_linked || self.tree.is_down || !self.tree.alive.contains_key(&nth);
+        let is_refused = mark == Mark::Confirmed && self.tree.version != version;
+        if !is_lost && !is_refused {
+            let said = Said { synchronised: Some(true), ..Said::default() };
+            self.tree.marks.entry((epoch, mark)).or_default().insert(nth, (said, mark == Mark::Ready));
+        }
+        // The answer, or none: it reads what there is, and then decides.
+        if self.hosts[nth].life == life {
+            let after = if self.chance.one_in(50) { 2000 } else { self.chance.latency() };
+            self.agenda.add(after, Event::Read(nth, life));
+        }
+    }
+
+    fn kernel(&mut self, nth: usize, armed: u32) {
+        let now = self.agenda.now;
+        let Some((task, _)) = self.hosts[nth].kernel(armed, now) else { return };
+        let state = Arc::clone(&self.tree.state);
+        let is_confirmed = self.tree.says(task.epoch, Mark::Confirmed, nth);
+        let is_decided = self.decided.contains(&task.epoch);
+        if !is_confirmed && !is_decided && state.active.as_ref() != Some(&task.to) {
+            self.violation = Some(format!("h{nth} flipped to {task:?} and had not confirmed; {state:?}"));
+        }
+        self.soon(nth);
+        if state.phase != Phase::Go || state.epoch != task.epoch {
+            return;
+        }
+        // Before anybody flips, everybody serves both.
+        for host in self.hosts.iter().filter(|host| state.has_member(&host.name)) {
+            let local = &host.local;
+            let has = |release: &Option<Release>| local.current == *release || local.other == *release;
+            let is_whole = has(&state.active) && has(&state.other);
+            if !is_whole && !matches!(local.stage, member::Stage::Starting(_)) {
+                self.violation = Some(format!("{} does not serve both when h{nth} flips: {local:?}", host.name));
+            }
+        }
+    }
+
+    fn drive(&mut self, nth: usize, life: u32) {
+        let again = self.chance.between(200, 1500);
+        self.agenda.add(again, Event::Drive(nth, life));
+        if self.tree.is_down || self.drivers[nth].next.is_some() {
+            return;
+        }
+        self.drivers[nth].read = Some((Arc::clone(&self.tree.state), self.tree.version));
+        let after = self.chance.latency();
+        self.agenda.add(after, Event::Look(nth, life));
+    }
+
+    fn seen(&self, epoch: u64, state: &FleetState) -> Seen {
+        let marks = Mark::ALL.into_iter().filter_map(|mark| {
+            let all = self.tree.marks.get(&(epoch, mark))?;
+            Some((mark, all.iter().map(|(nth, (said, _))| (self.hosts[*nth].name.clone(), said.clone())).collect()))
+        });
+        let roster = if state.phase == Phase::Idle {
+            self.hosts.iter().map(|host| (host.name.clone(), true)).collect()
+        } else {
+            BTreeMap::new()
+        };
+        let alive = self.tree.alive.keys().map(|nth| self.hosts[*nth].name.clone()).collect();
+        Seen { roster, alive, marks: marks.collect(), ..Seen::default() }
+    }
+
+    fn look(&mut self, nth: usize, life: u32) {
+        let Some((state, _)) = self.drivers[nth].read.clone() else { return };
+        if self.tree.is_down || state.phase == Phase::Idle {
+            return;
+        }
+        let mut seen = self.seen(state.epoch, &state);
+        let now = self.agenda.now;
+        let driver = &mut self.drivers[nth];
+        let has_quorum = seen.ready(&state).len() >= state.needed();
+        driver.quorum_since = if has_quorum { driver.quorum_since.or(Some(now)) } else { None };
+        seen.quorum_since_ms = driver.quorum_since;
+        if let Step::Become { state, .. } = driver::drive(&state, &seen, now.saturating_add_signed(driver.offset)) {
+            driver.next = Some(*state);
+            let after = self.chance.latency();
+            self.agenda.add(after, Event::Swap(nth, life));
+        }
+    }
+
+    fn swap(&mut self, nth: usize, _life: u32) {
+        let driver = &mut self.drivers[nth];
+        let (Some(next), Some((_, version))) = (driver.next.take(), driver.read.take()) else { return };
+        if !self.tree.is_down && self.tree.version == version {
+            self.change(next);
+        }
+    }
+
+    fn change(&mut self, next: FleetState) {
+        let was = Arc::clone(&self.tree.state);
+        if next.phase == Phase::Flipped {
+            self.decided.insert(next.epoch);
+        }
+        if let (Phase::Idle, Some(outcome)) = (next.phase, &next.outcome)
+            && was.phase != Phase::Idle
+        {
+            *self.outcomes.entry(outcome.result).or_default() += 1;
+            if outcome.result == Ended::Aborted {
+                self.aborted.insert(outcome.epoch);
+            }
+        }
+        self.tree.write(next);
+        // The watch of each host, which may come late, or not at all.
+        for nth in 0..self.hosts.len() {
+            if !self.chance.one_in(20) {
+                let (life, after) = (self.hosts[nth].life, self.chance.latency());
+                self.agenda.add(after, Event::Read(nth, life));
+            }
+        }
+    }
+
+    fn operator(&mut self) {
+        let again = self.chance.between(2000, 20_000);
+        if self.deploys > 0 || self.tree.state.phase != Phase::Idle {
+            self.agenda.add(again, Event::Operator);
+        }
+        if self.tree.is_down {
+            return;
+        }
+        let state = Arc::clone(&self.tree.state);
+        if state.phase != Phase::Idle {
+            // Now and then somebody has had enough.
+            if self.chance.one_in(14)
+                && let Ok(next) = driver::want(&state, "somebody")
+            {
+                self.change(next);
+            }
+            return;
+        }
+        if self.deploys == 0 {
+            return;
+        }
+        self.deploys -= 1;
+        let order = Order {
+            by: "somebody".to_owned(),
+            to: Some(format!("v{}", state.epoch + 2)),
+            quorum: 90,
+            lead_ms: self.chance.between(500, 2500),
+            bake_ms: self.chance.between(1000, 8000),
+            ..Order::default()
+        };
+        let seen = self.seen(state.epoch, &state);
+        if let Ok((next, _)) = driver::deploy(&state, order, None, 16, &seen, self.agenda.now) {
+            self.change(next);
+        }
+    }
+
+    fn fault(&mut self) {
+        if self.faults == 0 {
+            return;
+        }
+        self.faults -= 1;
+        let most = 90_000 / u64::from(self.faults.clamp(10, 400));
+        let again = self.chance.between(1, most.max(2));
+        self.agenda.add(again, Event::Fault);
+        let nth = self.chance.below(self.hosts.len() as u64) as usize;
+        match self.chance.below(40) {
+            0 => {
+                self.tree.is_down = true;
+                let after = self.chance.between(100, 20_000);
+                self.agenda.add(after, Event::Back);
+                // Some sessions do not outlive it.
+                if after > 5000 {
+                    let lost: Vec<_> = (0..self.hosts.len()).filter(|_| self.chance.one_in(2)).collect();
+                    lost.into_iter().for_each(|nth| self.tree.expire(nth));
+                }
+            }
+            1..5 => self.drivers[nth % DRIVERS] = Driver { offset: self.hosts[nth].offset, ..Driver::default() },
+            5..20 => {
+                self.hosts[nth].is_linked = false;
+                let after = self.chance.between(100, 30_000);
+                self.agenda.add(after, Event::Joined(nth));
+                let session = self.hosts[nth].session;
+                self.agenda.add(4000, Event::Expired(nth, session));
+            }
+            20..23 => self.hosts[nth].offset = self.chance.between(0, 600) as i64 - 300,
+            _ => {
+                self.hosts[nth].down();
+                let after = self.chance.between(100, 20_000);
+                self.agenda.add(after, Event::Up(nth));
+                let session = self.hosts[nth].session;
+                self.agenda.add(4000, Event::Expired(nth, session));
+            }
+        }
+    }
+}
+
+/// Plays so many runs; prints what they came to.
+fn runs(seeds: std::ops::Range<u64>, hosts: usize, faults: u32) {
+    let mut all = Tally::default();
+    let count = seeds.end - seeds.start;
+    for seed in seeds {
+        match Simulation::new(seed, hosts, faults).play() {
+            Ok(tally) => {
+                all.flips += tally.flips;
+                all.events += tally.events;
+                tally.outcomes.into_iter().for_each(|(how, times)| *all.outcomes.entry(how).or_default() += times);
+            }
+            Err(why) => panic!("seed {seed} of {hosts} hosts: {why}"),
+        }
+    }
+    eprintln!("{count} runs of {hosts} hosts: {} flips, {:?}, {} events", all.flips, all.outcomes, all.events);
+    assert!(all.outcomes.contains_key(&Ended::Done), "{:?}", all.outcomes);
+}
+
+fn is_full() -> bool {
+    std::env::var_os("DEPLOYER_FULL").is_some()
+}
+
+#[test]
+fn few_hosts_and_many_faults() {
+    runs(0..if is_full() { 20_000 } else { 1500 }, 5, 60);
+}
+
+#[test]
+fn a_thousand_hosts() {
+    runs(0..if is_full() { 2000 } else { 20 }, 1000, 400);
+}
