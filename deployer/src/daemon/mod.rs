@@ -3,6 +3,7 @@
 mod actions;
 mod deploy;
 mod error;
+mod fleet;
 mod floor;
 mod former;
 mod history;

@@ -1,0 +1,3 @@
+//! This host as one of a fleet.
+
+mod local;
