@@ -11,8 +11,8 @@ pub mod driver;
 pub mod member;
 pub mod paths;
 pub mod state;
-pub mod zookeeper;
 pub mod turns;
+pub mod zookeeper;
 
 #[cfg(test)]
 mod tests;

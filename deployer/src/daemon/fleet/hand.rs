@@ -8,7 +8,6 @@ use std::{
     },
 };
 
-use anyhow::Context as _;
 use tokio::sync::{Notify, watch};
 
 use crate::{
@@ -182,8 +181,8 @@ impl Fleet {
 fn settings(fleet: &config::Fleet, connect: &config::Connect) -> anyhow::Result<zookeeper::Settings> {
     let digest = match &fleet.digest {
         Some(file) => {
-            let secret = config::secret(file).with_context(|| format!("reading {}", file.display()))?;
-            Some(secret.to_string())
+            let secret = config::secret(file).map_err(|why| anyhow::anyhow!("[fleet] digest: {why}"))?;
+            Some(format!("{}:{}", secret.user, secret.password))
         }
         None => None,
     };

@@ -1,6 +1,5 @@
 //! What the fleet asks of this host: how a service stands, deploys and rolls that are the fleet's, and what is asked of them
 //! meanwhile.
-#![expect(dead_code, reason = "the fleet's agent, which asks for it, comes next")]
 
 use std::sync::Arc;
 

@@ -9,7 +9,10 @@ use std::{
 
 use serde_json::{Value, json};
 
-use super::{super::Daemon, hand::{Fleet, lock}};
+use super::{
+    super::Daemon,
+    hand::{Fleet, lock},
+};
 use crate::{
     api::Phase,
     fleet::{

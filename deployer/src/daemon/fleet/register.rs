@@ -83,7 +83,10 @@ impl Daemon {
             // Its own, of before a reboot, goes with its session.
             let since = *twin.get_or_insert_with(Instant::now);
             if since.elapsed() > 2 * fleet.session_timeout {
-                let why = format!("another machine calls itself {0}; give [fleet] host another value on one of them", fleet.host);
+                let why = format!(
+                    "another machine calls itself {0}; give [fleet] host another value on one of them",
+                    fleet.host
+                );
                 fleet.trouble("the host's name", Some(why));
             }
             return Ok(false);
@@ -155,11 +158,11 @@ fn stage(local: &Local) -> &'static str {
         Stage::Idle => "idle",
         Stage::Busy(_) => "busy",
         Stage::Starting(_) => "starting",
-        Stage::Holding(_) => "ready",
+        Stage::Holding(_) => "holding",
         Stage::Armed(..) => "armed",
         Stage::Baking(..) => "baking",
-        Stage::Lingering(_) => "returned",
-        Stage::Ending(_) => "retiring",
+        Stage::Lingering(_) => "lingering",
+        Stage::Ending(_) => "ending",
         Stage::Rolling(_) => "rolling",
     }
 }
