@@ -1,6 +1,7 @@
 //! This host as one of a fleet.
 
 mod agent;
+mod asked;
 mod drive;
 mod hand;
 mod local;
