@@ -7,5 +7,6 @@ mod hand;
 mod local;
 mod publish;
 mod register;
+mod shown;
 
 pub(super) use hand::Fleet;
