@@ -52,3 +52,4 @@ pub mod supervisor;
 pub mod systemd;
 pub mod varnish;
 pub mod visitors;
+pub mod zookeeper;

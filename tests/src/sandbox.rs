@@ -187,10 +187,7 @@ impl Sandbox {
     /// Runs `work` on a new thread in the namespace (and in the test's own cgroup, so it is never steered) and returns
     /// its result. A panic in it goes on in the caller.
     pub fn in_netns<T: Send>(&self, work: impl FnOnce() -> T + Send) -> Result<T> {
-        thread::scope(|scope| {
-            let thread = scope.spawn(|| enter(self.netns_path()).map(|()| work()));
-            thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
-        })
+        in_netns(self.netns_path(), work)
     }
 
     /// Like [`Self::in_netns`], but does not wait.
@@ -277,6 +274,15 @@ impl Leftovers {
         wait_empty(&self.cgroup)?;
         remove_cgroups(&self.cgroup)
     }
+}
+
+/// Runs `work` on a new thread in the network namespace that a file names, and returns its result. A panic in it goes on
+/// in the caller.
+pub fn in_netns<T: Send>(netns: &Path, work: impl FnOnce() -> T + Send) -> Result<T> {
+    thread::scope(|scope| {
+        let thread = scope.spawn(|| enter(netns).map(|()| work()));
+        thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+    })
 }
 
 /// Unmounts what is mounted below a directory, however often.

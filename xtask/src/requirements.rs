@@ -26,12 +26,22 @@ const PROGRAMS: &[(&str, &str)] = &[
     ("ps", "procps"),
     ("busctl", "systemd"),
     ("dbus-daemon", "dbus"),
+    ("java", "default-jre-headless"),
 ];
+
+/// Files that the suites need, and Debian's packages with them.
+const FILES: &[(&str, &str, &str)] = &[
+    ("zookeeper", "/usr/share/java/zookeeper.jar", "libzookeeper-java"),
+    ("slf4j", "/usr/share/java/slf4j-simple.jar", "libslf4j-java"),
+];
+
+/// What the suites need of Debian's Python, and the packages with it.
+const MODULES: &[(&str, &str)] = &[("tornado", "python3-tornado"), ("kazoo", "python3-kazoo")];
 
 /// Where daemons are, which is not on everyone's PATH.
 const SYSTEM_FOLDERS: &[&str] = &["/usr/sbin", "/sbin", "/usr/local/sbin"];
 
-/// Debian's Python, the one that has Debian's tornado.
+/// Debian's Python, the one that has Debian's modules.
 const DEBIAN_PYTHON: &str = "/usr/bin/python3";
 
 /// How much of the machine is looked at.
@@ -90,7 +100,10 @@ pub(crate) fn inspect(workspace: &Workspace, scope: Scope) -> Vec<Requirement> {
     all.extend(headers);
     if scope == Scope::All {
         all.extend(PROGRAMS.iter().map(|(program, package)| installed_program(program, package)));
-        all.push(tornado());
+        all.extend(FILES.iter().map(|(name, file, package)| {
+            by_file(name, package, Some(PathBuf::from(file)).filter(|file| file.exists()))
+        }));
+        all.extend(MODULES.iter().map(|(module, package)| python(module, package)));
     }
     all
 }
@@ -109,11 +122,10 @@ fn by_file(name: &'static str, package: &'static str, file: Option<PathBuf>) -> 
     Requirement { name, found: found.ok_or_else(|| in_package(package)), remedy: Remedy::Package(package) }
 }
 
-fn tornado() -> Requirement {
-    let package = "python3-tornado";
-    let code = "import importlib.util; print(importlib.util.find_spec('tornado').origin)";
-    let found = output_of(Command::new(DEBIAN_PYTHON).args(["-I", "-c", code]));
-    Requirement { name: "tornado", found: found.ok_or_else(|| in_package(package)), remedy: Remedy::Package(package) }
+fn python(module: &'static str, package: &'static str) -> Requirement {
+    let code = format!("import importlib.util; print(importlib.util.find_spec('{module}').origin)");
+    let found = output_of(Command::new(DEBIAN_PYTHON).args(["-I", "-c", &code]));
+    Requirement { name: module, found: found.ok_or_else(|| in_package(package)), remedy: Remedy::Package(package) }
 }
 
 fn in_package(package: &str) -> String {

@@ -42,6 +42,7 @@ const END_TO_END: &[(&str, &str)] = &[
     ("metrics", "3"),
     ("cli", "3"),
     ("versions", "6"),
+    ("coordinator", "2"),
 ];
 
 /// What everything that is tested is built with. All of it, and what clippy sees, goes by one set of packages and features:

@@ -67,6 +67,28 @@ pub enum Op {
     },
 }
 
+impl Op {
+    /// Which node it is about.
+    #[must_use]
+    pub fn path(&self) -> &str {
+        match self {
+            Self::Create { path, .. }
+            | Self::Set { path, .. }
+            | Self::Delete { path, .. }
+            | Self::Check { path, .. } => path,
+        }
+    }
+
+    /// What it writes.
+    #[must_use]
+    pub fn data(&self) -> &[u8] {
+        match self {
+            Self::Create { data, .. } | Self::Set { data, .. } => data,
+            Self::Delete { .. } | Self::Check { .. } => &[],
+        }
+    }
+}
+
 /// Why one step of a transaction was refused, and with it all of them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Why {

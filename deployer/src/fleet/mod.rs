@@ -15,3 +15,4 @@ pub mod turns;
 
 #[cfg(test)]
 mod tests;
+pub mod zookeeper;

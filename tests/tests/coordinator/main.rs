@@ -1,0 +1,7 @@
+//! ZooKeeper as a fleet's coordinator, without a daemon: real servers, which are restarted, suspended and killed.
+
+mod access;
+mod nodes;
+mod outages;
+mod scene;
+mod watches;
