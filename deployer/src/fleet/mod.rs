@@ -12,7 +12,7 @@ pub mod member;
 pub mod paths;
 pub mod state;
 pub mod turns;
+pub mod zookeeper;
 
 #[cfg(test)]
 mod tests;
-pub mod zookeeper;
