@@ -26,6 +26,16 @@ impl Refusal {
         Self { exit: Exit::Busy, error: error.into() }
     }
 
+    /// What is wrong.
+    pub(super) fn message(&self) -> &str {
+        &self.error
+    }
+
+    /// How a client ends with it.
+    pub(super) fn exit(&self) -> Exit {
+        self.exit
+    }
+
     /// It was tried, and failed; or it is refused as the host is now.
     pub(super) fn failed(error: impl Into<String>) -> Self {
         Self { exit: Exit::Failed, error: error.into() }
