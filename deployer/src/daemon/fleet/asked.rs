@@ -3,7 +3,10 @@
 use std::sync::Arc;
 
 use super::super::{Daemon, error::Refusal, lock};
-use crate::api::{Done, FleetDeploy, FleetRoll, FleetStarted, FleetStatus, ServiceFleet};
+use crate::{
+    api::{Done, FleetDeploy, FleetRoll, FleetStarted, FleetStatus, ServiceFleet},
+    metrics::FleetFigures,
+};
 
 const NOT_BUILT: &str = "the fleet is not built yet; nothing was done";
 
@@ -13,6 +16,11 @@ impl Daemon {
         let fleet = lock(&self.config).fleet.clone();
         let coordinator = fleet.connect.map_or_else(|| "local".to_owned(), |to| format!("zookeeper {to}"));
         FleetStatus { name: fleet.name, coordinator, host: fleet.host, ..FleetStatus::default() }
+    }
+
+    /// The same for the page of metrics; `None`: this host is alone. Does not block.
+    pub(in crate::daemon) fn fleet_figures(&self) -> Option<FleetFigures> {
+        None
     }
 
     /// How a service of the fleet stands.
