@@ -105,6 +105,12 @@ pub struct RollRequest {
     /// Answer with the plan and do nothing.
     #[serde(default)]
     pub dry_run: bool,
+    /// The path of a plain barrier in ZooKeeper, which is waited for before the first batch.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub barrier: Option<String>,
+    /// A double barrier that is entered before that, and left at the end.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub double_barrier: Option<crate::fleet::barrier::DoubleBarrierAt>,
 }
 
 /// A roll that has begun, or would.

@@ -2,6 +2,8 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::fleet::barrier::DoubleBarrierAt;
+
 /// Starts a deploy.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -23,6 +25,12 @@ pub struct DeployRequest {
     /// Also where there seems to be too little memory for two pools.
     #[serde(default)]
     pub force: bool,
+    /// The path of a plain barrier in ZooKeeper, which is waited for before the flip.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub barrier: Option<String>,
+    /// A double barrier that is entered before that, and left after it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub double_barrier: Option<DoubleBarrierAt>,
 }
 
 /// A deploy that has begun.

@@ -7,6 +7,7 @@ use clap::{Args, builder::NonEmptyStringValueParser};
 use serde_json::json;
 
 use super::{
+    barrier::Barriers,
     client::{Client, Failure, encoded},
     out,
     roll::{Follow, patience},
@@ -38,6 +39,8 @@ pub(super) struct Options {
     /// Also where there seems to be too little memory for two pools
     #[arg(long)]
     force: bool,
+    #[command(flatten)]
+    barriers: Barriers,
     /// Begin, and do not follow
     #[arg(long)]
     detach: bool,
@@ -72,6 +75,8 @@ pub(super) async fn run(client: &Client, options: &Options) -> Result<Exit, Fail
         bake_ms: options.bake.map(|bake| bake.as_millis() as u64),
         supersede: options.supersede,
         force: options.force,
+        barrier: options.barriers.barrier.clone(),
+        double_barrier: options.barriers.double(),
     };
     let path = format!("/v1/services/{}/deploy", encoded(&options.service));
     let started: DeployStarted = tokio::select! {

@@ -2,6 +2,7 @@
 //!
 //! All verbs but `daemon`, `check`, `config`, `lb` and `unit` are clients of a running daemon ([`crate::api`]).
 
+mod barrier;
 mod board;
 mod bypass;
 mod client;

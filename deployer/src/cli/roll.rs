@@ -10,6 +10,7 @@ use clap::{Args, builder::NonEmptyStringValueParser};
 use tokio::{sync::mpsc, task::JoinSet, time::interval};
 
 use super::{
+    barrier::Barriers,
     client::{Client, Failure, Received, encoded},
     lines, out,
     pump::{self, Heard},
@@ -43,6 +44,8 @@ pub(super) struct Options {
     /// Workers taken out at a time: 4 or 10% [default: as configured]
     #[arg(long, value_name = "N|N%", value_parser = batch)]
     batch: Option<String>,
+    #[command(flatten)]
+    barriers: Barriers,
     /// Print what would be done and do nothing
     #[arg(long)]
     dry_run: bool,
@@ -66,7 +69,8 @@ pub(super) fn patience(text: &str) -> Result<Duration, String> {
 pub(super) async fn run(client: &Client, options: &Options) -> Result<Exit, Failure> {
     let path = format!("/v1/services/{}/roll", encoded(&options.service));
     let (to, batch, dry_run) = (options.to.clone(), options.batch.clone(), options.dry_run);
-    let request = RollRequest { to, batch, dry_run };
+    let (barrier, double_barrier) = (options.barriers.barrier.clone(), options.barriers.double());
+    let request = RollRequest { to, batch, dry_run, barrier, double_barrier };
     if dry_run {
         return show_plan(&client.post(&path, &request).await?, options.json);
     }

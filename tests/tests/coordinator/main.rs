@@ -5,6 +5,7 @@ mod barriers;
 mod kazoo;
 mod nodes;
 mod outages;
+mod rolls;
 mod scene;
 mod sets;
 mod watches;
