@@ -101,16 +101,20 @@ impl Nginx {
 
     /// The same, with these in its `http` and in its `server` block.
     pub fn start_server(sandbox: &Sandbox, http: &str, server: &str) -> Result<Self> {
+        Self::start_server_at(sandbox, ADDRESS, http, server)
+    }
+
+    fn start_server_at(sandbox: &Sandbox, address: SocketAddr, http: &str, server: &str) -> Result<Self> {
         let dir = sandbox.dir().join("nginx");
         fs::create_dir_all(&dir).context("make nginx's directory")?;
         let (config, errors) = (dir.join("nginx.conf"), dir.join("error.log"));
-        fs::write(&config, config_text(&dir, http, server)).context("write nginx.conf")?;
+        fs::write(&config, config_text(&dir, address, http, server)).context("write nginx.conf")?;
         let mut command = sandbox.command(Place::Callers, "/usr/sbin/nginx");
         command.arg("-p").arg(&dir).arg("-c").arg(&config);
         command.arg("-e").arg(&errors);
         let mut process = Process::start("nginx", command, &dir.join("nginx.out"))?;
         process.wait_ready(Duration::from_secs(10), || {
-            let connected = sandbox.in_netns(|| TcpStream::connect(ADDRESS).is_ok());
+            let connected = sandbox.in_netns(|| TcpStream::connect(address).is_ok());
             connected.unwrap_or(false)
         })?;
         Ok(Self { process, errors })
@@ -118,8 +122,13 @@ impl Nginx {
 
     /// What `deployer lb` prints for a service with lanes: maps, and behind them a location.
     pub fn start_lanes(sandbox: &Sandbox, text: &str) -> Result<Self> {
+        Self::start_lanes_at(sandbox, ADDRESS, text)
+    }
+
+    /// The same at another address of the namespace.
+    pub fn start_lanes_at(sandbox: &Sandbox, address: SocketAddr, text: &str) -> Result<Self> {
         let (http, server) = text.split_once("\n# In the server block of").context("no part for a server block")?;
-        Self::start_server(sandbox, http, &format!("#{server}"))
+        Self::start_server_at(sandbox, address, http, &format!("#{server}"))
     }
 
     /// The master's process id.
@@ -154,7 +163,7 @@ impl Nginx {
 }
 
 /// Debian's nginx 1.22 keeps its files where only one instance may: all paths are moved into `dir`.
-fn config_text(dir: &Path, http: &str, server: &str) -> String {
+fn config_text(dir: &Path, address: SocketAddr, http: &str, server: &str) -> String {
     let dir = dir.display();
     format!(
         r#"daemon off;
@@ -172,7 +181,7 @@ http {{
   scgi_temp_path {dir}/scgi;
 {http}
   server {{
-    listen {ADDRESS} backlog=4096;
+    listen {address} backlog=4096;
 {server}
   }}
 }}

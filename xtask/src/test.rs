@@ -43,6 +43,8 @@ const END_TO_END: &[(&str, &str)] = &[
     ("cli", "3"),
     ("versions", "6"),
     ("coordinator", "2"),
+    // Five hosts each.
+    ("fleet", "1"),
 ];
 
 /// What everything that is tested is built with. All of it, and what clippy sees, goes by one set of packages and features:

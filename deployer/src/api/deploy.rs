@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::fleet::barrier::DoubleBarrierAt;
+use super::DoubleBarrier;
 
 /// Starts a deploy.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -25,12 +25,12 @@ pub struct DeployRequest {
     /// Also where there seems to be too little memory for two pools.
     #[serde(default)]
     pub force: bool,
-    /// The path of a plain barrier in ZooKeeper, which is waited for before the flip.
+    /// A barrier node of ZooKeeper's that must be gone before the flip.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub barrier: Option<String>,
-    /// A double barrier that is entered before that, and left after it.
+    /// Entered before the flip, and left at the end.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub double_barrier: Option<DoubleBarrierAt>,
+    pub double_barrier: Option<DoubleBarrier>,
 }
 
 /// A deploy that has begun.

@@ -1,5 +1,7 @@
 //! Errors as answers.
 
+use std::fmt;
+
 use axum::{
     Json,
     http::StatusCode,
@@ -39,6 +41,12 @@ impl Refusal {
     /// It was tried, and failed; or it is refused as the host is now.
     pub(super) fn failed(error: impl Into<String>) -> Self {
         Self { exit: Exit::Failed, error: error.into() }
+    }
+}
+
+impl fmt::Display for Refusal {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.error)
     }
 }
 

@@ -10,6 +10,8 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+pub use crate::api::DoubleBarrier as DoubleBarrierAt;
+
 use super::coordinator::{Coordinator, Kind, Link, Op, Trouble, Watch, Why};
 
 /// What a watch does not tell of is seen after this time at the latest.
@@ -17,19 +19,9 @@ const LOOK: Duration = Duration::from_secs(2);
 /// Between two attempts without a connection.
 const PAUSE: Duration = Duration::from_millis(200);
 /// Parties of a double barrier at most.
-const MOST: usize = 100_000;
+const MOST: u32 = 100_000;
 /// The node by which all of a double barrier's parties know that all are there.
 const READY: &str = "ready";
-
-/// A double barrier, and how many are to enter it.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct DoubleBarrierAt {
-    /// Its node, absolute; made if it is not there.
-    pub path: String,
-    /// All of them, with this host: 1 to 100,000.
-    pub parties: usize,
-}
 
 /// The barriers that a roll or a deploy is to wait for.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -157,7 +149,7 @@ impl DoubleBarrier {
             self.node = None;
             return Ok(Next::Again);
         }
-        if parties.len() >= self.at.parties {
+        if parties.len() >= self.at.parties as usize {
             self.fleet.ensure(&self.below(READY)).await?;
             return Ok(Next::Done);
         }

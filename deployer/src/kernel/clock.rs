@@ -63,7 +63,6 @@ fn asked() -> Clock {
 
 /// A clock that a test gives in place of the host's.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-#[cfg_attr(not(any(test, feature = "failpoints")), expect(dead_code, reason = "nobody gives one"))]
 struct Given {
     /// So much it is ahead.
     offset_ms: i64,

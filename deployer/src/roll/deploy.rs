@@ -134,6 +134,8 @@ impl Roll {
 
     /// Drains and stops the workers of the pool that is not current.
     pub(super) async fn retire_pool(&mut self, left: &Arc<Left>, workers: &[usize]) {
+        // The next daemon must not hold, or bake, a pool without a lane. Where this fails, so does each worker's intent.
+        let _ = self.save_in_hand().await;
         if let Err(why) = self.close_lane(workers).await {
             return self.machine.batch_done(workers.iter().map(|nth| (*nth, Outcome::Kept(why.clone()))).collect());
         }

@@ -45,6 +45,10 @@ impl Roll {
             }
             self.record.orders().wait(LOOK).await;
         }
+        if self.record.stop_asked() {
+            // Whoever is in hand is so of the end that follows, which a daemon before had begun.
+            self.machine.stop(ON_REQUEST, false);
+        }
     }
 
     /// Has everybody dial the new pool's lane who has a page of its version: other hosts may flip earlier than this one.

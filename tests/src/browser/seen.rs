@@ -54,6 +54,8 @@ pub struct Seen {
     pub failed: usize,
     /// The first of them, in words.
     pub first_failed: Vec<String>,
+    /// How many of them the load balancer put down to which of its backends, if it says so (`blames NAME` in its answer).
+    pub blamed: BTreeMap<String, usize>,
 }
 
 impl Page {
@@ -103,6 +105,11 @@ impl Seen {
 
     fn fail(&mut self, what: String) {
         self.failed += 1;
+        if let Some((_, rest)) = what.split_once("blames ") {
+            let name =
+                rest.split(|c: char| !c.is_ascii_alphanumeric() && !"_-.".contains(c)).next().unwrap_or_default();
+            *self.blamed.entry(name.to_owned()).or_default() += 1;
+        }
         keep(&mut self.first_failed, format!("{what}, {} ns", monotonic_ns()));
     }
 }
@@ -166,9 +173,10 @@ mod tests {
         let v1 = seen.page("r-0-0-2 GET /page", true, 2, Ok(page("v1"))).unwrap();
         seen.xhr("r-0-0-3 GET /xhr", &v1, Ok(said("v1")));
         seen.xhr("r-0-0-4 POST /xhr", &v1, Ok(said("v2")));
-        seen.xhr("r-0-0-5 GET /xhr", &v1, Err(anyhow!("status 502")));
+        seen.xhr("r-0-0-5 GET /xhr", &v1, Err(anyhow!("status 502: \"blames h3\"")));
         seen.page("r-0-0-6 GET /page", false, 3, Ok(page("v2")));
         assert_eq!((seen.pages["v1"], seen.pages["v2"], seen.loaded.len()), (1, 1, 2));
+        assert_eq!(seen.blamed.get("h3"), Some(&1));
         assert!(seen.loaded[0].cached && seen.loaded[0].begin_ns == 2 && !seen.loaded[1].cached);
         assert_eq!((seen.xhrs, seen.mixed, seen.failed), (2, 1, 2));
         let mixed = "r-0-0-4 POST /xhr of page ab12 (v1, lane \"3\"): answered by v2 (lane \"4\", pid 7), ";

@@ -1,0 +1,1 @@
+//! What a fleet says of itself, and what it is told.

@@ -1,0 +1,3 @@
+//! Five hosts that flip together: real daemons, workers, nginx and ZooKeeper, with a load through Varnish.
+
+mod load;
