@@ -1,6 +1,7 @@
 //! ZooKeeper as a fleet's coordinator, without a daemon: real servers, which are restarted, suspended and killed.
 
 mod access;
+mod balancer;
 mod barriers;
 mod kazoo;
 mod nodes;

@@ -35,6 +35,7 @@ const ACCEPTED_MS: u64 = 10 * 60 * 1000;
 
 /// Where backends come from, and go to.
 #[derive(Debug, Args)]
+#[group(skip)]
 pub(super) struct Options {
     /// Varnish's backends are the hosts of this fleet that serve: zk1:2181,zk2:2181/deployer/FLEET
     #[arg(long, value_name = "SERVERS/PATH/FLEET", requires = "service")]
