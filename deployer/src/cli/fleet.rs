@@ -77,7 +77,7 @@ pub(super) enum Verb {
         #[arg(value_parser = NonEmptyStringValueParser::new())]
         host: String,
     },
-    /// Have a host stand aside: it is in no server set, and no deploy waits for it
+    /// Have a host stand aside: it is in no server set, and no order waits for it; it follows the fleet's version
     #[command(after_help = EXIT_CODES)]
     Drain {
         /// The host, as `deployer fleet hosts` names it
@@ -91,7 +91,7 @@ pub(super) enum Verb {
         #[arg(value_parser = NonEmptyStringValueParser::new())]
         host: String,
     },
-    /// Accept that a server set has shrunk below half, or to nothing: it is followed again
+    /// Say that a server set is meant to have shrunk below half, or to nothing: it is believed for ten minutes
     #[command(after_help = EXIT_CODES)]
     AcceptShrink {
         /// The service

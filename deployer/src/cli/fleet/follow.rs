@@ -191,7 +191,9 @@ impl Follow {
                 self.view.note(TOO_LATE);
                 Exit::Failed
             }
-            (Goal::Return, _) => Exit::Done,
+            (Goal::Return, Ended::Aborted | Ended::TurnedBack) => Exit::Done,
+            // A roll, which nobody can turn back.
+            (Goal::Return, Ended::Stopped) => Exit::Stopped,
             (Goal::End, result) => exit(result, self.is_wanted || is_asked(&outcome.text)),
         }))
     }

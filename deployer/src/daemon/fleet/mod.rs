@@ -3,6 +3,7 @@
 mod agent;
 mod asked;
 mod drive;
+mod figures;
 mod hand;
 mod local;
 mod publish;
