@@ -14,6 +14,12 @@
 //! | `POST /v1/services/NAME/drain` [`DrainRequest`] | [`Done`] when the worker is out of rotation |
 //! | `POST /v1/services/NAME/enable` [`EnableRequest`] | [`Done`] |
 //! | `GET /v1/services/NAME/trace?duration_ms=MS&port=P&every=N` | [`Traced`], one JSON object a line, the last of which is its end |
+//! | `GET /v1/fleet` | [`FleetStatus`] |
+//! | `GET /v1/fleet/services/NAME` | [`ServiceFleet`] |
+//! | `POST /v1/fleet/services/NAME/deploy` [`FleetDeploy`] | [`FleetStarted`] |
+//! | `POST /v1/fleet/services/NAME/roll` [`FleetRoll`] | [`FleetStarted`] |
+//! | `POST /v1/fleet/services/NAME/abort`, `rollback`, `resume`, `accept-shrink` | [`Done`] when it has been told to |
+//! | `POST /v1/fleet/hosts/HOST/enable`, `drain`, `forget` | [`Done`] |
 //! | `POST /v1/bypass` [`BypassRequest`] | [`Done`] |
 //! | `POST /v1/detach` [`DetachRequest`] | [`Done`] |
 //!
@@ -21,6 +27,7 @@
 
 mod deploy;
 mod event;
+mod fleet;
 mod history;
 mod report;
 mod trace;
@@ -32,6 +39,10 @@ use serde::{Deserialize, Serialize};
 pub use self::{
     deploy::{DeployRequest, DeployStarted, FlipRequest, LaneCounts, PoolStatus, RollbackStarted},
     event::{Event, What},
+    fleet::{
+        DoubleBarrier, FleetDeploy, FleetRoll, FleetStarted, FleetState, FleetStatus, HostService, HostStatus,
+        ServiceFleet, is_node,
+    },
     history::{Change, Configured, Entry},
     report::{Latency, Proof, Report, Tally, Window},
     trace::{Outcome, TraceRequest, Traced},
@@ -105,6 +116,12 @@ pub struct RollRequest {
     /// Answer with the plan and do nothing.
     #[serde(default)]
     pub dry_run: bool,
+    /// A barrier node of ZooKeeper's that must be gone before the first batch.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub barrier: Option<String>,
+    /// Entered before the first batch, and left at the end.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub double_barrier: Option<DoubleBarrier>,
 }
 
 /// A roll that has begun, or would.

@@ -93,6 +93,10 @@ points! {
     FlipDone = "flip.done",
     /// A deploy was turned back, and that is written down.
     Returned = "returned",
+    /// A host is to confirm a flip of its fleet.
+    FleetConfirm = "fleet.confirm",
+    /// It has confirmed, and its kernel is not armed.
+    FleetConfirmed = "fleet.confirmed",
     /// The roll is to end.
     FinishBefore = "finish.before",
     /// Its end has been told, and the journal still holds it.

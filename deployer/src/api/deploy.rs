@@ -2,6 +2,8 @@
 
 use serde::{Deserialize, Serialize};
 
+use super::DoubleBarrier;
+
 /// Starts a deploy.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -23,6 +25,12 @@ pub struct DeployRequest {
     /// Also where there seems to be too little memory for two pools.
     #[serde(default)]
     pub force: bool,
+    /// A barrier node of ZooKeeper's that must be gone before the flip.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub barrier: Option<String>,
+    /// Entered before the flip, and left at the end.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub double_barrier: Option<DoubleBarrier>,
 }
 
 /// A deploy that has begun.

@@ -120,7 +120,7 @@ pub enum What {
         lane: u8,
         /// What it runs.
         version: Option<String>,
-        /// So long both pools stand side by side, milliseconds since 1970.
+        /// So long both pools stand side by side, milliseconds since 1970; [`u64::MAX`]: until the fleet says.
         until_ms: u64,
     },
     /// The old pool is current again.
@@ -131,8 +131,13 @@ pub enum What {
         lane: u8,
         /// Why.
         why: String,
-        /// So long the other stays for the pages of its version, milliseconds since 1970.
+        /// So long the other stays for the pages of its version, milliseconds since 1970; [`u64::MAX`]: until the fleet says.
         until_ms: u64,
+    },
+    /// The new version is ill while it bakes, and the fleet decides what becomes of it.
+    Ill {
+        /// Why.
+        why: String,
     },
     /// Somebody has asked for a flip that is held, a rollback, or another deploy in place of this one.
     Asked {

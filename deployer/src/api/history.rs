@@ -150,6 +150,11 @@ pub enum Change {
         /// Why.
         why: String,
     },
+    /// The new version of a deploy that is the fleet's is ill.
+    DeployIll {
+        /// Why.
+        why: String,
+    },
     /// A flip that is held, a rollback, or another deploy in place of this one was asked for.
     DeployAsked {
         /// `flip`, `rollback`, `supersede`.

@@ -91,6 +91,7 @@ impl Board {
             | What::Disarmed
             | What::Flipped { .. }
             | What::Returned { .. }
+            | What::Ill { .. }
             | What::Asked { .. }
             | What::Command { .. }
             | What::Ended { .. }

@@ -8,7 +8,7 @@ use serde_json::json;
 
 use super::{
     client::{Client, Failure, encoded},
-    out,
+    fleet, out,
     roll::{Follow, patience},
     signals::Signals,
 };
@@ -47,6 +47,10 @@ pub(super) struct Options {
     /// How long to wait for a daemon that goes away in the middle: 30s, 5m
     #[arg(long, value_name = "TIME", default_value = "60s", value_parser = patience)]
     wait: Duration,
+    #[command(flatten)]
+    fleet: fleet::DeployFlags,
+    #[command(flatten)]
+    barriers: fleet::Barriers,
 }
 
 /// What to turn back.
@@ -55,6 +59,9 @@ pub(super) struct RollbackOptions {
     /// The service
     #[arg(value_parser = NonEmptyStringValueParser::new())]
     service: String,
+    /// On every host of the fleet
+    #[arg(long)]
+    fleet: bool,
     /// Print every event as one JSON object a line
     #[arg(long)]
     json: bool,
@@ -64,6 +71,12 @@ pub(super) struct RollbackOptions {
 }
 
 pub(super) async fn run(client: &Client, options: &Options) -> Result<Exit, Failure> {
+    let (barrier, double_barrier) = (options.barriers.barrier.clone(), options.barriers.double());
+    if options.fleet.fleet {
+        let following = fleet::Following { detach: options.detach, json: options.json, wait: options.wait };
+        let what = (options.service.as_str(), options.to.as_str());
+        return fleet::deploy(client, what, (&options.fleet, options.bake, barrier), &following).await;
+    }
     let mut signals = caught()?;
     let request = DeployRequest {
         to: options.to.clone(),
@@ -72,6 +85,8 @@ pub(super) async fn run(client: &Client, options: &Options) -> Result<Exit, Fail
         bake_ms: options.bake.map(|bake| bake.as_millis() as u64),
         supersede: options.supersede,
         force: options.force,
+        barrier,
+        double_barrier,
     };
     let path = format!("/v1/services/{}/deploy", encoded(&options.service));
     let started: DeployStarted = tokio::select! {
@@ -92,6 +107,10 @@ pub(super) async fn flip(client: &Client, service: &str, at_ms: Option<u64>) -> 
 }
 
 pub(super) async fn rollback(client: &Client, options: &RollbackOptions) -> Result<Exit, Failure> {
+    if options.fleet {
+        let following = fleet::Following { detach: false, json: options.json, wait: options.wait };
+        return fleet::rollback(client, &options.service, &following).await;
+    }
     let mut signals = caught()?;
     let path = format!("/v1/services/{}/rollback", encoded(&options.service));
     let nothing = json!({});

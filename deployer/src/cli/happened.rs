@@ -81,6 +81,7 @@ fn roll(change: &Change) -> String {
         Change::FlippedBack { at_ms, lane, why } => {
             format!("flipped back to lane {lane} at {}{}", time(*at_ms), because(why))
         }
+        Change::DeployIll { why } => format!("the new version is ill{}", because(why)),
         Change::DeployAsked { what } => format!("{what} asked for"),
         Change::RollStopAsked => "roll is to stop after the batch in hand".to_owned(),
         Change::RollResumed { text } => format!("roll {text}"),

@@ -51,12 +51,20 @@ pub(super) fn text(what: &What) -> String {
         What::Disarmed => "the flip is taken back".to_owned(),
         What::Flipped { at_ms, lane, version, until_ms } => {
             let version = version.as_ref().map_or(String::new(), |version| format!(" ({})", clean(version)));
-            format!("flipped to lane {lane}{version}; both versions stay for {}", between(*at_ms, *until_ms))
+            let stay = match *until_ms {
+                u64::MAX => "until the fleet says".to_owned(),
+                until_ms => format!("for {}", between(*at_ms, until_ms)),
+            };
+            format!("flipped to lane {lane}{version}; both versions stay {stay}")
         }
         What::Returned { at_ms, lane, why, until_ms } => {
-            let stays = between(*at_ms, *until_ms);
+            let stays = match *until_ms {
+                u64::MAX => "until the fleet says,".to_owned(),
+                until_ms => between(*at_ms, until_ms),
+            };
             format!("flipped back to lane {lane}: {}; the other version stays {stays} for its pages", clean(why))
         }
+        What::Ill { why } => format!("the new version is ill: {}; the fleet decides", clean(why)),
         What::Asked { by, what } => format!("{} asked for: {}", clean(by), clean(what)),
         What::Phase { worker, spare, phase, was, reason } => {
             let reason = if reason.is_empty() { String::new() } else { format!(" ({})", clean(reason)) };

@@ -10,6 +10,7 @@ mod deploy;
 mod detach;
 mod drain;
 mod events;
+mod fleet;
 mod happened;
 mod history;
 mod lb;
@@ -109,6 +110,9 @@ enum Verb {
     /// Have the former version serve again: at once while a deploy bakes, else by a deploy of it
     #[command(after_help = EXIT_CODES)]
     Rollback(deploy::RollbackOptions),
+    /// Show the hosts that flip together, and see to what they are at
+    #[command(subcommand)]
+    Fleet(fleet::Verb),
     /// Show what was deployed and rolled: when, by whom, from which version to which, and how it ended
     #[command(after_help = EXIT_CODES)]
     History {
@@ -253,6 +257,7 @@ fn run(cli: Cli) -> Exit {
         Verb::Deploy(options) => block_on(deploy::run(&client, &options)),
         Verb::Flip { service, at } => block_on(deploy::flip(&client, &service, at)),
         Verb::Rollback(options) => block_on(deploy::rollback(&client, &options)),
+        Verb::Fleet(verb) => block_on(fleet::run(&client, &verb)),
         Verb::History { service, json } => block_on(history::run(&client, service.as_deref(), json)),
         Verb::Status { json } => block_on(status::run(&client, json)),
         Verb::Report { roll, json } => block_on(report::run(&client, roll.as_deref(), json)),

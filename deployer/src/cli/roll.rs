@@ -11,7 +11,7 @@ use tokio::{sync::mpsc, task::JoinSet, time::interval};
 
 use super::{
     client::{Client, Failure, Received, encoded},
-    lines, out,
+    fleet, lines, out,
     pump::{self, Heard},
     signals::{Asked, Signals},
     view::{self, View},
@@ -52,6 +52,10 @@ pub(super) struct Options {
     /// How long to wait for a daemon that goes away in the middle of the roll: 30s, 5m
     #[arg(long, value_name = "TIME", default_value = "60s", value_parser = patience)]
     wait: Duration,
+    #[command(flatten)]
+    fleet: fleet::RollFlags,
+    #[command(flatten)]
+    barriers: fleet::Barriers,
 }
 
 /// Refuses what the daemon would refuse; it is the daemon that counts the workers.
@@ -64,9 +68,14 @@ pub(super) fn patience(text: &str) -> Result<Duration, String> {
 }
 
 pub(super) async fn run(client: &Client, options: &Options) -> Result<Exit, Failure> {
-    let path = format!("/v1/services/{}/roll", encoded(&options.service));
     let (to, batch, dry_run) = (options.to.clone(), options.batch.clone(), options.dry_run);
-    let request = RollRequest { to, batch, dry_run };
+    let (barrier, double_barrier) = (options.barriers.barrier.clone(), options.barriers.double());
+    if options.fleet.fleet {
+        let following = fleet::Following { detach: false, json: options.json, wait: options.wait };
+        return fleet::roll(client, (&options.service, to), (&options.fleet, barrier), &following).await;
+    }
+    let path = format!("/v1/services/{}/roll", encoded(&options.service));
+    let request = RollRequest { to, batch, dry_run, barrier, double_barrier };
     if dry_run {
         return show_plan(&client.post(&path, &request).await?, options.json);
     }
@@ -205,7 +214,7 @@ impl Follow {
                 End::Break(Ok(Exit::Done))
             }
             Ok(()) => End::Continue(()),
-            Err(error) if quiet(&error) => End::Break(Ok(Exit::Incomplete)),
+            Err(error) if is_unread(&error) => End::Break(Ok(Exit::Incomplete)),
             Err(error) => {
                 let message = format!("cannot write to standard output: {error}; {GOES_ON}");
                 End::Break(Err(Failure::new(Exit::Incomplete, message)))
@@ -254,14 +263,19 @@ fn is_of_a_rollback(what: &What) -> bool {
 }
 
 /// Whoever read the output is gone (`| head`, a closed terminal): there is nobody to tell.
-fn quiet(error: &io::Error) -> bool {
+pub(super) fn is_unread(error: &io::Error) -> bool {
     error.kind() == io::ErrorKind::BrokenPipe || error.raw_os_error() == Some(libc::EIO)
 }
 
 fn lost(failure: &Failure) -> Failure {
+    lost_in(failure, "the roll", "deployer status")
+}
+
+/// The daemon has gone while somebody followed `what`, which `status` shows when it is back.
+pub(super) fn lost_in(failure: &Failure, what: &str, status: &str) -> Failure {
     let message = format!(
-        "the daemon went away in the middle of the roll and has not come back; when it is back, it goes on with the roll, \
-         and `deployer status` shows how that stands (`systemctl status deployer` may tell why it went): {failure}"
+        "the daemon went away in the middle of {what} and has not come back; when it is back, it goes on with it, \
+         and `{status}` shows how that stands (`systemctl status deployer` may tell why it went): {failure}"
     );
     Failure::new(Exit::NoDaemon, message)
 }

@@ -23,7 +23,7 @@ const ROW: &str = "  {prefix}  {elapsed:>4}  {wide_msg}  ";
 const WAITING: &str = "  {prefix}     -  {wide_msg}  ";
 
 /// More often nobody sees.
-const DRAWN_HZ: u8 = 20;
+pub(super) const DRAWN_HZ: u8 = 20;
 
 /// Shows a roll. An error means that nobody sees it any more.
 pub(super) trait View {
@@ -41,14 +41,19 @@ pub(super) trait View {
 /// The view that fits standard output.
 pub(super) fn fitting(json: bool) -> Box<dyn View> {
     let stdout = io::stdout();
-    let dumb = env::var_os("TERM").is_none_or(|term| term.is_empty() || term == "dumb");
     if json {
         Box::new(Json(stdout))
-    } else if stdout.is_terminal() && !dumb {
+    } else if is_lively() {
         Box::new(Live::new(Terminal::new(stdout)))
     } else {
         Box::new(Plain { to: stdout, begun_ms: None })
     }
+}
+
+/// Standard output is a terminal on which something can be drawn again.
+pub(super) fn is_lively() -> bool {
+    let dumb = env::var_os("TERM").is_none_or(|term| term.is_empty() || term == "dumb");
+    io::stdout().is_terminal() && !dumb
 }
 
 /// Each event as the daemon has written it, a line each.
@@ -147,7 +152,7 @@ impl Drop for Live {
 }
 
 /// A test renders every template, so that a mistake in one is not met by a user.
-fn style(template: &str) -> ProgressStyle {
+pub(super) fn style(template: &str) -> ProgressStyle {
     ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar())
 }
 

@@ -45,7 +45,18 @@ impl Daemon {
         request: RollRequest,
         by: String,
     ) -> Result<RollStarted, Refusal> {
-        let plan = plan(&service, &request)?;
+        self.roll_for(service, request, None, by).await
+    }
+
+    /// The same, of this host's own, or for an epoch of its fleet.
+    pub(super) async fn roll_for(
+        self: &Arc<Self>,
+        service: Arc<Service>,
+        request: RollRequest,
+        epoch: Option<u64>,
+        by: String,
+    ) -> Result<RollStarted, Refusal> {
+        let plan = Plan { fleet: epoch, ..plan(&service, &request)? };
         let addresses = |batch: &Vec<usize>| -> Vec<_> {
             batch.iter().filter_map(|nth| service.member(*nth)).map(|worker| worker.at).collect()
         };

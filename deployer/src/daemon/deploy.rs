@@ -12,7 +12,7 @@ use crate::{
     deploy::memory,
     roll::{
         Record,
-        machine::{Deploy, Machine, Plan},
+        machine::{Deploy, FleetPart, Machine, Plan},
         orders::Order,
         record::unix_ms,
     },
@@ -32,6 +32,17 @@ impl Daemon {
         request: DeployRequest,
         by: String,
     ) -> Result<DeployStarted, Refusal> {
+        self.deploy_for(name, request, None, by).await
+    }
+
+    /// The same, of this host's own, or for its fleet.
+    pub(super) async fn deploy_for(
+        self: &Arc<Self>,
+        name: &str,
+        request: DeployRequest,
+        fleet: Option<FleetPart>,
+        by: String,
+    ) -> Result<DeployStarted, Refusal> {
         let service = self.service(name)?;
         let config = two_pools(&service)?.clone();
         is_sound(&service, &request)?;
@@ -47,7 +58,7 @@ impl Daemon {
         if !request.force {
             has_room(&service).await?;
         }
-        let plan = plan(&service, &config, &request);
+        let plan = plan(&service, &config, &request, fleet);
         let id = self.begin_roll(service, Some(request.to), plan, by).await?;
         Ok(DeployStarted { id })
     }
@@ -65,6 +76,9 @@ impl Daemon {
         if !is_deploy || !request.supersede {
             let hint = if is_deploy { "; --supersede ends it first" } else { "" };
             return Err(Refusal::busy(format!("{id} of {name} is under way, begun by {}{hint}", running.by)));
+        }
+        if !request.force {
+            self.is_our_own(running)?;
         }
         let mut has_flipped = self.machine_of(id).is_some_and(|machine| machine.has_flipped());
         if has_flipped {
@@ -91,6 +105,18 @@ impl Daemon {
         Ok(())
     }
 
+    /// Refuses what is asked of a deploy that is the fleet's.
+    fn is_our_own(&self, roll: &Record) -> Result<(), Refusal> {
+        let fleet = self.machine_of(&roll.id).and_then(|machine| machine.fleet());
+        fleet.map_or(Ok(()), |FleetPart { epoch, .. }| {
+            let (id, service) = (&roll.id, &roll.service);
+            Err(Refusal::busy(format!(
+                "{id} of {service} is the fleet's (epoch {epoch}): deployer fleet abort {service} ends it before the flip, \
+                 deployer rollback {service} --fleet turns it back after it"
+            )))
+        })
+    }
+
     /// Where a roll stands, as last written down.
     fn machine_of(&self, id: &str) -> Option<Machine> {
         self.journal.read(|state| state.rolls.iter().find(|roll| roll.id == id).map(|roll| roll.machine.clone()))
@@ -108,6 +134,7 @@ impl Daemon {
                 "no deploy of {name} holds its flip; deployer deploy {name} --to VERSION --hold begins one"
             )));
         };
+        self.is_our_own(&running)?;
         running.order(Order::Flip { at_ms: request.at_ms }, "flip", by);
         Ok(Done { done: format!("{} flips", running.id) })
     }
@@ -117,6 +144,7 @@ impl Daemon {
         let service = self.service(name)?;
         two_pools(&service)?;
         if let Some(running) = self.running(name) {
+            self.is_our_own(&running)?;
             let machine = self.machine_of(&running.id);
             let Some(machine) = machine.filter(Machine::is_baking) else {
                 return Err(Refusal::busy(format!(
@@ -151,6 +179,9 @@ impl Daemon {
 
     /// Whether a roll may be stopped.
     pub(super) fn may_stop(&self, roll: &Record) -> Result<(), Refusal> {
+        if roll.result().is_none() {
+            self.is_our_own(roll)?;
+        }
         match self.machine_of(&roll.id) {
             Some(machine) if machine.has_flipped() => Err(Refusal::failed(format!(
                 "{} has flipped, and is not stopped any more: deployer rollback {} has the former version serve again; \
@@ -162,7 +193,7 @@ impl Daemon {
     }
 }
 
-fn two_pools(service: &Service) -> Result<&config::Deploy, Refusal> {
+pub(super) fn two_pools(service: &Service) -> Result<&config::Deploy, Refusal> {
     service.config.deploy.as_ref().ok_or_else(|| {
         Refusal::usage(format!(
             "{0} has one pool: give it a second, deploy = {{ second = \"next\" }} in [service.{0}], and reload; or roll it: \
@@ -213,7 +244,7 @@ async fn has_room(service: &Arc<Service>) -> Result<(), Refusal> {
     looked.map_err(|why| Refusal::failed(format!("{why}; no worker was touched")))
 }
 
-fn plan(service: &Service, config: &config::Deploy, request: &DeployRequest) -> Plan {
+fn plan(service: &Service, config: &config::Deploy, request: &DeployRequest, fleet: Option<FleetPart>) -> Plan {
     let (old, new) = (service.current(), 1 - service.current());
     let surge: Vec<_> = service.numbers(new).collect();
     let runs = |nth: &usize| service.member(*nth).is_some_and(|worker| worker.control().phase != Phase::Down);
@@ -228,6 +259,7 @@ fn plan(service: &Service, config: &config::Deploy, request: &DeployRequest) -> 
             hold: request.hold,
             at_ms: request.at_ms,
             bake_ms: request.bake_ms.unwrap_or(config.bake.as_millis() as u64),
+            fleet,
         }),
         surge,
         ..Plan::default()

@@ -1,5 +1,7 @@
 //! Errors as answers.
 
+use std::fmt;
+
 use axum::{
     Json,
     http::StatusCode,
@@ -26,9 +28,25 @@ impl Refusal {
         Self { exit: Exit::Busy, error: error.into() }
     }
 
+    /// What is wrong.
+    pub(super) fn message(&self) -> &str {
+        &self.error
+    }
+
+    /// How a client ends with it.
+    pub(super) fn exit(&self) -> Exit {
+        self.exit
+    }
+
     /// It was tried, and failed; or it is refused as the host is now.
     pub(super) fn failed(error: impl Into<String>) -> Self {
         Self { exit: Exit::Failed, error: error.into() }
+    }
+}
+
+impl fmt::Display for Refusal {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.error)
     }
 }
 

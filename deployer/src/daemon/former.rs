@@ -10,7 +10,7 @@ use crate::{
     api::{Event, What},
     config::{Config, OnStart},
     journal::{ByHand, Folder, Hand, History, Journal, RollState, State, WorkerState, events::Shelf, folder::boot_id},
-    roll::{Record, record::unix_ms, run::Roll, world::World},
+    roll::{Record, machine::End, record::unix_ms, run::Roll, world::World},
     service::{Service, Worker, registry::Services},
 };
 
@@ -103,10 +103,11 @@ impl Former {
     }
 
     fn take_up(&self, roll: &RollState, record: &Arc<Record>, scene: &Scene<'_>, resumed: &mut Resumed) {
-        let drop_it = || self.journal.update(|state| state.rolls.retain(|other| other.id != roll.id));
-        if record.result().is_some() {
+        let epoch = roll.machine.plan().epoch();
+        let drop_it = |end: &End| self.journal.update(|state| state.roll_over(&roll.id, &roll.service, epoch, end));
+        if let Some(What::Finished { result, text, .. }) = record.last() {
             // Killed between the two.
-            drop_it();
+            drop_it(&End { result, text });
             return;
         }
         let service = scene.services.get(&roll.service).cloned();
@@ -123,9 +124,9 @@ impl Former {
             service => {
                 let end = roll.machine.abandoned(if self.rebooted { REBOOTED } else { RECONFIGURED });
                 let failed = roll.machine.failed().filter_map(|nth| roll.members().nth(nth)).collect();
-                let (result, text, changed) = (end.result, end.text, roll.machine.changed());
+                let (result, text, changed) = (end.result, end.text.clone(), roll.machine.changed());
                 record.add(What::Finished { result, text, changed, failed, seconds: 0.0 });
-                drop_it();
+                drop_it(&end);
                 if roll.machine.may_have_flipped(unix_ms()) {
                     let (service, before) = (roll.service.clone(), roll.before.clone());
                     self.journal.update(|state| state.services.entry(service).or_default().former = before);

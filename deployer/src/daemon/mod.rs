@@ -3,6 +3,7 @@
 mod actions;
 mod deploy;
 mod error;
+mod fleet;
 mod floor;
 mod former;
 mod history;
@@ -72,6 +73,10 @@ pub(crate) struct Daemon {
     /// What closes kept-alive connections.
     keepalive: Arc<Keepalive>,
     journal: Arc<Journal>,
+    /// With whom this host flips together.
+    fleet: Arc<fleet::Fleet>,
+    /// The id of this boot of the machine.
+    boot: String,
     /// Where the rolls' events outlive the daemon.
     shelf: Shelf,
     /// What happened on this host.
@@ -210,6 +215,8 @@ impl Daemon {
         tasks.spawn(Arc::clone(self).count());
         tasks.spawn(Arc::clone(self).test_itself());
         tasks.spawn(Arc::clone(self).keep_ledger());
+        tasks.spawn(Arc::clone(self).register());
+        tasks.spawn(Arc::clone(self).follow_fleet());
         tasks
     }
 

@@ -46,6 +46,7 @@ pub(super) fn plan(service: &Service, request: &RollRequest) -> Result<Plan, Ref
         // Without spares.
         back: Batch::Count(at_a_time).of(total).min(total.saturating_sub(service.config.limits.min_up)).max(1),
         deploy: None,
+        fleet: None,
     })
 }
 

@@ -1,5 +1,7 @@
 //! The API: HTTP and JSON over a unix socket that root and one group may open.
 
+mod fleet;
+
 use std::{
     convert::Infallible,
     fs::{self, Permissions},
@@ -28,7 +30,7 @@ use tokio::{
 
 use super::{Daemon, error::Refusal};
 use crate::{
-    api::{Done, ErrorBody, Exit, Report, TraceRequest},
+    api::{DeployRequest, Done, ErrorBody, Exit, Report, RollRequest, TraceRequest},
     config,
 };
 
@@ -121,6 +123,7 @@ pub(super) async fn run(listener: UnixListener, daemon: Arc<Daemon>, end: Arc<No
         .route("/v1/rolls/{id}/events", get(events))
         .route("/v1/rolls/{id}/report", get(report))
         .route("/v1/rolls/{id}/stop", post(stop))
+        .merge(fleet::routes())
         .route("/v1/bypass", post(bypass))
         .route("/v1/detach", post(detach))
         .fallback(nothing_here)
@@ -172,12 +175,20 @@ async fn report(State(daemon): Shared, Name(id): Name<String>) -> Answer<Report>
 }
 
 async fn roll(State(daemon): Shared, Name(name): Name<String>, who: Who, body: Bytes) -> Response {
-    let run = async { daemon.roll(daemon.service(&name)?, parse(&body)?, who.0.0).await };
+    let run = async {
+        let request: RollRequest = parse(&body)?;
+        fleet::no_barriers(request.barrier.as_deref(), request.double_barrier.as_ref())?;
+        daemon.roll(daemon.service(&name)?, request, who.0.0).await
+    };
     run.await.map(Json).into_response()
 }
 
 async fn deploy(State(daemon): Shared, Name(name): Name<String>, who: Who, body: Bytes) -> Response {
-    let run = async { daemon.deploy(&name, parse(&body)?, who.0.0).await };
+    let run = async {
+        let request: DeployRequest = parse(&body)?;
+        fleet::no_barriers(request.barrier.as_deref(), request.double_barrier.as_ref())?;
+        daemon.deploy(&name, request, who.0.0).await
+    };
     run.await.map(Json).into_response()
 }
 

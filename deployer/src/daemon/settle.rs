@@ -70,15 +70,17 @@ impl Former {
         Ok(resumed)
     }
 
-    /// Takes back a flip that is still to come, of a deploy that cannot go on: nobody would look after it.
+    /// Takes back a flip that is still to come, of a deploy that cannot go on: nobody would look after it. The same with a lane
+    /// that a fleet's has opened before its flip.
     fn disarm(&self, service: &Service, scene: &Scene<'_>) {
         let (word, now) = (scene.world.flip(service), host::now_ms());
-        if !word.is_armed(now) {
+        let (name, current) = (&service.config.name, word.current(now));
+        if word.is_armed(now) {
+            warn!(service = name, "a flip was armed by a deploy that cannot go on; it is taken back");
+        } else if !self.is_open_early(name, word.lane(1 - current)) {
             return;
         }
-        let (name, current) = (&service.config.name, word.current(now));
-        warn!(service = name, "a flip was armed by a deploy that cannot go on; it is taken back");
-        let open = [0, 1].map(|pool| word.is_open(pool, now));
+        let open = [current == 0, current == 1];
         scene.world.publish_flip(service, FlipWord::new([word.lane(0), word.lane(1)], open, current));
         // It may have come just then.
         service.set_current(current);
@@ -87,6 +89,12 @@ impl Former {
                 (lanes.from, lanes.to, lanes.at_ms, lanes.open) = (current, current, 0, open);
             }
         });
+    }
+
+    /// Whether a fleet's deploy was under way that has opened this lane before its flip.
+    fn is_open_early(&self, service: &str, lane: u8) -> bool {
+        let mut rolls = self.state.rolls.iter().filter(|roll| roll.service == service).map(|roll| &roll.machine);
+        rolls.any(|machine| machine.is_open_early(unix_ms()) && machine.fleet().is_some_and(|fleet| fleet.lane == lane))
     }
 
     async fn settle_service(&self, service: &Arc<Service>, scene: &Scene<'_>, resumed: &mut Resumed) -> io::Result<()> {

@@ -8,6 +8,7 @@ use tracing::info;
 
 use super::{
     Daemon,
+    fleet::Fleet,
     former::{Former, Resumed, Scene},
     server::{self, Bound},
 };
@@ -50,7 +51,8 @@ pub(super) async fn start(config: Config) -> Result<(Arc<Daemon>, Bound, Events)
     let parts = parts(&config, &former, Arc::new(tables)).await?;
     let resumed = take_up(&config, &former, &parts.registry, &parts.tables, &parts.world).await?;
     info!(callers = %attachment.callers.display(), services = config.services.len(), "attached");
-    let daemon = Arc::new(assemble(config, former, parts, (attachment, programs, decisions)));
+    let fleet = Fleet::open(&config)?;
+    let daemon = Arc::new(assemble(config, former, parts, (attachment, programs, decisions), fleet));
     daemon.go_on(resumed);
     Ok((daemon, socket, events))
 }
@@ -71,7 +73,13 @@ async fn parts(config: &Config, former: &Former, tables: Arc<Tables>) -> Result<
     Ok(Parts { tables, registry, world, meters, ledger, keepalive })
 }
 
-fn assemble(config: Config, former: Former, parts: Parts, (attachment, programs, decisions): Held) -> Daemon {
+fn assemble(
+    config: Config,
+    former: Former,
+    parts: Parts,
+    (attachment, programs, decisions): Held,
+    fleet: Fleet,
+) -> Daemon {
     let Parts { tables, registry, world, meters, ledger, keepalive } = parts;
     Daemon {
         tables,
@@ -81,6 +89,8 @@ fn assemble(config: Config, former: Former, parts: Parts, (attachment, programs,
         ledger,
         keepalive,
         journal: former.journal,
+        fleet: Arc::new(fleet),
+        boot: former.boot,
         shelf: former.shelf,
         history: former.history,
         warnings: former.warnings,

@@ -275,7 +275,7 @@ fn flipped(state: &FleetState, seen: &Seen, now_ms: u64) -> Step {
         return wait(why, open);
     }
     let (mut next, text) = enter(state, Phase::Retire, now_ms, "the old version is retired");
-    next.other = None;
+    next.former = next.other.take();
     become_(next, text)
 }
 
@@ -326,6 +326,7 @@ pub fn deploy(
         active: active.clone(),
         other: Some(Release { version, lane }),
         last_lane: lane,
+        former: state.former.clone(),
         order,
         expected,
         since_ms: now_ms,

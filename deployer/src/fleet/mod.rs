@@ -5,11 +5,13 @@
 //! [`coordinator::Coordinator`], and nothing that is served depends on it.
 
 pub mod alone;
+pub mod barrier;
 pub mod board;
 pub mod coordinator;
 pub mod driver;
 pub mod member;
 pub mod paths;
+pub mod serverset;
 pub mod state;
 pub mod turns;
 pub mod zookeeper;

@@ -136,6 +136,9 @@ pub struct FleetState {
     /// Of a roll: who is through.
     #[serde(default)]
     pub done: Vec<String>,
+    /// What the fleet served before `active`.
+    #[serde(default)]
+    pub former: Option<Release>,
     /// How the order before ended.
     #[serde(default)]
     pub outcome: Option<Outcome>,

@@ -25,6 +25,7 @@ pub fn order(
         phase: Phase::Roll,
         active: state.active.clone().or(active),
         last_lane: state.last_lane,
+        former: state.former.clone(),
         order,
         expected,
         since_ms: now_ms,

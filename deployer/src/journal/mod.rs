@@ -19,5 +19,5 @@ mod writer;
 
 pub use folder::{Folder, OpenError};
 pub use history::History;
-pub use state::{ByHand, Hand, LaneState, RollState, ServiceState, State, WorkerState};
+pub use state::{ByHand, FleetEnd, FleetMemory, Hand, LaneState, RollState, ServiceState, State, WorkerState};
 pub use writer::{Journal, Store};

@@ -9,9 +9,9 @@ use deployer_common::lanes::FlipWord;
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    api::Phase,
+    api::{Exit, Phase},
     config::Caller,
-    roll::machine::{Machine, Outcome},
+    roll::machine::{End, Machine, Outcome},
 };
 
 /// Version of the format. A file of a later one is for a later deployer; fields that are not known here are ignored, so
@@ -54,6 +54,28 @@ pub struct ServiceState {
     /// Of a service with two pools, what the pool ran that was retired last.
     #[serde(default)]
     pub former: Option<String>,
+    /// What it has done for its fleet.
+    #[serde(default)]
+    pub fleet: Option<FleetMemory>,
+}
+
+/// What a service has done for its fleet.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FleetMemory {
+    /// The highest epoch that was acted upon: lower ones are refused.
+    pub epoch: u64,
+    /// How the last order ended here.
+    #[serde(default)]
+    pub ended: Option<FleetEnd>,
+}
+
+/// How an order of the fleet ended on this host.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FleetEnd {
+    /// The epoch that it was for.
+    pub epoch: u64,
+    /// Why it failed, was stopped, or was turned back; `None`: it was done.
+    pub error: Option<String>,
 }
 
 /// Which of two pools is current, for the time after the machine was started anew: until then the kernel knows.
@@ -193,6 +215,16 @@ impl State {
     /// A roll that has not ended.
     pub fn roll(&mut self, id: &str) -> Option<&mut RollState> {
         self.rolls.iter_mut().find(|roll| roll.id == id)
+    }
+
+    /// Drops a roll that is over. Of one that was the fleet's, the epoch that it was for is remembered, and how it ended.
+    pub fn roll_over(&mut self, id: &str, service: &str, epoch: Option<u64>, end: &End) {
+        self.rolls.retain(|roll| roll.id != id);
+        let Some(epoch) = epoch else { return };
+        let error = (end.result != Exit::Done).then(|| end.text.clone());
+        let fleet = self.services.entry(service.to_owned()).or_default().fleet.get_or_insert_default();
+        fleet.epoch = fleet.epoch.max(epoch);
+        fleet.ended = Some(FleetEnd { epoch, error });
     }
 
     /// A worker that had failed is up again, by hand. A roll that has it in hand still must not find it failed.

@@ -18,8 +18,8 @@ use super::{
     *,
 };
 use crate::{
-    api::Phase,
-    roll::machine::{Machine, Outcome, Plan},
+    api::{Exit, Phase},
+    roll::machine::{End, Machine, Outcome, Plan},
 };
 
 /// A state with something of everything.
@@ -39,6 +39,7 @@ pub(crate) fn state() -> State {
         workers: workers.map(|at| (at, worker(Phase::Up))).into(),
         lanes: Some(LaneState { lanes: [3, 4], open: [true, false], from: 0, to: 1, at_ms: u64::MAX, last: 4 }),
         former: Some("v1".to_owned()),
+        fleet: Some(FleetMemory { epoch: 7, ended: Some(FleetEnd { epoch: 6, error: Some("ill".to_owned()) }) }),
         ..ServiceState::default()
     };
     let plan = Plan {
@@ -308,4 +309,21 @@ fn a_flip_is_remembered_over_a_restart_of_the_machine() {
     }
     let settled = LaneState { from: 1, at_ms: 0, ..lanes };
     assert_eq!(settled.word(0).current(0), 1);
+}
+
+/// The fence, and how the last order of the fleet ended, come with the end of the roll.
+#[test]
+fn how_an_order_of_the_fleet_ended_is_remembered() {
+    let end = |result| End { result, text: "why".to_owned() };
+    let mut state = state();
+    state.roll_over("web-1", "web", None, &end(Exit::Done));
+    let fleet = |state: &State| state.services["web"].fleet.clone().unwrap();
+    assert_eq!((fleet(&state).epoch, state.rolls.len()), (7, 0), "a roll of the host's own");
+    state.roll_over("web-2", "web", Some(9), &end(Exit::Done));
+    assert_eq!(fleet(&state), FleetMemory { epoch: 9, ended: Some(FleetEnd { epoch: 9, error: None }) });
+    state.roll_over("web-3", "web", Some(8), &end(Exit::RolledBack));
+    let ended = Some(FleetEnd { epoch: 8, error: Some("why".to_owned()) });
+    assert_eq!(fleet(&state), FleetMemory { epoch: 9, ended }, "the fence does not fall");
+    let text = serde_json::to_string(&ServiceState::default()).unwrap().replace(r#","fleet":null"#, "");
+    assert!(!text.contains("fleet") && serde_json::from_str::<ServiceState>(&text).unwrap().fleet.is_none());
 }

@@ -3,6 +3,7 @@
 mod bpf;
 pub mod btf;
 pub mod cgroup;
+pub mod clock;
 mod counts;
 pub mod diag;
 mod events;

@@ -19,6 +19,28 @@ use crate::{
     service::Worker,
 };
 
+/// How a pool does while it bakes.
+struct Looks {
+    health: Health,
+    /// Ended with this: a gate that takes its time holds up neither a rollback nor the look at the figures.
+    gate: JoinSet<Result<(), String>>,
+    every: Duration,
+    gate_at: Instant,
+    /// Why the gate did not pass when it was asked last.
+    said: Option<String>,
+}
+
+/// What an order makes of a bake.
+fn asked(order: Order) -> Option<Baked> {
+    match order {
+        Order::Rollback { by } => Some(Baked::Bad(format!("rolled back on request, by {by}"))),
+        Order::Return { why } => Some(Baked::Bad(why)),
+        Order::Supersede { by } => Some(Baked::Superseded(by)),
+        Order::End => Some(Baked::Done),
+        Order::Flip { .. } | Order::None => None,
+    }
+}
+
 impl Roll {
     /// Has the connections closed that were made when another pool was current: they would bring navigations to it.
     fn closing_former(&self, pool: u32) -> Vec<Closing> {
@@ -27,27 +49,15 @@ impl Roll {
     }
 
     /// Looks after the new pool until its time is over, or something is wrong with it.
-    pub(super) async fn bake(&mut self, until_ms: u64) {
+    pub(super) async fn bake(&mut self, until_ms: Option<u64>) {
         let pool = self.new_pool();
         let _closing = self.closing_former(1 - pool);
-        let Some((limits, gate_every)) = self.deploy().map(|deploy| {
-            let limits = health::Limits { max_crashes: deploy.max_crashes, max_failed: deploy.max_failed };
-            (limits, deploy.gate_every)
-        }) else {
-            return self.machine.baked(Baked::Done);
-        };
-        let figures = self.machine.figures().unwrap_or_else(|| self.world.figures(&self.service, pool));
-        let mut health = Health::new(limits, figures);
-        // Ended with this: a gate that takes its time holds up neither a rollback nor the look at the figures.
-        let mut gate = JoinSet::new();
-        let mut gate_at = Instant::now() + gate_every;
+        let Some(mut looks) = self.looks() else { return self.machine.baked(Baked::Done) };
         let mut is_told = false;
         let why = loop {
             // First of all: what was asked for is done, also by a daemon that is about to end.
-            match self.record.orders().take_after_flip() {
-                Order::Rollback { by } => break Baked::Bad(format!("rolled back on request, by {by}")),
-                Order::Supersede { by } => break Baked::Superseded(by),
-                Order::Flip { .. } | Order::None => {}
+            if let Some(baked) = asked(self.record.orders().take_after_flip()) {
+                break baked;
             }
             if self.record.is_suspended() {
                 return;
@@ -55,45 +65,72 @@ impl Roll {
             if self.flip().current(host::now_ms()) != pool {
                 break Baked::Bad("the old pool was made current again".to_owned());
             }
-            let now = self.world.figures(&self.service, pool);
-            if health.restart(&now) {
-                self.machine.count_from(health.base());
-                let _ = self.save().await;
-            }
-            if let Err(why) = health.judge(&now)
+            let ill = self.look(&mut looks).await;
+            if until_ms.is_none() {
+                // What becomes of it is the fleet's to say.
+                self.record.set_ill(ill);
+            } else if let Some(why) = ill
                 && self.can_return(1 - pool, &why, &mut is_told)
             {
                 break Baked::Bad(why);
             }
-            if let Some(passed) = gate.try_join_next() {
-                if let Err(why) = passed.unwrap_or_else(|error| Err(error.to_string()))
-                    && self.can_return(1 - pool, &why, &mut is_told)
-                {
-                    break Baked::Bad(format!("the gate does not pass any more: {why}"));
-                }
-                gate_at = Instant::now() + gate_every;
-            }
-            if unix_ms() >= until_ms {
+            if until_ms.is_some_and(|until| unix_ms() >= until) {
                 break Baked::Done;
             }
-            if Instant::now() >= gate_at && gate.is_empty() {
-                gate.spawn(self.pass_gate().in_current_span());
-            }
-            let left = Duration::from_millis(until_ms.saturating_sub(unix_ms()));
-            self.record.orders().wait(LOOK.min(left.max(Duration::from_millis(1)))).await;
+            self.pause(until_ms).await;
         };
+        self.baked(why).await;
+    }
+
+    async fn baked(&mut self, why: Baked) {
         if let Baked::Bad(why) = &why {
             // First of all, and one write; written down after that.
             self.turn_back();
             self.machine.arming(unix_ms());
             tracing::warn!(why, "the deploy is turned back");
-        }
-        if !matches!(why, Baked::Bad(_)) {
+        } else {
             self.note_former(self.before.clone());
         }
         self.machine.baked(why);
         // From here on nobody is told any more that it can be turned back.
         let _ = self.save().await;
+    }
+
+    /// Waits for an order, and for an instant, but not for long.
+    async fn pause(&self, until_ms: Option<u64>) {
+        let left = until_ms.map_or(LOOK, |until| Duration::from_millis(until.saturating_sub(unix_ms())));
+        self.record.orders().wait(LOOK.min(left.max(Duration::from_millis(1)))).await;
+    }
+
+    fn looks(&self) -> Option<Looks> {
+        let deploy = self.deploy()?;
+        let limits = health::Limits { max_crashes: deploy.max_crashes, max_failed: deploy.max_failed };
+        let figures = self.machine.figures().unwrap_or_else(|| self.world.figures(&self.service, self.new_pool()));
+        Some(Looks {
+            health: Health::new(limits, figures),
+            gate: JoinSet::new(),
+            every: deploy.gate_every,
+            gate_at: Instant::now() + deploy.gate_every,
+            said: None,
+        })
+    }
+
+    /// Why the new pool is ill, if it is.
+    async fn look(&mut self, looks: &mut Looks) -> Option<String> {
+        let now = self.world.figures(&self.service, self.new_pool());
+        if looks.health.restart(&now) {
+            self.machine.count_from(looks.health.base());
+            let _ = self.save().await;
+        }
+        if let Some(passed) = looks.gate.try_join_next() {
+            let passed = passed.unwrap_or_else(|error| Err(error.to_string()));
+            looks.said = passed.err().map(|why| format!("the gate does not pass any more: {why}"));
+            looks.gate_at = Instant::now() + looks.every;
+        }
+        if Instant::now() >= looks.gate_at && looks.gate.is_empty() {
+            looks.gate.spawn(self.pass_gate().in_current_span());
+        }
+        looks.health.judge(&now).err().or_else(|| looks.said.clone())
     }
 
     /// Whether there is a pool to turn back to, of which enough are up: an ill version is better than nobody.
@@ -108,9 +145,11 @@ impl Roll {
     }
 
     /// Makes the old pool current again.
-    fn turn_back(&self) {
+    pub(super) fn turn_back(&self) {
         let (word, old) = (self.flip(), 1 - self.new_pool());
-        self.world.publish_flip(&self.service, FlipWord::new([word.lane(0), word.lane(1)], [true, true], old));
+        let back = FlipWord::new([word.lane(0), word.lane(1)], [true, true], old);
+        // The instant says that the other was current, where open lanes do not: see `was_turned_back`.
+        self.world.publish_flip(&self.service, back.flipping(old, host::now_ms()));
         self.service.set_current(old);
     }
 
@@ -120,24 +159,23 @@ impl Roll {
         self.count_flip(true);
         let (old, at_ms) = (1 - self.new_pool(), self.machine.flip_at_ms().unwrap_or_else(unix_ms));
         self.machine.returned(at_ms);
-        let until_ms = at_ms + self.machine.plan().deploy.as_ref().map_or(0, |deploy| deploy.bake_ms);
+        let until_ms = self.machine.side_by_side_until().unwrap_or(u64::MAX);
         self.record.add(What::Returned { at_ms, lane: self.flip().lane(old), why, until_ms });
         let _ = self.save().await;
         reach(Point::Returned, None).await;
     }
 
-    /// Keeps the pool that was turned back for a while.
-    pub(super) async fn linger(&mut self, until_ms: u64) {
+    /// Keeps the pool that was turned back for a while, or until it is told.
+    pub(super) async fn linger(&mut self, until_ms: Option<u64>) {
         let _closing = self.closing_former(self.new_pool());
         while !self.record.is_suspended() {
-            let is_superseded = matches!(self.record.orders().take_after_flip(), Order::Supersede { .. });
-            if is_superseded || unix_ms() >= until_ms {
+            let is_over = matches!(self.record.orders().take_after_flip(), Order::Supersede { .. } | Order::End);
+            if is_over || until_ms.is_some_and(|until| unix_ms() >= until) {
                 self.machine.lingered();
                 let _ = self.save().await;
                 return;
             }
-            let left = Duration::from_millis(until_ms.saturating_sub(unix_ms()));
-            self.record.orders().wait(LOOK.min(left.max(Duration::from_millis(1)))).await;
+            self.pause(until_ms).await;
         }
     }
 }

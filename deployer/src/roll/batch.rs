@@ -60,7 +60,7 @@ impl Roll {
         let waited = Duration::from_millis(unix_ms().saturating_sub(self.machine.again_since(unix_ms())));
         let rest = leave_max.saturating_sub(waited);
         // From here on the wait does not begin anew, whatever becomes of this daemon.
-        let noted = self.note_wait().await;
+        let noted = self.save_in_hand().await;
         self.record.add(What::Again { workers: self.addresses(workers), back, seconds: rest.as_secs_f64() });
         reach(Point::Batch, None).await;
         let (end, over) = watch::channel(noted.is_err());
@@ -116,8 +116,8 @@ impl Roll {
         self.machine.batch_done(outcomes);
     }
 
-    /// Writes down when the wait began; who is in hand stays there.
-    async fn note_wait(&self) -> Result<(), String> {
+    /// Writes down where it stands; who is in hand stays there.
+    pub(super) async fn save_in_hand(&self) -> Result<(), String> {
         let committed = self.journal.commit(|state| {
             if let Some(roll) = state.roll(&self.record.id) {
                 roll.machine = self.machine.clone();

@@ -1,26 +1,15 @@
-//! The steps of a deploy that a roll does not have: a lane for the other pool, the gate, the flip, the bake, the way back.
+//! The steps of a deploy that a roll does not have, but for its flip and its bake: a lane for the other pool, the gate.
 
-use std::{
-    net::SocketAddr,
-    sync::Arc,
-    time::{Duration, Instant},
-};
+use std::{net::SocketAddr, sync::Arc, time::Duration};
 
 use deployer_common::lanes::FlipWord;
 
-use super::{
-    left::Left,
-    machine::Outcome,
-    orders::Order,
-    record::unix_ms,
-    run::{ON_REQUEST, Roll},
-    worker::Task,
-};
+use super::{left::Left, machine::Outcome, record::unix_ms, run::Roll, worker::Task};
 use crate::{
-    api::{Phase, What},
+    api::What,
     config,
     deploy::gate,
-    failpoint::{Point, reach},
+    failpoint::Point,
     journal::LaneState,
     kernel::host,
     service::{
@@ -29,12 +18,6 @@ use crate::{
     },
 };
 
-/// A flip is armed so long before its instant: the word stands in the table by then, whatever happens to the daemon.
-const LEAD: Duration = Duration::from_millis(100);
-/// A flip that is nearer than this is not taken back.
-const TOO_LATE: Duration = Duration::from_millis(20);
-/// A pool that is not whole so long before its flip does not take callers.
-const LAST_LOOK: Duration = Duration::from_millis(250);
 /// Between two looks while something is waited for.
 pub(super) const LOOK: Duration = Duration::from_millis(200);
 
@@ -93,13 +76,13 @@ impl Roll {
         let (pool, word, now) = (self.new_pool(), self.flip(), host::now_ms());
         // One that everybody may dial is of a version before: its pages must not meet a pool that is not warm.
         let mut lane = if word.is_open(pool, now) { 0 } else { word.lane(pool) };
-        if lane == 0 {
+        let fleets = self.machine.fleet().map(|fleet| fleet.lane);
+        if lane == 0 || fleets.is_some_and(|fleets| fleets != lane) {
             let last =
                 self.journal.read(|state| state.services.get(&self.record.service)?.lanes.as_ref().map(|it| it.last));
-            lane = next_lane(last.unwrap_or(0), word, deploy.lanes);
-            let lanes = [0, 1].map(|it| if it == pool { lane } else { word.lane(it) });
+            lane = fleets.unwrap_or_else(|| next_lane(last.unwrap_or(0), word, deploy.lanes));
             let open = [0, 1].map(|it| it != pool && word.is_open(it, now));
-            self.world.publish_flip(&self.service, FlipWord::new(lanes, open, 1 - pool));
+            self.world.publish_flip(&self.service, FlipWord::new(with_lane(word, pool, lane), open, 1 - pool));
             self.note_lanes(Some(lane));
             self.record.add(What::Pool { pool: pools::NAMES[pool as usize & 1].to_owned(), lane });
         }
@@ -151,6 +134,8 @@ impl Roll {
 
     /// Drains and stops the workers of the pool that is not current.
     pub(super) async fn retire_pool(&mut self, left: &Arc<Left>, workers: &[usize]) {
+        // The next daemon must not hold, or bake, a pool without a lane. Where this fails, so does each worker's intent.
+        let _ = self.save_in_hand().await;
         if let Err(why) = self.close_lane(workers).await {
             return self.machine.batch_done(workers.iter().map(|nth| (*nth, Outcome::Kept(why.clone()))).collect());
         }
@@ -212,167 +197,16 @@ impl Roll {
         self.machine.gated(result);
         let _ = self.save().await;
     }
+}
 
-    /// Waits until somebody says that it is to flip, or is to stop.
-    pub(super) async fn hold(&mut self) {
-        self.record.add(What::Holding);
-        while !self.is_to_pause() {
-            if let Order::Flip { at_ms } = self.record.orders().take_before_flip() {
-                self.machine.released(at_ms);
-                let _ = self.save().await;
-                return;
-            }
-            self.record.orders().wait(LOOK).await;
-        }
-    }
-
-    /// Whether a wait is to be broken off: the loop looks why.
-    fn is_to_pause(&self) -> bool {
-        self.record.is_suspended() || (self.record.stop_asked() && !self.machine.has_flipped())
-    }
-
-    /// Arms the flip, and waits until it has happened. Where a former daemon has armed it, it only waits.
-    pub(super) async fn flip_at(&mut self, at_ms: Option<u64>) {
-        let (pool, word, now) = (self.new_pool(), self.flip(), host::now_ms());
-        let is_on_its_way = word.current(now.max(word.at_ms())) == pool;
-        if !is_on_its_way && self.machine.flip_at_ms().is_some() && word.is_open(pool, now) {
-            // It was current, and turned back by a daemon that could not write that down: the bake finds that out.
-            return self.machine.flipped();
-        }
-        let soonest = unix_ms() + LEAD.as_millis() as u64;
-        let mut at_ms = at_ms.filter(|at| *at > soonest || is_on_its_way).unwrap_or(soonest);
-        reach(Point::FlipBefore, None).await;
-        if !is_on_its_way {
-            // As it was written down, and never done: by a daemon that was killed.
-            if self.record.stop_asked() || self.machine.is_stopping() {
-                self.machine.stop(ON_REQUEST, true);
-                return self.machine.disarmed();
-            }
-            if let Err(why) = self.await_pool().await {
-                self.machine.unfit(&why);
-                let _ = self.save().await;
-                return;
-            }
-            if self.is_to_pause() {
-                return;
-            }
-            at_ms = at_ms.max(unix_ms() + LEAD.as_millis() as u64);
-            self.machine.arming(at_ms);
-            self.machine.count_from(self.world.figures(&self.service, pool));
-            if let Err(why) = self.save().await {
-                self.machine.stop(&format!("stopped: the flip was not armed: {why}"), true);
-                return self.machine.disarmed();
-            }
-            reach(Point::FlipJournaled, None).await;
-            let (unix, now) = (unix_ms(), host::now_ms());
-            self.world.publish_flip(&self.service, word.flipping(pool, now + at_ms.saturating_sub(unix).max(1)));
-            self.note_lanes(None);
-            self.record.add(What::Armed { at_ms, lane: word.lane(pool) });
-            reach(Point::FlipArmed, None).await;
-        }
-        if self.await_flip(pool).await {
-            self.flipped(pool, at_ms).await;
-        }
-    }
-
-    /// Why the new pool is not to take callers now: more of its workers than may crash are not up.
-    fn is_short(&self) -> Result<(), String> {
-        let pool = self.service.pool(self.new_pool());
-        let out: Vec<_> = pool.iter().filter(|worker| worker.control().phase != Phase::Up).collect();
-        let most = self.deploy().map_or(0, |deploy| deploy.max_crashes);
-        match out.first() {
-            Some(first) if out.len() as u64 > most => Err(format!(
-                "{} of {} workers of the new pool are not up any more, {} first of all",
-                out.len(),
-                pool.len(),
-                first.at
-            )),
-            _ => Ok(()),
-        }
-    }
-
-    /// Waits until the new pool is up: a worker of it may have crashed since it was warm, and be on its way back.
-    async fn await_pool(&self) -> Result<(), String> {
-        let until = Instant::now() + self.service.config.warm.within;
-        loop {
-            match self.is_short() {
-                Err(why) if Instant::now() >= until => return Err(why),
-                Err(_) if !self.is_to_pause() => self.record.orders().wait(LOOK).await,
-                _ => return Ok(()),
-            }
-        }
-    }
-
-    /// Whether the flip has happened; if not, it was taken back, or is left to the next daemon.
-    async fn await_flip(&mut self, pool: u32) -> bool {
-        let mut whole = Instant::now();
-        loop {
-            let (word, now) = (self.flip(), host::now_ms());
-            if word.current(now) == pool {
-                return true;
-            }
-            if self.record.is_suspended() {
-                return false;
-            }
-            let left = Duration::from_millis(word.at_ms().saturating_sub(now));
-            let short = self.is_short().err();
-            if short.is_none() {
-                whole = Instant::now();
-                // What has come and gone before the flip is forgiven.
-                self.machine.count_from(self.world.figures(&self.service, pool));
-            }
-            // One that has crashed may come back in time.
-            let short = short.filter(|_| left < LAST_LOOK || whole.elapsed() > self.service.config.warm.within);
-            let is_stopping = self.record.stop_asked() || self.machine.is_stopping();
-            if (is_stopping || short.is_some()) && left > TOO_LATE && self.take_back(pool, word) {
-                self.record.add(What::Disarmed);
-                match short {
-                    Some(why) if !is_stopping => self.machine.unfit(&why),
-                    _ => {
-                        self.machine.stop(ON_REQUEST, true);
-                        self.machine.disarmed();
-                    }
-                }
-                let _ = self.save().await;
-                return false;
-            }
-            self.record.orders().wait(LOOK.min(left.max(Duration::from_millis(1)))).await;
-        }
-    }
-
-    /// Takes a flip back, unless its instant has come meanwhile.
-    fn take_back(&self, pool: u32, armed: FlipWord) -> bool {
-        let before = FlipWord::new(
-            [armed.lane(0), armed.lane(1)],
-            [0, 1].map(|it| it != pool && armed.is_open(it, host::now_ms())),
-            1 - pool,
-        );
-        self.world.publish_flip(&self.service, before);
-        if host::now_ms() >= armed.at_ms() {
-            // Somebody may have met the new pool.
-            self.world.publish_flip(&self.service, armed);
-            return false;
-        }
-        self.note_lanes(None);
-        true
-    }
-
-    async fn flipped(&mut self, pool: u32, at_ms: u64) {
-        self.service.set_current(pool);
-        let word = self.flip().settled(host::now_ms());
-        self.world.publish_flip(&self.service, word);
-        self.note_lanes(None);
-        reach(Point::Flipped, None).await;
-        if self.machine.flip_at_ms().is_none() {
-            self.machine.arming(at_ms);
-        }
-        self.machine.flipped();
-        self.count_flip(false);
-        let until_ms = at_ms + self.machine.plan().deploy.as_ref().map_or(0, |deploy| deploy.bake_ms);
-        self.record.add(What::Flipped { at_ms, lane: word.lane(pool), version: self.to.clone(), until_ms });
-        let _ = self.save().await;
-        reach(Point::FlipDone, None).await;
-    }
+/// The lanes where a pool has this one. Lanes of a ring are free; where the fleet has given one that the current pool has, it
+/// is that pool's no more.
+fn with_lane(word: FlipWord, pool: u32, lane: u8) -> [u8; 2] {
+    [0, 1].map(|it| match word.lane(it) {
+        _ if it == pool => lane,
+        taken if taken == lane => 0,
+        other => other,
+    })
 }
 
 /// The lane after the last that was given, in a ring from 1 to `lanes`; never one that a pool has.
@@ -386,6 +220,12 @@ fn next_lane(last: u8, word: FlipWord, lanes: u8) -> u8 {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_lane_is_of_one_pool() {
+        let word = FlipWord::new([4, 7], [true, false], 0);
+        assert_eq!([with_lane(word, 1, 5), with_lane(word, 1, 4), with_lane(word, 0, 7)], [[4, 5], [0, 4], [7, 0]]);
+    }
 
     #[test]
     fn lanes_go_round() {

@@ -15,7 +15,7 @@ use std::ops::Range;
 use serde::{Deserialize, Serialize};
 
 pub use self::{
-    deploy::{Baked, Deploy},
+    deploy::{Baked, Deploy, FleetPart},
     parts::{End, Outcome, Plan, Step},
 };
 use crate::{api::Exit, deploy::health::Figures};
@@ -142,7 +142,7 @@ impl Machine {
     pub fn abandoned(&self, why: &str) -> End {
         let so_far = match (&self.plan.deploy, self.flip_at_ms) {
             (None, _) => self.so_far(),
-            (Some(_), None) => deploy::UNTOUCHED.to_owned(),
+            (Some(_), None) => self.untouched().to_owned(),
             (Some(_), Some(_)) => {
                 "its flip was armed, or had happened; deployer status shows which pool is current, and the next deploy \
                  retires the other"
@@ -207,7 +207,8 @@ impl Machine {
             Stage::Again { .. } => !self.behind.is_empty(),
             _ => true,
         };
-        if batches.clone().any(Vec::is_empty) || self.plan.max_failures == 0 || !stage {
+        let has_lane = self.fleet().is_none_or(|fleet| fleet.lane > 0);
+        if batches.clone().any(Vec::is_empty) || self.plan.max_failures == 0 || !stage || !has_lane {
             return Err("its plan makes no sense".to_owned());
         }
         let spare = self.plan.surge.iter().chain(&self.plan.leftover).chain(&self.surged);
@@ -236,7 +237,11 @@ impl Machine {
                 Stage::Switch if !self.plan.switch => self.stage = Stage::Surge,
                 Stage::Surge if self.surging().is_empty() && self.stop.is_none() => self.stage = self.after_surge(),
                 Stage::Gate if self.plan.deploy.as_ref().is_some_and(|deploy| !deploy.gate) => self.stage = Stage::Hold,
-                Stage::Hold if self.plan.deploy.as_ref().is_some_and(|deploy| !deploy.hold) => self.stage = Stage::Flip,
+                Stage::Hold
+                    if self.plan.deploy.as_ref().is_some_and(|deploy| !deploy.hold && deploy.fleet.is_none()) =>
+                {
+                    self.stage = Stage::Flip
+                }
                 Stage::Gate | Stage::Hold if self.stop.is_some() => self.stop_before_flip(),
                 Stage::Surge if self.stop.is_some() && self.plan.deploy.is_some() => self.stop_before_flip(),
                 // One that is armed has to be taken back first.

@@ -2,12 +2,13 @@
 //!
 //! `machine` decides and touches nothing; `worker` takes one worker through its restart, in a `world`; `run` connects the
 //! two, batch by batch, and `record` is what it tells; `left` holds the workers that were left. `deploy` does what a deploy has more
-//! than a roll, and `orders` is what it is asked for meanwhile.
+//! than a roll, with its `flip` and its `bake`, and `orders` is what it is asked for meanwhile.
 
 mod bake;
 mod batch;
 mod command;
 mod deploy;
+mod flip;
 mod left;
 pub mod machine;
 pub mod orders;

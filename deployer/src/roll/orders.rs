@@ -23,6 +23,13 @@ pub enum Order {
         /// Who asks.
         by: String,
     },
+    /// Go back to the old pool, by the fleet.
+    Return {
+        /// Why.
+        why: String,
+    },
+    /// The bake is over, or the time of what was turned back, by the fleet.
+    End,
     /// Make room for another deploy.
     Supersede {
         /// Who asks.
@@ -44,8 +51,8 @@ impl Orders {
         match order {
             Order::None => return,
             Order::Flip { .. } => *lock(&self.flip) = order,
-            Order::Rollback { .. } => *lock(&self.after) = order,
-            Order::Supersede { .. } => {
+            Order::Rollback { .. } | Order::Return { .. } => *lock(&self.after) = order,
+            Order::Supersede { .. } | Order::End => {
                 let mut after = lock(&self.after);
                 if *after == Order::None {
                     *after = order;

@@ -1,11 +1,8 @@
 //! What a roll has done so far: events in order, and whether somebody asked it to stop.
 
-use std::{
-    sync::{
-        Arc, Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicBool, Ordering},
-    },
-    time::{SystemTime, UNIX_EPOCH},
+use std::sync::{
+    Arc, Mutex, MutexGuard, PoisonError,
+    atomic::{AtomicBool, Ordering},
 };
 
 use tokio::sync::watch;
@@ -18,6 +15,7 @@ use super::{
 use crate::{
     api::{Event, Exit, What},
     journal::{History, events::Log},
+    kernel::clock,
     log,
 };
 
@@ -35,6 +33,8 @@ pub struct Record {
     suspend: AtomicBool,
     parked: AtomicBool,
     orders: Orders,
+    /// Why the version of a fleet's deploy is ill.
+    ill: Mutex<Option<String>>,
     /// So many events are a former daemon's.
     inherited: usize,
     /// The history of the host, and the version that the workers said they run before.
@@ -66,8 +66,8 @@ impl Record {
         let stop = AtomicBool::new(events.iter().any(|event| matches!(event.what, What::StopAsked { .. })));
         let told = Mutex::new(Told { events, early: Vec::new(), log, torn: false });
         let (suspend, parked) = (AtomicBool::new(false), AtomicBool::new(false));
-        let orders = Orders::default();
-        Self { id, service, by, told, written, stop, suspend, parked, orders, inherited, host: None }
+        let (orders, ill) = (Orders::default(), Mutex::default());
+        Self { id, service, by, told, written, stop, suspend, parked, orders, ill, inherited, host: None }
     }
 
     /// Has the history of the host know of it, too; the workers ran version `before`.
@@ -210,6 +210,25 @@ impl Record {
         self.orders.give(order);
     }
 
+    /// Why the version of a fleet's deploy is ill, while it bakes.
+    #[must_use]
+    pub fn ill(&self) -> Option<String> {
+        self.ill.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Remembers that it is ill, or well; it is told when it becomes so.
+    pub fn set_ill(&self, why: Option<String>) {
+        let before = std::mem::replace(&mut *self.ill.lock().unwrap_or_else(PoisonError::into_inner), why.clone());
+        match (before, why) {
+            (None, Some(why)) => self.add(What::Ill { why }),
+            (Some(_), None) => {
+                let _in = log::of_roll(&self.id).entered();
+                info!("the new version is well again");
+            }
+            _ => {}
+        }
+    }
+
     /// What is asked of a deploy.
     #[must_use]
     pub fn orders(&self) -> &Orders {
@@ -266,7 +285,7 @@ impl Told {
 /// Milliseconds since 1970.
 #[must_use]
 pub fn unix_ms() -> u64 {
-    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_millis() as u64)
+    clock::wall_ms()
 }
 
 #[cfg(test)]

@@ -204,6 +204,10 @@ impl Roll {
         if !self.record.is_suspended() || !self.hand.is_empty() || is_over {
             return false;
         }
+        if self.machine.flip_at_ms().is_none() {
+            // What was asked of a fleet's deploy is asked of the next daemon once more.
+            self.machine.hold_again();
+        }
         match self.save().await {
             Ok(()) => true,
             // There is no stop to it, and the journal has it since the flip was armed: the next daemon finds in the kernel
@@ -257,6 +261,7 @@ impl Roll {
 
     async fn finish(&self, end: End, begun: Instant) {
         reach(Point::FinishBefore, None).await;
+        let (id, epoch, told) = (&self.record.id, self.machine.plan().epoch(), end.clone());
         let (service, is_deploy) = (&*self.service, self.machine.plan().deploy.is_some());
         self.world.mark(Moment::Ended { service, result: end.result, is_deploy });
         let since = self.record.begun_ms().map(|ms| Duration::from_millis(unix_ms().saturating_sub(ms)));
@@ -269,7 +274,7 @@ impl Roll {
         });
         reach(Point::Finished, None).await;
         // A roll that has told its end is not taken up again, whatever the journal says.
-        self.journal.update(|state| state.rolls.retain(|roll| roll.id != self.record.id));
+        self.journal.update(|state| state.roll_over(id, &self.record.service, epoch, &told));
         reach(Point::Forgotten, None).await;
     }
 }

@@ -45,6 +45,7 @@ pub(super) fn tell(history: &History, roll: &Record, before: Option<&str>, what:
             let (at_ms, lane, why) = (*at_ms, *lane, why.clone());
             history.tell(its_own, about, Change::FlippedBack { at_ms, lane, why });
         }
+        What::Ill { why } => history.tell(its_own, about, Change::DeployIll { why: why.clone() }),
         What::Asked { by, what } => {
             history.tell(By::Somebody(by), about, Change::DeployAsked { what: what.clone() });
         }

@@ -98,7 +98,7 @@ fn a_suspended_server_lets_the_session_expire() -> Result<()> {
 }
 
 /// Takes all packets to the servers away, or no longer; inside the sandbox's namespace only.
-fn cut(sandbox: &Sandbox, change: &str) -> Result<()> {
+pub(crate) fn cut(sandbox: &Sandbox, change: &str) -> Result<()> {
     let mut command: Command = sandbox.command(Place::Outside, "iptables");
     command.args(["-w", change, "INPUT", "-p", "tcp", "--dport", &PORT.to_string(), "-j", "DROP"]);
     process::run(&mut command).map(drop)

@@ -20,7 +20,7 @@ use table::Table;
 /// `versions` has; the binary knows them, if it was built with feature `failpoints`.
 fn points(sandbox: &Sandbox) -> Result<Vec<String>> {
     let printed = run(DeployerBin::find()?.command(sandbox).arg("failpoints"))?;
-    let of_a_deploy = |name: &&str| name.starts_with("flip") || *name == "returned";
+    let of_a_deploy = |name: &&str| name.starts_with("flip") || name.starts_with("fleet") || *name == "returned";
     let points: Vec<_> = printed.split_whitespace().filter(|name| !of_a_deploy(name)).map(str::to_owned).collect();
     ensure!(points.len() > 10, "hardly any failpoints: {printed:?}");
     Ok(points)

@@ -84,6 +84,7 @@ fn every_change_of_a_deploy_is_a_line() {
         (Change::Flipped { at_ms, lane, version: Some(text()) }, &format!("flipped to lane 3 (it) at {at}  (")),
         (Change::Flipped { at_ms, lane, version: None }, &format!("flipped to lane 3 at {at}  (")),
         (Change::FlippedBack { at_ms, lane, why: text() }, &format!("flipped back to lane 3 at {at}: it  (")),
+        (Change::DeployIll { why: text() }, "the new version is ill: it  ("),
         (Change::DeployAsked { what: "rollback".to_owned() }, "rollback asked for  ("),
     ] {
         assert!(shown(change.clone()).contains(said), "{}", shown(change));

@@ -73,6 +73,15 @@ fn each_event_of_a_deploy_is_a_line() {
             What::Returned { at_ms, lane, why: text("ill"), until_ms },
             "flipped back to lane 3: ill; the other version stays 10m00s for its pages",
         ),
+        (
+            What::Flipped { at_ms, lane, version: None, until_ms: u64::MAX },
+            "flipped to lane 3; both versions stay until the fleet says",
+        ),
+        (
+            What::Returned { at_ms, lane, why: text("ill"), until_ms: u64::MAX },
+            "flipped back to lane 3: ill; the other version stays until the fleet says, for its pages",
+        ),
+        (What::Ill { why: text("1 crash") }, "the new version is ill: 1 crash; the fleet decides"),
         (What::Asked { by: text("root"), what: text("rollback") }, "root asked for: rollback"),
     ] {
         assert_eq!(line(&event(104_200, what), 101_000), format!("  3.2s {expected}"));

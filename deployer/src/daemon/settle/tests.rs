@@ -1,9 +1,10 @@
 //! Whole rolls in a machine of our own, in which the daemon ends at any of its effects and writes, and another goes on.
 
+mod fleet;
 mod leave;
 mod machine;
 
-use std::{collections::BTreeMap, sync::Arc, time::Duration};
+use std::{collections::BTreeMap, path::Path, sync::Arc, time::Duration};
 
 use deployer_common::word::State as Word;
 

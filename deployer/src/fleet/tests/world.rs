@@ -39,7 +39,7 @@ impl Chance {
 
     /// How long a message takes, milliseconds: short as a rule, and sometimes long.
     pub(super) fn latency(&mut self) -> u64 {
-        match self.below(40) {
+        match self.below(20) {
             0 => self.between(100, 3000),
             1..4 => self.between(20, 200),
             _ => self.between(1, 15),
@@ -58,6 +58,8 @@ pub(super) enum Event {
     Act(usize, u32),
     /// What it writes comes to ZooKeeper: a mark; for [`Mark::Confirmed`], if the state has this version.
     Land(usize, u32, Mark, u64, i32),
+    /// It hears that it has confirmed, and is to flip at this instant.
+    Heard(usize, u32, u64, u64),
     /// What is under way on a host is done.
     Done(usize, u32),
     /// An order to flip comes to its deploy.
@@ -72,6 +74,8 @@ pub(super) enum Event {
     Swap(usize, u32),
     /// An operator wants something.
     Operator,
+    /// An operator wants what is under way to be aborted.
+    Want,
     /// Something breaks.
     Fault,
     /// A host's daemon starts.

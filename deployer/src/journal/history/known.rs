@@ -78,6 +78,7 @@ impl Known {
             | Change::FlipDisarmed
             | Change::Flipped { .. }
             | Change::FlippedBack { .. }
+            | Change::DeployIll { .. }
             | Change::DeployAsked { .. }
             | Change::RollResumed { .. }
             | Change::Lost { .. } => {}

@@ -23,6 +23,7 @@ pub(super) fn cap(change: &mut Change) {
         | Change::RollResumed { text }
         | Change::RollEnded { text, .. }
         | Change::FlippedBack { why: text, .. }
+        | Change::DeployIll { why: text }
         | Change::DeployAsked { what: text }
         | Change::Trouble { text, .. }
         | Change::SelfTest { detail: text, .. } => cut(text),

@@ -3,6 +3,9 @@
 //! Until the flip everything that goes wrong ends it with the new pool retired, and nobody has met it. After the flip it
 //! bakes, both pools warm; then the old pool is retired. Turned back while it bakes, it flips to the old pool, and the new
 //! one is retired as late as the old one would have been: pages of its version are still open.
+//!
+//! One that is the fleet's waits to be told: to flip, that the bake is over, or that it is turned back. Its new pool may be
+//! dialled from when it begins to hold, since other hosts may flip earlier than this one.
 
 use serde::{Deserialize, Serialize};
 
@@ -24,6 +27,18 @@ pub struct Deploy {
     pub at_ms: Option<u64>,
     /// How long both pools stand side by side after a flip, milliseconds.
     pub bake_ms: u64,
+    /// It is the fleet's: it holds, and both pools stand side by side, until it is told.
+    #[serde(default)]
+    pub fleet: Option<FleetPart>,
+}
+
+/// What of a deploy the fleet says.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FleetPart {
+    /// The epoch that it is for.
+    pub epoch: u64,
+    /// The lane of the new version on every host, 1-255.
+    pub lane: u8,
 }
 
 /// Why a bake is over.
@@ -63,6 +78,37 @@ impl Machine {
         matches!(self.stage, Stage::Bake) || (matches!(self.stage, Stage::Flip) && is_over())
     }
 
+    /// Whether it is about to flip, or does so by itself, and has not been told that it has.
+    #[must_use]
+    pub fn is_flipping(&self) -> bool {
+        matches!(self.stage, Stage::Flip)
+    }
+
+    /// Whether it was turned back, and both versions serve side by side still.
+    #[must_use]
+    pub fn is_turned_back(&self) -> bool {
+        matches!(self.stage, Stage::Return | Stage::Linger)
+    }
+
+    /// Whether a pool is being retired, or nothing is left to do.
+    #[must_use]
+    pub fn is_ending(&self) -> bool {
+        matches!(self.stage, Stage::Retire(_) | Stage::Over(_))
+    }
+
+    /// What of it the fleet says, of a deploy.
+    #[must_use]
+    pub fn fleet(&self) -> Option<FleetPart> {
+        self.plan.deploy.as_ref()?.fleet
+    }
+
+    /// Whether everybody may dial the new pool's lane though it has not flipped yet, as far as is written down.
+    #[must_use]
+    pub fn is_open_early(&self, now_ms: u64) -> bool {
+        let waits = matches!(self.stage, Stage::Hold | Stage::Flip);
+        self.fleet().is_some() && waits && !self.may_have_flipped(now_ms)
+    }
+
     /// Whether it waits for somebody to say that it is to flip.
     #[must_use]
     pub fn is_holding(&self) -> bool {
@@ -93,7 +139,7 @@ impl Machine {
     }
 
     pub(super) fn stop_before_flip(&mut self) {
-        let text = format!("{}; {UNTOUCHED}", self.why());
+        let text = format!("{}; {}", self.why(), self.untouched());
         self.over(Exit::Stopped, text);
     }
 
@@ -112,6 +158,16 @@ impl Machine {
         if let (Stage::Hold, Some(deploy)) = (&self.stage, &mut self.plan.deploy) {
             deploy.at_ms = at_ms.or(deploy.at_ms);
             self.stage = Stage::Flip;
+        }
+    }
+
+    /// The flip of a fleet's deploy was not armed, by a daemon that ended: it waits to be told once more, since the fleet may
+    /// want something else by now.
+    pub fn hold_again(&mut self) {
+        if self.fleet().is_some() && matches!(self.stage, Stage::Flip) {
+            self.flip_at_ms = None;
+            self.stage = Stage::Hold;
+            self.settle();
         }
     }
 
@@ -135,7 +191,7 @@ impl Machine {
     pub fn unfit(&mut self, why: &str) {
         if let Stage::Flip = self.stage {
             self.flip_at_ms = None;
-            self.over(Exit::Failed, format!("{why}; {UNTOUCHED}"));
+            self.over(Exit::Failed, format!("{why}; {}", self.untouched()));
             self.settle();
         }
     }
@@ -188,12 +244,18 @@ impl Machine {
         }
     }
 
-    /// Until when both pools stand side by side, milliseconds since 1970.
-    pub(super) fn side_by_side_until(&self) -> u64 {
-        let bake = self.plan.deploy.as_ref().map_or(0, |deploy| deploy.bake_ms);
-        self.flip_at_ms.unwrap_or_default().saturating_add(bake)
+    /// Until when both pools stand side by side, milliseconds since 1970; `None`: until it is told.
+    #[must_use]
+    pub fn side_by_side_until(&self) -> Option<u64> {
+        let (bake, fleet) = self.plan.deploy.as_ref().map_or((0, None), |deploy| (deploy.bake_ms, deploy.fleet));
+        fleet.is_none().then(|| self.flip_at_ms.unwrap_or_default().saturating_add(bake))
+    }
+
+    /// How the text of an end goes on that comes before the flip. Pages of other hosts may have met a version of the fleet's.
+    pub(super) fn untouched(&self) -> &'static str {
+        if self.fleet().is_some() { "this host has not flipped, and the old version is untouched" } else { UNTOUCHED }
     }
 }
 
-/// How the text of an end goes on that comes before the flip.
+/// The same where nobody can have met the new version.
 pub(super) const UNTOUCHED: &str = "nobody has met the new version, and the old one is untouched";

@@ -30,9 +30,18 @@ pub struct Plan {
     /// It is a deploy: the spares are the other pool.
     #[serde(default)]
     pub deploy: Option<Deploy>,
+    /// A roll that is the fleet's: the epoch that it is for. Of a deploy, see [`Deploy::fleet`].
+    #[serde(default)]
+    pub fleet: Option<u64>,
 }
 
 impl Plan {
+    /// The epoch of the fleet that it is for; `None`: it is this host's own.
+    #[must_use]
+    pub fn epoch(&self) -> Option<u64> {
+        self.fleet.or_else(|| Some(self.deploy.as_ref()?.fleet?.epoch))
+    }
+
     /// Cuts the first so many workers into batches.
     #[must_use]
     pub fn batches(workers: usize, batch: usize) -> Vec<Vec<usize>> {
@@ -118,8 +127,8 @@ pub enum Step {
     },
     /// Look after the new pool while both are warm.
     Bake {
-        /// Milliseconds since 1970.
-        until_ms: u64,
+        /// Milliseconds since 1970; `None`: until it is told.
+        until_ms: Option<u64>,
     },
     /// Have the old pool current again, at once.
     Return {
@@ -128,8 +137,8 @@ pub enum Step {
     },
     /// Keep the pool that was turned back for the pages of its version.
     Linger {
-        /// Milliseconds since 1970.
-        until_ms: u64,
+        /// Milliseconds since 1970; `None`: until it is told.
+        until_ms: Option<u64>,
     },
     /// It is over.
     Finish(End),

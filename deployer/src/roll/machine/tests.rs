@@ -19,6 +19,7 @@ fn plan() -> impl Strategy<Value = Plan> {
             leftover: (workers..workers + leftover).collect(),
             back: 1,
             deploy: None,
+            fleet: None,
         },
     )
 }

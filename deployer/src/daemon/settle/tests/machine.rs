@@ -322,7 +322,7 @@ impl World for Sim {
     }
 
     fn publish_flip(&self, _: &Service, word: FlipWord) {
-        self.0.lock().unwrap().flip = word;
+        self.act(|inner| inner.flip = word);
     }
 
     fn closing_former(&self, worker: &Worker, quiet_after: Option<Duration>) -> Closing {

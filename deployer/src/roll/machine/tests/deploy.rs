@@ -3,11 +3,13 @@
 use std::collections::BTreeSet;
 
 use super::*;
-use crate::roll::machine::{Baked, Deploy};
+use crate::roll::machine::{Baked, Deploy, FleetPart};
+
+const FLEET: FleetPart = FleetPart { epoch: 3, lane: 9 };
 
 fn deploy() -> impl Strategy<Value = Plan> {
-    (1..20_usize, 1..20_usize, 1..8_usize, 0..3_usize, any::<[bool; 4]>()).prop_map(
-        |(old, new, batch, leftover, [second, gate, hold, switch])| {
+    (1..20_usize, 1..20_usize, 1..8_usize, 0..3_usize, any::<[bool; 5]>()).prop_map(
+        |(old, new, batch, leftover, [second, gate, hold, switch, fleets])| {
             // Either pool may be the one that is current.
             let (old, new) = if second { (new..new + old, 0..new) } else { (0..old, old..old + new) };
             Plan {
@@ -15,7 +17,15 @@ fn deploy() -> impl Strategy<Value = Plan> {
                 switch,
                 leftover: new.clone().take(leftover).collect(),
                 surge: new.collect(),
-                deploy: Some(Deploy { old: old.collect(), batch, gate, hold, at_ms: None, bake_ms: 1000 }),
+                deploy: Some(Deploy {
+                    old: old.collect(),
+                    batch,
+                    gate,
+                    hold,
+                    at_ms: None,
+                    bake_ms: 1000,
+                    fleet: fleets.then_some(FLEET),
+                }),
                 ..Plan::default()
             }
         },
@@ -29,6 +39,10 @@ struct World {
     current_is_new: bool,
     has_flipped: bool,
     gated: bool,
+    /// It was told to flip.
+    released: bool,
+    /// So often it was told once more.
+    again: usize,
     end: Option<End>,
 }
 
@@ -38,6 +52,9 @@ impl World {
         let deploy = plan.deploy.unwrap();
         if draw.next() == Some(7) {
             machine.stop("stopped on request", true);
+        }
+        if deploy.fleet.is_some() {
+            unmoved(machine);
         }
         match machine.step() {
             Step::Finish(end) => self.end = Some(end),
@@ -61,8 +78,16 @@ impl World {
                 machine.gated(result);
             }
             Step::Hold => {
-                assert!(deploy.hold);
+                assert!(deploy.hold || deploy.fleet.is_some());
+                assert!(machine.is_open_early(u64::MAX) == deploy.fleet.is_some());
+                self.released = true;
                 machine.released(None);
+            }
+            Step::Flip { .. } if deploy.fleet.is_some() && self.again < 3 && draw.next() == Some(5) => {
+                // Written down, and the daemon has ended before it was armed.
+                machine.arming(1);
+                machine.hold_again();
+                (self.released, self.again) = (false, self.again + 1);
             }
             Step::Flip { .. } if draw.next() == Some(3) => {
                 machine.arming(1);
@@ -77,12 +102,13 @@ impl World {
             Step::Flip { .. } => {
                 assert!(plan.surge.iter().all(|nth| self.up.contains(nth)), "not all of the new pool are up");
                 assert!(self.gated || !deploy.gate, "the gate was not asked");
+                assert!(self.released || deploy.fleet.is_none(), "nobody has said so");
                 machine.arming(1);
                 machine.flipped();
                 (self.current_is_new, self.has_flipped) = (true, true);
             }
             Step::Bake { until_ms } => {
-                assert_eq!(until_ms, 1001);
+                assert_eq!(until_ms, deploy.fleet.is_none().then_some(1001));
                 machine.baked(match draw.next() {
                     Some(0..=4) => Baked::Bad("ill".to_owned()),
                     Some(5..=6) => Baked::Superseded("me".to_owned()),
@@ -94,11 +120,34 @@ impl World {
                 machine.returned(5);
             }
             Step::Linger { until_ms } => {
-                assert_eq!(until_ms, 1005);
+                assert_eq!(until_ms, deploy.fleet.is_none().then_some(1005));
                 machine.lingered();
             }
             step => panic!("{step:?} is not a deploy's"),
         }
+    }
+}
+
+/// A fleet's deploy that holds, bakes or lingers goes on only where it is told what that needs.
+fn unmoved(machine: &Machine) {
+    let (mut other, step) = (machine.clone(), machine.step());
+    if matches!(step, Step::Hold | Step::Bake { .. } | Step::Linger { .. }) {
+        other.gated(Err("no".to_owned()));
+        other.unfit("not up");
+        other.flipped();
+        other.returned(7);
+        other.hold_again();
+        if !matches!(step, Step::Hold) {
+            other.stop("stopped on request", false);
+            other.released(None);
+        }
+        if !matches!(step, Step::Bake { .. }) {
+            other.baked(Baked::Done);
+        }
+        if !matches!(step, Step::Linger { .. }) {
+            other.lingered();
+        }
+        assert_eq!(other.step(), step);
     }
 }
 
@@ -182,4 +231,48 @@ fn a_pool_that_is_not_up_is_not_flipped_to() {
     machine.batch_done(vec![(1, Outcome::Changed)]);
     let Step::Finish(end) = machine.step() else { panic!("{machine:?}") };
     assert!(end.result == Exit::Failed && end.text.starts_with("not up; nobody has met"), "{end:?}");
+}
+
+fn fleets() -> Machine {
+    let deploy = Deploy { old: vec![0], batch: 1, bake_ms: 1, fleet: Some(FLEET), ..Deploy::default() };
+    let plan = Plan { surge: vec![1], max_failures: 1, deploy: Some(deploy), ..Plan::default() };
+    assert_eq!(plan.epoch(), Some(FLEET.epoch));
+    let mut machine = Machine::new(plan);
+    machine.batch_done(vec![(1, Outcome::Changed)]);
+    machine
+}
+
+#[test]
+fn what_the_fleet_has_said_is_forgotten_by_a_daemon_that_ends_before_it_is_armed() {
+    let mut machine = fleets();
+    assert!(machine.is_holding() && machine.is_open_early(0), "it holds, though nobody has asked for that");
+    machine.released(Some(77));
+    assert_eq!(machine.step(), Step::Flip { at_ms: Some(77) });
+    machine.hold_again();
+    assert!(machine.is_holding());
+    machine.released(Some(88));
+    machine.arming(88);
+    machine.stop("stopped on request", false);
+    assert!(machine.is_open_early(87) && !machine.is_open_early(88), "it may have flipped since");
+    machine.hold_again();
+    assert_eq!(machine.step(), Step::Retire { spares: vec![1] }, "it is not armed, and it is to stop");
+    machine.batch_done(vec![(1, Outcome::Changed)]);
+    let Step::Finish(end) = machine.step() else { panic!("{machine:?}") };
+    assert!(end.text.contains("this host has not flipped") && !end.text.contains("nobody has met"), "{end:?}");
+}
+
+#[test]
+fn a_deploy_of_an_older_journal_is_no_fleets() {
+    let text = r#"{"old":[0],"batch":1,"gate":false,"hold":false,"at_ms":null,"bake_ms":7}"#;
+    let deploy: Deploy = serde_json::from_str(text).unwrap();
+    assert_eq!(deploy, Deploy { old: vec![0], batch: 1, bake_ms: 7, ..Deploy::default() });
+    let mut machine = fleets();
+    machine.released(None);
+    machine.arming(5);
+    machine.flipped();
+    assert_eq!((machine.step(), machine.is_turned_back()), (Step::Bake { until_ms: None }, false));
+    let none = FleetPart { lane: 0, ..FLEET };
+    let mut plan = machine.plan().clone();
+    plan.deploy.as_mut().unwrap().fleet = Some(none);
+    assert!(Machine::new(plan).check(2, 0, 0).is_err(), "a lane is 1 to 255");
 }

@@ -1,0 +1,174 @@
+//! Says that this host is there, and how its services stand.
+
+use std::{
+    collections::BTreeMap,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use serde::{Deserialize, Serialize};
+use tokio::time::sleep;
+
+use super::{super::Daemon, hand::lock};
+use crate::{
+    api::Phase,
+    fleet::{
+        board::Enrolled,
+        coordinator::Trouble,
+        member::{Local, Stage},
+    },
+    kernel::clock,
+    roll::record::unix_ms,
+};
+
+/// Between two looks.
+const LOOK: Duration = Duration::from_millis(500);
+
+/// What a host says of itself: the node `hosts/HOST`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub(super) struct HostInfo {
+    /// Which boot of which machine it is.
+    pub(super) boot_id: String,
+    /// Its deployer's version.
+    pub(super) deployer: String,
+    /// By name.
+    pub(super) services: BTreeMap<String, ServiceInfo>,
+    /// Whether its clock is synchronised.
+    pub(super) synchronised: bool,
+    /// By how much it may be off, microseconds.
+    pub(super) clock_error_us: u64,
+}
+
+/// How a service stands on a host.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct ServiceInfo {
+    pub(super) version: Option<String>,
+    pub(super) lane: u8,
+    pub(super) epoch: u64,
+    pub(super) stage: String,
+    pub(super) up: usize,
+    pub(super) workers: usize,
+    pub(super) published: bool,
+}
+
+impl Daemon {
+    /// Says that this host is there, as long as it is.
+    pub(in crate::daemon) async fn register(self: Arc<Self>) {
+        let mut said: Option<(u64, HostInfo)> = None;
+        let mut twin: Option<Instant> = None;
+        loop {
+            sleep(LOOK).await;
+            let link = self.fleet.link();
+            if !link.is_connected {
+                continue;
+            }
+            let info = self.info();
+            if said.as_ref().is_none_or(|(session, before)| *session != link.session || differs(before, &info)) {
+                match self.say_so(&info, &mut twin).await {
+                    Ok(true) => said = Some((link.session, info)),
+                    Ok(false) | Err(_) => said = None,
+                }
+            }
+            // Where nobody tells, the last that was read counts.
+            let _ = self.enrol().await;
+        }
+    }
+
+    /// Whether it could be said: not while another machine bears this host's name.
+    async fn say_so(&self, info: &HostInfo, twin: &mut Option<Instant>) -> Result<bool, Trouble> {
+        let fleet = &self.fleet;
+        let path = format!("{}/{}", fleet.board.paths.hosts(), fleet.host);
+        let there = fleet.read(&path).await?.and_then(|node| serde_json::from_slice::<HostInfo>(&node.data).ok());
+        if there.is_some_and(|there| there.boot_id != info.boot_id) {
+            // Its own, of before a reboot, goes with its session.
+            let since = *twin.get_or_insert_with(Instant::now);
+            if since.elapsed() > 2 * fleet.session_timeout {
+                let why = format!(
+                    "another machine calls itself {0}; give [fleet] host another value on one of them",
+                    fleet.host
+                );
+                fleet.trouble("the host's name", Some(why));
+            }
+            return Ok(false);
+        }
+        *twin = None;
+        fleet.trouble("the host's name", None);
+        fleet.board.hold(&path, info).await?;
+        Ok(true)
+    }
+
+    async fn enrol(&self) -> Result<(), Trouble> {
+        let fleet = &self.fleet;
+        let path = format!("{}/{}", fleet.board.paths.roster(), fleet.host);
+        let enrolled = match fleet.read(&path).await? {
+            Some(node) => serde_json::from_slice::<Enrolled>(&node.data).ok(),
+            None if fleet.enrols => {
+                let (state, by) = ("enabled".to_owned(), "itself".to_owned());
+                let enrolled = Enrolled { state, by, at_ms: unix_ms() };
+                if fleet.is_alone {
+                    fleet.board.hold(&path, &enrolled).await?;
+                } else {
+                    fleet.board.put(&path, &enrolled).await?;
+                }
+                Some(enrolled)
+            }
+            None => None,
+        };
+        fleet.set_enabled(enrolled.is_some_and(|enrolled| enrolled.state == "enabled"));
+        Ok(())
+    }
+
+    fn info(&self) -> HostInfo {
+        let clock = clock::synchronised();
+        let services = self.registry.services().into_keys();
+        let services = services.filter_map(|name| Some((name.clone(), self.service_info(&name)?)));
+        HostInfo {
+            boot_id: self.boot.clone(),
+            deployer: env!("CARGO_PKG_VERSION").to_owned(),
+            services: services.collect(),
+            synchronised: clock.synchronised,
+            clock_error_us: clock.error_us,
+        }
+    }
+
+    fn service_info(&self, name: &str) -> Option<ServiceInfo> {
+        let (service, local) = (self.registry.service(name)?, self.fleet_local(name)?);
+        let is_up = |worker: &&Arc<crate::service::Worker>| worker.control().phase == Phase::Up;
+        let pool = if matches!(local.stage, Stage::Starting(_) | Stage::Holding(_) | Stage::Armed(..)) {
+            service.pool(1 - service.current())
+        } else {
+            service.workers()
+        };
+        let published = lock(&self.fleet.followed(name).published).contains(&self.fleet.board.paths.active_set(name));
+        Some(ServiceInfo {
+            version: local.current.as_ref().map(|current| current.version.clone()),
+            lane: local.current.as_ref().map_or(0, |current| current.lane),
+            epoch: local.epoch,
+            stage: stage(&local).to_owned(),
+            up: pool.iter().filter(is_up).count(),
+            workers: pool.len(),
+            published,
+        })
+    }
+}
+
+/// What a host is at, in a word.
+fn stage(local: &Local) -> &'static str {
+    match local.stage {
+        Stage::Idle => "idle",
+        Stage::Busy(_) => "busy",
+        Stage::Starting(_) => "starting",
+        Stage::Holding(_) => "holding",
+        Stage::Armed(..) => "armed",
+        Stage::Baking(..) => "baking",
+        Stage::Lingering(_) => "lingering",
+        Stage::Ending(_) => "ending",
+        Stage::Rolling(_) => "rolling",
+    }
+}
+
+/// The clock's error grows all the time; that alone is no news.
+fn differs(before: &HostInfo, now: &HostInfo) -> bool {
+    let without = |info: &HostInfo| HostInfo { clock_error_us: 0, ..info.clone() };
+    without(before) != without(now) || now.clock_error_us > before.clock_error_us.saturating_mul(2).max(50_000)
+}

@@ -1,0 +1,280 @@
+//! Barriers of others, as Kazoo has them (`kazoo.recipe.barrier`): a host waits until a plain one is taken away, or enters
+//! and leaves a double one together with others, whatever program they are.
+//!
+//! Nothing here gives up by itself: connections come back. Who waits no longer drops what waits, and calls
+//! [`DoubleBarrier::withdraw`].
+
+use std::fs;
+use std::sync::Arc;
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+
+use super::coordinator::{Coordinator, Kind, Link, Op, Trouble, Watch, Why};
+
+/// What a watch does not tell of is seen after this time at the latest.
+const LOOK: Duration = Duration::from_secs(2);
+/// Between two attempts without a connection.
+const PAUSE: Duration = Duration::from_millis(200);
+/// The node by which all of a double barrier's parties know that all are there.
+const READY: &str = "ready";
+
+/// A double barrier, and how many are to enter it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct DoubleBarrierAt {
+    /// Its node, absolute; made if it is not there.
+    pub path: String,
+    /// All of them, with this host: 1 to 100,000.
+    pub parties: usize,
+}
+
+/// Waits until a plain barrier is open: its node is not there.
+///
+/// # Errors
+/// When it cannot be read, and never will: no right to it, or no path. In words.
+pub async fn open(fleet: &dyn Coordinator, path: &str) -> Result<(), String> {
+    let mut watch = fleet.watch(path, false);
+    loop {
+        match fleet.get(path).await {
+            Ok(None) => return Ok(()),
+            Ok(Some(_)) => news(&mut watch).await,
+            Err(trouble) => bear(trouble, path).await?,
+        }
+    }
+}
+
+/// What is to be done next.
+enum Next {
+    /// It is through.
+    Done,
+    /// Look again at once.
+    Again,
+    /// Wait for a change.
+    Wait,
+}
+
+/// This host's part in a double barrier.
+pub struct DoubleBarrier {
+    fleet: Arc<dyn Coordinator>,
+    at: DoubleBarrierAt,
+    /// Written into the node, for people.
+    who: String,
+    /// The node's name, and the session in which it was made.
+    node: Option<(String, u64)>,
+}
+
+/// What is known of the node `ready` while others are waited for.
+#[derive(Default)]
+struct Ready {
+    /// The connection on which its watch is in place.
+    watched: Option<Link>,
+    /// The connection on which it was not there, though it was watched.
+    absent: Option<Link>,
+    /// It has been there since this host entered, if only for a moment.
+    appeared: bool,
+}
+
+impl DoubleBarrier {
+    /// Not entered yet; `who` is for people: Kazoo writes host and process.
+    #[must_use]
+    pub fn new(fleet: Arc<dyn Coordinator>, at: DoubleBarrierAt, who: String) -> Self {
+        Self { fleet, at, who, node: None }
+    }
+
+    /// Enters, and waits until all parties have.
+    ///
+    /// # Errors
+    /// When that will never be: no right to it, or no path. In words.
+    pub async fn enter(&mut self) -> Result<(), String> {
+        let mut sign = self.fleet.watch(&self.below(READY), false);
+        let mut all = self.fleet.watch(&self.at.path, true);
+        let mut ready = Ready::default();
+        loop {
+            match self.look_around(&mut ready).await {
+                Ok(Next::Done) => return Ok(()),
+                Ok(Next::Again) => {}
+                Ok(Next::Wait) => tokio::select! {
+                    () = sign.changed() => ready.told(*self.fleet.link().borrow()),
+                    () = all.changed() => {}
+                    () = tokio::time::sleep(LOOK) => {}
+                },
+                Err(trouble) => bear(trouble, &self.at.path).await?,
+            }
+        }
+    }
+
+    /// Whether all are there.
+    async fn look_around(&mut self, ready: &mut Ready) -> Result<Next, Trouble> {
+        let link = *self.fleet.link().borrow();
+        let own = self.stand(link).await?;
+        let (parties, is_ready) = self.parties().await?;
+        if !parties.contains(&own) {
+            // It has gone with its session, just now.
+            self.node = None;
+            return Ok(Next::Again);
+        }
+        if parties.len() >= self.at.parties {
+            self.fleet.ensure(&self.below(READY)).await?;
+            return Ok(Next::Done);
+        }
+        // One that was there before this host was is left over by parties that died in the barrier.
+        if ready.appeared || (is_ready && ready.absent.is_some()) {
+            return Ok(Next::Done);
+        }
+        if !is_ready && ready.watched == Some(link) {
+            ready.absent = Some(link);
+        }
+        Ok(Next::Wait)
+    }
+
+    /// Sees to it that its node is there: after a lost session, a new one.
+    async fn stand(&mut self, link: Link) -> Result<String, Trouble> {
+        if let Some((former, _)) = self.node.clone().filter(|(_, session)| *session != link.session) {
+            // Nobody is to be counted twice.
+            self.remove(&former).await?;
+            self.node = None;
+        }
+        let (name, is_new) = match &self.node {
+            Some((name, _)) => (name.clone(), false),
+            None => (hex()?, true),
+        };
+        if is_new {
+            self.fleet.ensure(&self.at.path).await?;
+            self.node = Some((name.clone(), link.session));
+            let data = self.who.clone().into_bytes();
+            let made =
+                self.fleet.transact(vec![Op::Create { path: self.below(&name), data, kind: Kind::Ephemeral }]).await;
+            match made {
+                Ok(_) | Err(Trouble::Refused { why: Why::Exists, .. }) => {}
+                Err(trouble) => {
+                    // What is not known to be made is looked for by its name; what was not made gets a new one.
+                    if !matches!(trouble, Trouble::Unknown(_)) {
+                        self.node = None;
+                    }
+                    return Err(trouble);
+                }
+            }
+        }
+        Ok(name)
+    }
+
+    /// Leaves, and waits until all parties have.
+    ///
+    /// # Errors
+    /// As [`Self::enter`].
+    pub async fn leave(&mut self) -> Result<(), String> {
+        let mut all = self.fleet.watch(&self.at.path, true);
+        let (mut is_told, mut first) = (false, None);
+        loop {
+            let looked = async {
+                if !is_told {
+                    self.remove(READY).await?;
+                    is_told = true;
+                }
+                self.look_back(&mut first).await
+            };
+            match looked.await {
+                Ok(Next::Done) => break,
+                Ok(Next::Again) => {}
+                Ok(Next::Wait) => news(&mut all).await,
+                Err(trouble) => bear(trouble, &self.at.path).await?,
+            }
+        }
+        self.node = None;
+        Ok(())
+    }
+
+    /// Whether all have left. The first by name waits for all others; the others leave, and wait for that one.
+    async fn look_back(&self, first: &mut Option<String>) -> Result<Next, Trouble> {
+        let Some((own, _)) = &self.node else { return Ok(Next::Done) };
+        let (parties, _) = self.parties().await?;
+        let is_in = parties.contains(own);
+        if let Some(first) = first {
+            if is_in {
+                self.remove(own).await?;
+            }
+            return Ok(if parties.contains(first) { Next::Wait } else { Next::Done });
+        }
+        match parties.first() {
+            Some(lowest) if is_in && lowest != own => {
+                *first = Some(lowest.clone());
+                Ok(Next::Again)
+            }
+            Some(_) if is_in && parties.len() > 1 => Ok(Next::Wait),
+            Some(_) if is_in => self.remove(own).await.map(|()| Next::Done),
+            // Its session was lost meanwhile: the others do not count on it any more.
+            _ => Ok(Next::Done),
+        }
+    }
+
+    /// Is no party any more, whatever the others do; as far as there is a connection. Without one, its session ends.
+    pub async fn withdraw(&mut self) {
+        if let Some((own, _)) = self.node.take()
+            && let Err(trouble) = self.remove(&own).await
+        {
+            tracing::warn!(%trouble, path = self.at.path, "this host's node stays in the barrier until its session ends");
+        }
+    }
+
+    /// The parties in order, and whether `ready` is there.
+    async fn parties(&self) -> Result<(Vec<String>, bool), Trouble> {
+        let mut names = self.fleet.children(&self.at.path).await?;
+        let before = names.len();
+        names.retain(|name| name != READY);
+        let is_ready = names.len() < before;
+        Ok((names, is_ready))
+    }
+
+    async fn remove(&self, name: &str) -> Result<(), Trouble> {
+        match self.fleet.transact(vec![Op::Delete { path: self.below(name), version: None }]).await {
+            Ok(_) | Err(Trouble::Refused { why: Why::Missing, .. }) => Ok(()),
+            Err(trouble) => Err(trouble),
+        }
+    }
+
+    fn below(&self, name: &str) -> String {
+        format!("{}/{name}", self.at.path.trim_end_matches('/'))
+    }
+}
+
+impl Ready {
+    /// Its watch tells: that it is in place on this connection, and afterwards that something has happened.
+    fn told(&mut self, link: Link) {
+        if self.absent == Some(link) {
+            // It may have been made and taken away since: whoever enters last may leave at once.
+            self.appeared = true;
+        }
+        self.watched = Some(link);
+    }
+}
+
+/// Waits until it tells, but not for long.
+async fn news(watch: &mut Watch) {
+    tokio::time::timeout(LOOK, watch.changed()).await.ok();
+}
+
+/// Waits a moment where it may get better.
+async fn bear(trouble: Trouble, path: &str) -> Result<(), String> {
+    match trouble {
+        Trouble::Away(_) | Trouble::Unknown(_) => {
+            tokio::time::sleep(PAUSE).await;
+            Ok(())
+        }
+        // Somebody has taken the node above away meanwhile.
+        Trouble::Refused { why: Why::Missing, .. } => {
+            tokio::time::sleep(PAUSE).await;
+            Ok(())
+        }
+        trouble => Err(format!("the barrier {path} cannot be used: {trouble}")),
+    }
+}
+
+/// 32 hexadecimal digits that nobody else has.
+fn hex() -> Result<String, Trouble> {
+    let file = "/proc/sys/kernel/random/uuid";
+    match fs::read_to_string(file) {
+        Ok(text) => Ok(text.trim().replace('-', "")),
+        Err(error) => Err(Trouble::Failed(format!("{file}: {error}"))),
+    }
+}
