@@ -36,7 +36,6 @@ def main(connect, node, *sockets):
         print("watching", flush=True)
         changed.wait()
         flip(sockets[0])
-        print("flipped", flush=True)
     client.stop()
 
 
