@@ -180,6 +180,32 @@ pub enum Change {
         /// Duration, seconds.
         seconds: f64,
     },
+    /// There is a connection to what the fleet agrees through.
+    FleetConnected {
+        /// `zookeeper zk1:2181/deployer`
+        coordinator: String,
+    },
+    /// The connection was lost. What is served stays as it is.
+    FleetLost {
+        /// Why.
+        why: String,
+    },
+    /// An order of the fleet has come into another phase, or is tried again.
+    FleetPhase {
+        /// The order's epoch.
+        epoch: u64,
+        /// The phase: "prepare", "go", "cancel", "flipped", "back", "retire", "roll", "idle".
+        phase: String,
+        /// What it is about, in words.
+        text: String,
+    },
+    /// A host of the fleet: "enabled", "drained", "forgotten", "there", "gone".
+    FleetHost {
+        /// Its name.
+        host: String,
+        /// What it is now.
+        what: String,
+    },
     /// Something that an operator must know has appeared, or has gone: what `deployer status` lists as trouble.
     Trouble {
         /// What does not work as it should.

@@ -50,6 +50,12 @@ fn text(change: &Change) -> String {
         Change::Lost { lines } => {
             format!("{} of this history could not be written", out::counted(*lines as usize, "line"))
         }
+        Change::FleetConnected { coordinator } => format!("connected to the fleet: {coordinator}"),
+        Change::FleetLost { why } => {
+            format!("no connection to the fleet, what is served stays as it is{}", because(why))
+        }
+        Change::FleetPhase { epoch, phase, text } => format!("fleet, epoch {epoch}: {phase}{}", because(text)),
+        Change::FleetHost { host, what } => format!("fleet: {host} is {what}"),
         _ => roll(change),
     }
 }

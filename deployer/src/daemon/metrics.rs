@@ -85,6 +85,7 @@ impl Daemon {
             process: Process::look(self.begun_ms),
             runs: self.runs(),
             services: services.values().map(|service| self.service_sample(service)).collect(),
+            fleet: self.fleet_figures(),
         }
     }
 

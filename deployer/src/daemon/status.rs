@@ -35,7 +35,7 @@ impl Daemon {
         let lost: Vec<_> = lock(&self.lost).iter().cloned().collect();
         let own = lost.into_iter().chain(self.journal.trouble()).chain(self.keepalive.trouble());
         let own = own.chain(lock(&self.unserved).clone()).chain(self.history.unwritten());
-        own.chain(self.warnings.iter().cloned()).collect()
+        own.chain(self.fleet.troubles()).chain(self.warnings.iter().cloned()).collect()
     }
 
     fn service_status(&self, service: &Service, held: &Held) -> ServiceStatus {

@@ -151,7 +151,10 @@ impl Board {
         for mark in Mark::ALL {
             let above = self.paths.marks(service, state.epoch, mark);
             let mut who = BTreeMap::new();
-            for host in self.coordinator.children(&above).await? {
+            let hosts = self.coordinator.children(&above).await?;
+            // Who is ready in another session may say otherwise.
+            known.said.retain(|(of, host), _| *of != mark || super::state::contains(&hosts, host));
+            for host in hosts {
                 let said = self.what(mark, &above, &host, known).await?;
                 who.insert(host, said);
             }
@@ -167,7 +170,7 @@ impl Board {
         let key = (mark, host.to_owned());
         // Of the rest it counts that it is there.
         let has_more = matches!(mark, Mark::Ready | Mark::Failed | Mark::Rolled | Mark::Flipped);
-        if let Some(said) = known.said.get(&key).filter(|_| mark != Mark::Ready) {
+        if let Some(said) = known.said.get(&key) {
             return Ok(said.clone());
         }
         let mut said = Said::default();

@@ -127,7 +127,8 @@ fn wait<'a>(why: impl Into<String>, hosts: impl IntoIterator<Item = &'a String>)
 }
 
 pub(super) fn enter(state: &FleetState, phase: Phase, now_ms: u64, text: impl Into<String>) -> (FleetState, String) {
-    (FleetState { phase, since_ms: now_ms, ..state.clone() }, text.into())
+    let said = text.into();
+    (FleetState { phase, since_ms: now_ms, said: said.clone(), ..state.clone() }, said)
 }
 
 pub(super) fn become_(state: FleetState, text: String) -> Step {
@@ -330,6 +331,7 @@ pub fn deploy(
         order,
         expected,
         since_ms: now_ms,
+        said: text.clone(),
         outcome: state.outcome.clone(),
         ..FleetState::default()
     };

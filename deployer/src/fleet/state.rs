@@ -37,6 +37,23 @@ pub enum Phase {
     Roll,
 }
 
+impl Phase {
+    /// Its name, in a word.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Idle => "idle",
+            Self::Prepare => "prepare",
+            Self::Go => "go",
+            Self::Cancel => "cancel",
+            Self::Flipped => "flipped",
+            Self::Back => "back",
+            Self::Retire => "retire",
+            Self::Roll => "roll",
+        }
+    }
+}
+
 /// What an order is about, as its operator gave it.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Order {
@@ -130,6 +147,9 @@ pub struct FleetState {
     /// Why it is being turned back or aborted.
     #[serde(default)]
     pub why: String,
+    /// What has changed last, in words.
+    #[serde(default)]
+    pub said: String,
     /// Of a roll: who is at it.
     #[serde(default)]
     pub turn: Vec<String>,

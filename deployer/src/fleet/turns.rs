@@ -29,6 +29,7 @@ pub fn order(
         order,
         expected,
         since_ms: now_ms,
+        said: text.clone(),
         outcome: state.outcome.clone(),
         ..FleetState::default()
     };

@@ -63,6 +63,8 @@ pub enum By<'a> {
     Somebody(&'a str),
     /// A roll.
     Roll(&'a str),
+    /// What the fleet has agreed on.
+    Fleet,
 }
 
 /// What it is about.
@@ -116,6 +118,7 @@ impl fmt::Display for By<'_> {
             Self::Hangup => f.write_str("SIGHUP"),
             Self::Somebody(who) => f.write_str(who),
             Self::Roll(id) => write!(f, "roll {id}"),
+            Self::Fleet => f.write_str("the fleet"),
         }
     }
 }
@@ -242,6 +245,24 @@ impl History {
     /// How the last self-test ended.
     pub fn self_test(&self, result: TestResult, detail: &str) {
         self.change(By::Daemon, About::default(), |known| known.self_test(result, &capped(detail)));
+    }
+
+    /// Whether there is a connection to what the fleet agrees through, `zookeeper zk1:2181/deployer`; `Err`: why not. Told if
+    /// that is another than was known.
+    pub fn fleet_link(&self, link: Result<&str, &str>) {
+        self.change(By::Daemon, About::default(), |known| known.fleet_link(link.map_err(capped)));
+    }
+
+    /// How far the fleet's order for a service is: told if that is news. `phase` is one word.
+    pub fn fleet_phase(&self, service: &str, epoch: u64, phase: &str, text: &str) {
+        self.change(By::Fleet, About::service(service), |known| {
+            known.fleet_phase(service, Change::FleetPhase { epoch, phase: phase.to_owned(), text: capped(text) })
+        });
+    }
+
+    /// What a host of the fleet is now, "enabled", "drained", "forgotten", "there", "gone": told if that is news.
+    pub fn fleet_host(&self, by: By<'_>, host: &str, what: &str) {
+        self.change(by, About::default(), |known| known.fleet_host(&capped(host), what));
     }
 
     /// Why lines cannot be written just now.

@@ -5,6 +5,7 @@
 
 mod connections;
 mod figures;
+mod fleet;
 mod host;
 mod ledger;
 mod page;
@@ -23,6 +24,7 @@ use std::time::Instant;
 use self::page::{Kind, Page};
 pub use self::{
     figures::Figures,
+    fleet::{FleetFigures, FleetServiceFigures},
     ledger::{Ledger, Read},
     page::CONTENT_TYPE,
     snapshot::{Process, RollSample, ServiceSample, Sides, Snapshot, WorkerSample},
@@ -43,6 +45,7 @@ pub fn render(snapshot: &Snapshot, begun: Instant) -> String {
     services::write(&mut page, &snapshot.services);
     rolls::write(&mut page, &snapshot.services);
     pools::write(&mut page, &snapshot.services);
+    fleet::write(&mut page, snapshot.fleet.as_ref());
     programs::write(&mut page, snapshot.runs.as_deref());
     host::write(&mut page, snapshot);
     let (name, help) = ("deployer_scrape_duration_seconds", "How long it took to collect and write this page.");

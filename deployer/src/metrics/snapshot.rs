@@ -5,7 +5,7 @@ use std::{fs, net::SocketAddr, time::Duration};
 use deployer_common::layout::ServiceCount;
 use rustix::time::{ClockId, clock_gettime};
 
-use super::Figures;
+use super::{Figures, FleetFigures};
 use crate::{
     api::{LaneCounts, Phase, PoolStatus, SelfTest},
     service::moves::Moved,
@@ -36,6 +36,8 @@ pub struct Snapshot {
     pub runs: Option<Vec<(String, Duration, u64)>>,
     /// By name.
     pub services: Vec<ServiceSample>,
+    /// The fleet; `None`: this host is alone.
+    pub fleet: Option<FleetFigures>,
 }
 
 /// The daemon's own process.

@@ -134,9 +134,65 @@ fn tells_of_two_pools() {
     assert!(!page.contains(r#"service="api",pool"#) && !page.contains(r#"service="api",way"#));
 }
 
+fn fleet() -> FleetFigures {
+    let web = FleetServiceFigures {
+        service: "web".to_owned(),
+        epoch: 7,
+        phase: crate::fleet::state::Phase::Go,
+        phase_seconds: 1.5,
+        marks: [5, 4, 0, 3, 0, 0, 1, 0],
+        expected: 6,
+        late_seconds: Some(0.0004),
+        published: Some(true),
+        driver: true,
+    };
+    let api = FleetServiceFigures { service: "api".to_owned(), ..FleetServiceFigures::default() };
+    FleetFigures {
+        name: "shop".to_owned(),
+        host: "app17".to_owned(),
+        connected: true,
+        sessions_lost: 2,
+        session_seconds: 60.5,
+        enabled: 6,
+        alive: 5,
+        services: vec![web, api],
+    }
+}
+
+#[test]
+fn tells_of_the_fleet() {
+    let page = render(&Snapshot { fleet: Some(fleet()), ..Snapshot::default() }, Instant::now());
+    for line in [
+        r#"deployer_fleet_info{fleet="shop",host="app17"} 1"#,
+        "deployer_fleet_connected 1",
+        "deployer_fleet_sessions_lost_total 2",
+        "deployer_fleet_session_age_seconds 60.5",
+        r#"deployer_fleet_roster_hosts{state="enabled"} 6"#,
+        r#"deployer_fleet_roster_hosts{state="alive"} 5"#,
+        r#"deployer_fleet_epoch{service="web"} 7"#,
+        r#"deployer_fleet_phase{service="web",phase="go"} 1"#,
+        r#"deployer_fleet_phase{service="web",phase="idle"} 0"#,
+        r#"deployer_fleet_phase{service="api",phase="idle"} 1"#,
+        r#"deployer_fleet_phase_seconds{service="web"} 1.5"#,
+        r#"deployer_fleet_hosts{service="web",mark="confirmed"} 4"#,
+        r#"deployer_fleet_hosts{service="web",mark="failed"} 1"#,
+        r#"deployer_fleet_hosts_expected{service="web"} 6"#,
+        r#"deployer_fleet_flip_late_seconds{service="web"} 0.0004"#,
+        r#"deployer_fleet_published{service="web"} 1"#,
+        r#"deployer_fleet_driver{service="web"} 1"#,
+        r#"deployer_fleet_driver{service="api"} 0"#,
+    ] {
+        assert!(page.lines().any(|found| found == line), "{line}\nis missing in\n{page}");
+    }
+    assert_eq!(series(&page, "deployer_fleet_phase").len(), 16);
+    assert_eq!(series(&page, "deployer_fleet_published").len(), 1, "api has nothing to publish");
+    assert!(!render(&Snapshot::default(), Instant::now()).contains("deployer_fleet"));
+}
+
 #[test]
 fn no_series_is_there_twice_and_each_has_its_head() {
-    let page = page(vec![service("web", 5), service("api", 1), two_pools("two", 4)]);
+    let services = vec![service("web", 5), service("api", 1), two_pools("two", 4)];
+    let page = render(&Snapshot { services, fleet: Some(fleet()), ..Snapshot::default() }, Instant::now());
     let lines: Vec<_> = page.lines().filter(|line| !line.starts_with('#')).collect();
     let names: BTreeSet<_> = lines.iter().filter_map(|line| line.rsplit_once(' ')).map(|(name, _)| name).collect();
     assert_eq!(names.len(), lines.len());

@@ -117,6 +117,10 @@ fn every_other_change_is_a_line() {
             Change::SelfTest { result: TestResult::Failed, was: Some(TestResult::Ok), detail: text() },
             "self-test: ok -> FAILED: it",
         ),
+        (Change::FleetConnected { coordinator: text() }, "connected to the fleet: it  ("),
+        (Change::FleetLost { why: text() }, "no connection to the fleet, what is served stays as it is: it  ("),
+        (Change::FleetPhase { epoch: 7, phase: "go".to_owned(), text: text() }, "fleet, epoch 7: go: it  ("),
+        (Change::FleetHost { host: "app3".to_owned(), what: "drained".to_owned() }, "fleet: app3 is drained  ("),
         (Change::Lost { lines: 3 }, "3 lines of this history"),
     ];
     for (change, said) in all {

@@ -147,9 +147,17 @@ impl Agent {
                     }
                     is_news
                 });
+                self.tell();
                 self.look_back(link.session).await;
             }
             Err(trouble) => self.troubled(&trouble).await,
+        }
+    }
+
+    /// Has the history of the host know how far the fleet is.
+    fn tell(&self) {
+        if let Some(View { state, .. }) = self.followed.view().filter(|view| view.state.epoch > 0) {
+            self.daemon.history.fleet_phase(&self.name, state.epoch, state.phase.name(), &state.said);
         }
     }
 

@@ -18,6 +18,7 @@ use crate::{
         state::{FleetState, Order, Phase, Release},
         turns,
     },
+    journal::history::By,
     kernel::clock,
     service::Service,
 };
@@ -252,11 +253,13 @@ impl Daemon {
             "drain" => ("drained", "is in no server set, and expected of nothing; it follows the fleet's version"),
             _ => {
                 fleet.board.take_away(&path).await.map_err(away)?;
+                self.history.fleet_host(By::Somebody(&by), host, "forgotten");
                 return Ok(Done { done: format!("{host} is forgotten; it comes back if its daemon enrols itself") });
             }
         };
         let enrolled = Enrolled { state: state.to_owned(), by: self.signed(&by), at_ms: clock::wall_ms() };
         fleet.board.put(&path, &enrolled).await.map_err(away)?;
+        self.history.fleet_host(By::Somebody(&by), host, state);
         Ok(Done { done: format!("{host} {done}") })
     }
 

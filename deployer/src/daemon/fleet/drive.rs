@@ -18,6 +18,7 @@ use crate::{
         coordinator::{Op, Trouble, Watch},
         driver::{self, Step},
         paths::Mark,
+        serverset,
         state::{FleetState, Phase},
     },
     kernel::clock,
@@ -137,6 +138,7 @@ impl Driving {
         let has_quorum = seen.ready(&state).len() >= state.needed();
         self.quorum_since_ms = if has_quorum { self.quorum_since_ms.or(Some(now_ms)) } else { None };
         seen.quorum_since_ms = self.quorum_since_ms;
+        *lock(&self.followed.marks) = Mark::ALL.map(|mark| seen.who(mark).count());
         match driver::drive(&state, &seen, now_ms) {
             Step::Wait { why, hosts } => {
                 *lock(&self.followed.waits) = Some((why, hosts));
@@ -161,8 +163,8 @@ impl Driving {
     async fn left_behind(&self, next: &FleetState) -> Result<Vec<Op>, Trouble> {
         let fleet = &self.daemon.fleet;
         let set = fleet.board.paths.active_set(&self.name);
-        let members = super::publish::hosts_of(fleet, &set).await?;
-        let gone = members.into_iter().filter(|(_, host)| !next.has_member(host));
+        let members = serverset::read(&*fleet.board.coordinator, &set).await?.members;
+        let gone = members.into_iter().filter(|(_, member)| !next.has_member(member.host()));
         Ok(gone.map(|(node, _)| Op::Delete { path: format!("{set}/{node}"), version: None }).collect())
     }
 }

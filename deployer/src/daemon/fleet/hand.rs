@@ -16,7 +16,7 @@ use crate::{
         alone::Alone,
         board::Board,
         coordinator::{Link, Node, Trouble},
-        paths::Paths,
+        paths::{Mark, Paths},
         state::FleetState,
         zookeeper::{self, ZooKeeper},
     },
@@ -46,6 +46,8 @@ pub(in crate::daemon) struct Fleet {
     places: Mutex<BTreeSet<String>>,
     /// The roster has this host enabled, as last read.
     is_enabled: AtomicBool,
+    /// Hosts in the roster, and hosts that are there, as last read.
+    pub(in crate::daemon) counted: Mutex<(usize, usize)>,
 }
 
 /// A service's state as it was read, and its node's version.
@@ -63,6 +65,8 @@ pub(in crate::daemon) struct Followed {
     pub(in crate::daemon) drive: Notify,
     /// What is waited for, and whom, as this host drives it.
     pub(in crate::daemon) waits: Mutex<Option<(String, Vec<String>)>>,
+    /// How many hosts have said what of the epoch, as this host drives it.
+    pub(in crate::daemon) marks: Mutex<[usize; Mark::ALL.len()]>,
     /// In which server sets this host is.
     pub(in crate::daemon) published: Mutex<Vec<String>>,
     /// How late the last flip was here, milliseconds; negative: early.
@@ -101,6 +105,7 @@ impl Fleet {
             troubles: Mutex::default(),
             places: Mutex::default(),
             is_enabled: AtomicBool::new(false),
+            counted: Mutex::default(),
         })
     }
 
@@ -201,6 +206,7 @@ impl Default for Followed {
             view: watch::Sender::new(None),
             drive: Notify::new(),
             waits: Mutex::default(),
+            marks: Mutex::default(),
             published: Mutex::default(),
             late_ms: Mutex::default(),
         }

@@ -7,8 +7,6 @@ use std::{
     time::{Duration, Instant},
 };
 
-use serde_json::{Value, json};
-
 use super::{
     super::Daemon,
     hand::{Fleet, lock},
@@ -16,10 +14,12 @@ use super::{
 use crate::{
     api::Phase,
     fleet::{
-        coordinator::{Kind, Op, Trouble},
+        coordinator::Trouble,
         member::Local,
+        serverset::{self, Endpoint, Member},
         state::{FleetState, Release},
     },
+    kernel::clock,
 };
 
 /// A host's entry, and the session that it was made in.
@@ -27,7 +27,7 @@ use crate::{
 struct Entry {
     path: String,
     session: u64,
-    text: String,
+    member: Member,
 }
 
 /// What of a service this host has published.
@@ -56,8 +56,17 @@ impl Publisher {
         if !fleet.link().is_connected || self.again_at.is_some_and(|at| Instant::now() < at) {
             return;
         }
-        let wanted = wanted(daemon, name, state, local, serves).await;
-        if let Err(trouble) = self.bring_to(daemon, name, wanted).await {
+        let is_ill = daemon
+            .registry
+            .service(name)
+            .is_some_and(|service| !service.workers().iter().any(|worker| worker.control().phase == Phase::Up));
+        let brought = if is_ill {
+            self.leave(daemon, name).await
+        } else {
+            fleet.trouble(&format!("the server set of {name}"), None);
+            self.bring_to(daemon, name, wanted(daemon, name, state, local, serves)).await
+        };
+        if let Err(trouble) = brought {
             self.again_at = Some(Instant::now() + PAUSE);
             self.entries.retain(|_, entry| entry.session == fleet.link().session);
             tracing::debug!(service = name, %trouble, "publishing");
@@ -65,11 +74,29 @@ impl Publisher {
         *lock(&fleet.followed(name).published) = self.entries.keys().cloned().collect();
     }
 
+    /// Nobody serves here. That is published, unless next to nobody would be left: then it is an operator's to say.
+    async fn leave(&mut self, daemon: &Arc<Daemon>, name: &str) -> Result<(), Trouble> {
+        if self.entries.is_empty() {
+            return Ok(());
+        }
+        match may_leave(&daemon.fleet, name).await? {
+            Ok(()) => self.bring_to(daemon, name, BTreeMap::new()).await,
+            Err(why) => {
+                let why = format!(
+                    "{why}; none of its workers is up here, and it stays published: deployer fleet accept-shrink {name}"
+                );
+                daemon.fleet.trouble(&format!("the server set of {name}"), Some(why));
+                self.again_at = Some(Instant::now() + PAUSE);
+                Ok(())
+            }
+        }
+    }
+
     async fn bring_to(
         &mut self,
         daemon: &Arc<Daemon>,
         name: &str,
-        wanted: BTreeMap<String, String>,
+        wanted: BTreeMap<String, Member>,
     ) -> Result<(), Trouble> {
         let fleet = &daemon.fleet;
         let session = fleet.link().session;
@@ -83,31 +110,20 @@ impl Publisher {
                 tracing::info!(service = name, set, "not published any more");
             }
         }
-        for (set, text) in wanted {
-            if self.entries.get(&set).is_some_and(|entry| entry.text == text) {
+        for (set, member) in wanted {
+            if self.entries.get(&set).is_some_and(|entry| entry.member == member) {
                 continue;
             }
-            let path = self.put(fleet, &set, &text).await?;
-            if self.entries.insert(set.clone(), Entry { path, session, text }).is_none() {
+            let known = self.entries.remove(&set).map(|entry| entry.path);
+            let is_new = known.is_none();
+            let coordinator = &*fleet.board.coordinator;
+            let path = serverset::publish(coordinator, &set, &member, known.as_deref()).await?;
+            self.entries.insert(set.clone(), Entry { path, session, member });
+            if is_new {
                 tracing::info!(service = name, set, "published");
             }
         }
         Ok(())
-    }
-
-    /// Makes an entry, and takes the one before away with the same stroke, and what a former session has left.
-    async fn put(&self, fleet: &Fleet, set: &str, text: &str) -> Result<String, Trouble> {
-        fleet.board.coordinator.ensure(set).await?;
-        let mut ops: Vec<_> = hosts_of(fleet, set)
-            .await?
-            .into_iter()
-            .filter(|(_, host)| *host == fleet.host)
-            .map(|(node, _)| Op::Delete { path: format!("{set}/{node}"), version: None })
-            .collect();
-        let (path, data) = (format!("{set}/member_"), text.as_bytes().to_vec());
-        ops.push(Op::Create { path, data, kind: Kind::EphemeralSequential });
-        let made = fleet.board.coordinator.transact(ops).await?;
-        made.into_iter().next().ok_or_else(|| Trouble::Unknown("publishing".to_owned()))
     }
 
     /// The service is none of this host's any more.
@@ -120,19 +136,17 @@ impl Publisher {
 }
 
 /// The sets that a service of this host belongs to, and what it says there.
-async fn wanted(
+fn wanted(
     daemon: &Arc<Daemon>,
     name: &str,
     state: Option<&FleetState>,
     local: &Local,
     serves: bool,
-) -> BTreeMap<String, String> {
+) -> BTreeMap<String, Member> {
     let fleet = &daemon.fleet;
     let Some(service) = daemon.registry.service(name) else { return BTreeMap::new() };
     let (Some(at), Some(current)) = (service.config.publish, &local.current) else { return BTreeMap::new() };
-    let up = service.workers().iter().filter(|worker| worker.control().phase == Phase::Up).count();
-    let is_enabled = daemon.fleet.is_enabled();
-    if up == 0 || !is_enabled {
+    if !daemon.fleet.is_enabled() {
         return BTreeMap::new();
     }
     let epoch = state.map_or(0, |state| state.epoch);
@@ -147,31 +161,33 @@ async fn wanted(
     wanted
 }
 
-fn entry(fleet: &Fleet, at: SocketAddr, release: &Release, epoch: u64) -> String {
-    let endpoint = json!({ "host": at.ip().to_string(), "port": at.port() });
-    json!({
-        "serviceEndpoint": endpoint,
-        "additionalEndpoints": { "http": endpoint },
-        "status": "ALIVE",
-        "metadata": {
-            "version": release.version,
-            "lane": release.lane.to_string(),
-            "epoch": epoch.to_string(),
-            "host": fleet.host,
-            "fleet": fleet.name,
-        },
-    })
-    .to_string()
+fn entry(fleet: &Fleet, at: SocketAddr, release: &Release, epoch: u64) -> Member {
+    let said = [
+        ("version", release.version.clone()),
+        ("lane", release.lane.to_string()),
+        ("epoch", epoch.to_string()),
+        ("host", fleet.host.clone()),
+        ("fleet", fleet.name.clone()),
+    ];
+    let metadata = said.into_iter().map(|(key, value)| (key.to_owned(), value)).collect();
+    Member::serving(Endpoint { host: at.ip().to_string(), port: at.port() }, metadata)
 }
 
-/// The nodes of a set, each with the host that it is of.
-pub(super) async fn hosts_of(fleet: &Fleet, set: &str) -> Result<Vec<(String, String)>, Trouble> {
-    let mut all = Vec::new();
-    for node in fleet.board.coordinator.children(set).await? {
-        let read = fleet.board.coordinator.get(&format!("{set}/{node}")).await?;
-        let said = read.and_then(|read| serde_json::from_slice::<Value>(&read.data).ok());
-        let host = said.and_then(|said| said["metadata"]["host"].as_str().map(str::to_owned));
-        all.push((node, host.unwrap_or_default()));
-    }
-    Ok(all)
+/// Whether this host may leave a set although nobody has said that it is to: its workers are down.
+async fn may_leave(fleet: &Fleet, name: &str) -> Result<Result<(), String>, Trouble> {
+    let set = fleet.board.paths.active_set(name);
+    let mut left = serverset::read(&*fleet.board.coordinator, &set).await?.hosts();
+    left.remove(&fleet.host);
+    let roster = fleet.board.roster().await?;
+    let baseline = roster.into_iter().filter(|(_, enrolled)| enrolled.state == "enabled").map(|(host, _)| host);
+    let accepted = fleet.read(&format!("{}/shrink", fleet.board.paths.service(name))).await?;
+    let is_accepted = accepted.is_some_and(|node| is_of_now(&node.data));
+    Ok(serverset::may_shrink(&baseline.collect(), &left, is_accepted))
+}
+
+/// Whether an operator has said it within the last ten minutes.
+fn is_of_now(data: &[u8]) -> bool {
+    let said = serde_json::from_slice::<serde_json::Value>(data).ok();
+    let at_ms = said.and_then(|said| said["at_ms"].as_u64());
+    at_ms.is_some_and(|at| clock::wall_ms().saturating_sub(at) < 600_000)
 }

@@ -23,6 +23,10 @@ use crate::{
 
 /// Between two looks.
 const LOOK: Duration = Duration::from_millis(500);
+/// The same at this host's entry in the roster.
+const ROSTER: Duration = Duration::from_secs(3);
+/// The same at how many hosts there are.
+const COUNT: Duration = Duration::from_secs(15);
 
 /// What a host says of itself: the node `hosts/HOST`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -56,9 +60,11 @@ impl Daemon {
     pub(in crate::daemon) async fn register(self: Arc<Self>) {
         let mut said: Option<(u64, HostInfo)> = None;
         let mut twin: Option<Instant> = None;
+        let (mut enrolled_at, mut counted_at) = (None::<Instant>, None::<Instant>);
         loop {
             sleep(LOOK).await;
             let link = self.fleet.link();
+            self.tell_link(link.is_connected, link.session);
             if !link.is_connected {
                 continue;
             }
@@ -69,9 +75,27 @@ impl Daemon {
                     Ok(false) | Err(_) => said = None,
                 }
             }
-            // Where nobody tells, the last that was read counts.
-            let _ = self.enrol().await;
+            if enrolled_at.is_none_or(|at| at.elapsed() > ROSTER) {
+                // Where nobody tells, the last that was read counts.
+                enrolled_at = self.enrol().await.is_ok().then(Instant::now);
+            }
+            if counted_at.is_none_or(|at| at.elapsed() > COUNT) {
+                counted_at = self.count_hosts().await.is_ok().then(Instant::now);
+            }
         }
+    }
+
+    fn tell_link(&self, is_connected: bool, session: u64) {
+        let fleet = &self.fleet;
+        if fleet.is_alone {
+            return;
+        }
+        let why = match session {
+            0 => format!("no connection to {} yet; what is served stays as it is", fleet.at),
+            _ => format!("the connection to {} is lost; what is served stays as it is", fleet.at),
+        };
+        self.history.fleet_link(if is_connected { Ok(&fleet.at) } else { Err(&why) });
+        fleet.trouble("the coordinator", (!is_connected).then_some(why));
     }
 
     /// Whether it could be said: not while another machine bears this host's name.
@@ -115,6 +139,14 @@ impl Daemon {
             None => None,
         };
         fleet.set_enabled(enrolled.is_some_and(|enrolled| enrolled.state == "enabled"));
+        Ok(())
+    }
+
+    async fn count_hosts(&self) -> Result<(), Trouble> {
+        let (fleet, paths) = (&self.fleet, &self.fleet.board.paths);
+        let roster = fleet.board.coordinator.children(&paths.roster()).await?.len();
+        let there = fleet.board.coordinator.children(&paths.hosts()).await?.len();
+        *lock(&fleet.counted) = (roster, there);
         Ok(())
     }
 

@@ -18,6 +18,7 @@ use crate::{
         state::{FleetState, Phase},
     },
     kernel::clock,
+    metrics::{FleetFigures, FleetServiceFigures},
 };
 
 /// So many lines of the log are shown.
@@ -66,6 +67,48 @@ impl Daemon {
             }
         }
         Ok(hosts)
+    }
+
+    /// The same for the page of metrics; `None`: this host is alone.
+    pub(in crate::daemon) fn fleet_figures(&self) -> Option<FleetFigures> {
+        let (fleet, link) = (&self.fleet, self.fleet.link());
+        if fleet.is_alone {
+            return None;
+        }
+        let now = clock::wall_ms();
+        let since = |ms: u64| now.saturating_sub(ms) as f64 / 1000.0;
+        let (enabled, alive) = *lock(&fleet.counted);
+        let services = self.registry.services().into_keys().map(|name| self.service_figures(name));
+        Some(FleetFigures {
+            name: fleet.name.clone(),
+            host: fleet.host.clone(),
+            connected: link.is_connected,
+            sessions_lost: link.lost,
+            session_seconds: if link.is_connected { since(link.since_ms) } else { 0.0 },
+            enabled,
+            alive,
+            services: services.collect(),
+        })
+    }
+
+    fn service_figures(&self, service: String) -> FleetServiceFigures {
+        let followed = self.fleet.followed(&service);
+        let state = followed.view().map(|view| view.state).unwrap_or_default();
+        let publishes = self.registry.service(&service).is_some_and(|it| it.config.publish.is_some());
+        let is_published = lock(&followed.published).contains(&self.fleet.board.paths.active_set(&service));
+        let late_ms = *lock(&followed.late_ms);
+        let is_driver = lock(&followed.waits).is_some();
+        FleetServiceFigures {
+            service,
+            epoch: state.epoch,
+            phase: state.phase,
+            phase_seconds: clock::wall_ms().saturating_sub(state.since_ms) as f64 / 1000.0,
+            marks: *lock(&followed.marks),
+            expected: state.expected.len(),
+            late_seconds: late_ms.map(|late| late as f64 / 1000.0),
+            published: publishes.then_some(is_published),
+            driver: is_driver,
+        }
     }
 
     async fn host_statuses(&self) -> Result<Vec<HostStatus>, Trouble> {

@@ -28,6 +28,12 @@ pub(super) struct Known {
     self_test: Option<(TestResult, String)>,
     /// Begun and not ended.
     rolls: BTreeSet<String>,
+    /// What was told last of the connection to the fleet.
+    fleet_link: Option<Change>,
+    /// What was told last of the fleet's orders, by service.
+    fleet: BTreeMap<String, Change>,
+    /// What was told last of its hosts, by their names.
+    hosts: BTreeMap<String, String>,
 }
 
 /// A worker.
@@ -68,6 +74,12 @@ impl Known {
             Change::SelfTest { result, detail, .. } => self.self_test = Some((*result, detail.clone())),
             Change::RollBegun { .. } => self.rolls.extend(roll.clone()),
             Change::RollEnded { .. } => self.rolls.retain(|id| Some(id) != roll.as_ref()),
+            Change::FleetConnected { .. } | Change::FleetLost { .. } => self.fleet_link = Some(change.clone()),
+            Change::FleetPhase { .. } => {
+                let Some(name) = service else { return };
+                self.fleet.insert(name.clone(), change.clone());
+            }
+            Change::FleetHost { host, what } => drop(self.hosts.insert(host.clone(), what.clone())),
             Change::Reloaded { .. }
             | Change::ProcessEnded { .. }
             | Change::Detached
@@ -145,7 +157,40 @@ impl Known {
             let about = About { roll: Some(id), ..About::default() };
             add(about, Change::RollBegun { to: None, was: None, workers: 0, batches: 0 });
         }
+        if let Some(change) = &self.fleet_link {
+            add(About::default(), change.clone());
+        }
+        for (name, change) in &self.fleet {
+            add(About::service(name), change.clone());
+        }
+        for (host, what) in &self.hosts {
+            add(About::default(), Change::FleetHost { host: host.clone(), what: what.clone() });
+        }
         lines
+    }
+
+    /// That there is a connection to the fleet, or none any more. Why there is still none is no news.
+    pub(super) fn fleet_link(&self, link: Result<&str, String>) -> Option<Change> {
+        let now = match link {
+            Ok(coordinator) => Change::FleetConnected { coordinator: coordinator.to_owned() },
+            Err(why) => Change::FleetLost { why },
+        };
+        let is_known = match (&self.fleet_link, &now) {
+            (Some(Change::FleetLost { .. }), Change::FleetLost { .. }) => true,
+            (was, now) => was.as_ref() == Some(now),
+        };
+        (!is_known).then_some(now)
+    }
+
+    /// That the fleet's order for a service is elsewhere than was known.
+    pub(super) fn fleet_phase(&self, service: &str, now: Change) -> Option<Change> {
+        (self.fleet.get(service) != Some(&now)).then_some(now)
+    }
+
+    /// That a host of the fleet is something else than was known.
+    pub(super) fn fleet_host(&self, host: &str, what: &str) -> Option<Change> {
+        let is_known = self.hosts.get(host).is_some_and(|was| was == what);
+        (!is_known).then(|| Change::FleetHost { host: host.to_owned(), what: what.to_owned() })
     }
 
     /// Whether a roll has begun, and not ended.

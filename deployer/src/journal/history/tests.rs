@@ -121,6 +121,30 @@ async fn what_is_tried_again_and_again_is_told_once() {
 
 /// Eight MiB on the disk, one in memory; whoever reads from the beginning gets what is left, in order.
 #[tokio::test]
+async fn of_the_fleet_what_is_known_is_no_news() {
+    let (dir, history) = opened();
+    let tell = |history: &History, text: &str| {
+        history.fleet_link(Ok("zookeeper a:1/d"));
+        history.fleet_phase("web", 7, "go", text);
+        history.fleet_host(By::Somebody("me"), "app3", "drained");
+    };
+    history.fleet_link(Err("no route"));
+    history.fleet_link(Err("refused"));
+    tell(&history, "at one");
+    tell(&history, "at two");
+    assert_eq!(all(&history, 0).await.len(), 5, "another reason why there is still none is no news; another try is");
+    drop(history);
+    let history = History::open(dir.path()).unwrap();
+    tell(&history, "at two");
+    history.fleet_link(Err("no route"));
+    let entries = all(&history, 5).await;
+    assert_eq!(entries.len(), 1, "{entries:?}");
+    assert_eq!(entries[0].change, Change::FleetLost { why: "no route".to_owned() });
+    let of_web: Vec<_> = all(&history, 0).await.into_iter().filter(|entry| entry.service.is_some()).collect();
+    assert!(of_web.iter().all(|entry| entry.by == "the fleet"), "{of_web:?}");
+}
+
+#[tokio::test]
 async fn it_is_bounded() {
     let (dir, history) = opened();
     let text = "x".repeat(TEXT - 1);

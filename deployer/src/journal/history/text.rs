@@ -26,6 +26,8 @@ pub(super) fn cap(change: &mut Change) {
         | Change::DeployIll { why: text }
         | Change::DeployAsked { what: text }
         | Change::Trouble { text, .. }
+        | Change::FleetConnected { coordinator: text }
+        | Change::FleetLost { why: text }
         | Change::SelfTest { detail: text, .. } => cut(text),
         Change::Phase { reason, reason_was, .. } => {
             cut(reason);
@@ -39,6 +41,10 @@ pub(super) fn cap(change: &mut Change) {
         Change::Flipped { version, .. } => version.iter_mut().for_each(cut),
         Change::LetIn { now: one, was: other } | Change::RollBegun { to: one, was: other, .. } => {
             one.iter_mut().chain(other).for_each(cut);
+        }
+        Change::FleetPhase { phase: one, text: other, .. } | Change::FleetHost { host: one, what: other } => {
+            cut(one);
+            cut(other);
         }
         Change::RollCommand { which, argv, error } => {
             cut(which);
