@@ -103,6 +103,13 @@ pub enum What {
     },
     /// All is ready, and a deploy waits to be told to flip.
     Holding,
+    /// A barrier of others is waited for: before the first batch or the flip, or until all have left it.
+    Waiting {
+        /// Its path.
+        barrier: String,
+    },
+    /// All barriers asked for are passed.
+    Passed,
     /// The flip is armed: the kernel does it at that instant.
     Armed {
         /// Milliseconds since 1970.

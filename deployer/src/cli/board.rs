@@ -87,6 +87,8 @@ impl Board {
             What::Pool { .. }
             | What::Gate { .. }
             | What::Holding
+            | What::Waiting { .. }
+            | What::Passed
             | What::Armed { .. }
             | What::Disarmed
             | What::Flipped { .. }

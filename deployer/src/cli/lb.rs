@@ -1,6 +1,7 @@
 //! `deployer lb`: what a load balancer is told, as a piece of its configuration that says why.
 
 mod lanes;
+mod serverset;
 #[cfg(test)]
 mod tests;
 
@@ -28,12 +29,13 @@ pub(super) enum Balancer {
 
 /// What is asked for.
 #[derive(Debug, Args)]
+#[command(group(clap::ArgGroup::new("source").args(["config", "from_serverset"])))]
 pub(super) struct Options {
     /// The load balancer
     #[arg(value_enum)]
     balancer: Balancer,
     /// Only this service [default: all]
-    #[arg(requires = "config", value_parser = NonEmptyStringValueParser::new())]
+    #[arg(requires = "source", value_parser = NonEmptyStringValueParser::new())]
     service: Option<String>,
     /// The same, as an option
     #[arg(long = "service", value_name = "NAME", hide = true, conflicts_with = "service", requires = "config", value_parser = NonEmptyStringValueParser::new())]
@@ -47,6 +49,8 @@ pub(super) struct Options {
     /// Varnish passes everything on to this load balancer, which chooses among lanes
     #[arg(long, value_name = "ADDRESS:PORT")]
     via: Option<SocketAddr>,
+    #[command(flatten)]
+    set: serverset::Options,
 }
 
 /// Of a service, what a load balancer has to know.
@@ -74,6 +78,15 @@ pub(super) fn run(options: &Options) -> Exit {
         return Exit::Usage;
     }
     let service = options.service.as_deref().or(options.named.as_deref());
+    if let Some(connect) = &options.set.from_serverset {
+        if balancer != Balancer::Varnish || via.is_some() || options.lanes.is_some() {
+            out::complain(
+                "--from-serverset is for Varnish, which passes everything on to the hosts: leave --via and --lanes out",
+            );
+            return Exit::Usage;
+        }
+        return serverset::run(service.unwrap_or_default(), connect, &options.set);
+    }
     let backends = match options.config.as_deref().map(Config::load) {
         None => vec![Backend::example(options.lanes)],
         Some(Ok(config)) => match chosen(&config, service) {

@@ -47,6 +47,8 @@ pub(super) fn text(what: &What) -> String {
         What::Gate { error: None } => "the gate passes".to_owned(),
         What::Gate { error: Some(why) } => format!("the gate does not pass: {}", clean(why)),
         What::Holding => "ready; waiting for `deployer flip`".to_owned(),
+        What::Waiting { barrier } => format!("waiting for the barrier {}; Ctrl-C ends that", clean(barrier)),
+        What::Passed => "the barrier is passed".to_owned(),
         What::Armed { lane, .. } => format!("the flip to lane {lane} is armed in the kernel"),
         What::Disarmed => "the flip is taken back".to_owned(),
         What::Flipped { at_ms, lane, version, until_ms } => {

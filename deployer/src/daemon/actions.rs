@@ -22,6 +22,7 @@ use crate::{
     },
     roll::{
         Record,
+        barrier::Barriers,
         machine::{Machine, Plan},
         record::unix_ms,
         run::{Roll, version_before},
@@ -57,6 +58,7 @@ impl Daemon {
         by: String,
     ) -> Result<RollStarted, Refusal> {
         let plan = Plan { fleet: epoch, ..plan(&service, &request)? };
+        self.has_barriers(&plan.barriers)?;
         let addresses = |batch: &Vec<usize>| -> Vec<_> {
             batch.iter().filter_map(|nth| service.member(*nth)).map(|worker| worker.at).collect()
         };
@@ -87,7 +89,18 @@ impl Daemon {
         let before = version_before(&service);
         let lease = lock(&self.config).kernel.lease;
         let (world, journal) = (Arc::clone(&self.world), Arc::clone(&self.journal));
-        Roll { world, journal, service, record, lease, to, before, machine, hand: BTreeMap::new() }
+        Roll {
+            world,
+            journal,
+            service,
+            record,
+            lease,
+            to,
+            before,
+            machine,
+            hand: BTreeMap::new(),
+            barriers: Barriers::of(self.coordinator()),
+        }
     }
 
     /// Begins a roll that is entered, as soon as the journal has it.

@@ -10,6 +10,7 @@ use crate::{
     api::{DeployRequest, DeployStarted, Done, FlipRequest, Phase, RollbackStarted},
     config::{self, Manager},
     deploy::memory,
+    fleet::{barrier::Wanted, coordinator::Coordinator},
     roll::{
         Record,
         machine::{Deploy, FleetPart, Machine, Plan},
@@ -46,6 +47,7 @@ impl Daemon {
         let service = self.service(name)?;
         let config = two_pools(&service)?.clone();
         is_sound(&service, &request)?;
+        self.has_barriers(&wanted(&request))?;
         let workers: Vec<_> = service.members().map(|worker| worker.at).collect();
         let fit = service.manager.check(&workers).await;
         // Before room is made: the way back is given up with it.
@@ -61,6 +63,23 @@ impl Daemon {
         let plan = plan(&service, &config, &request, fleet);
         let id = self.begin_roll(service, Some(request.to), plan, by).await?;
         Ok(DeployStarted { id })
+    }
+
+    /// Whether barriers can be waited for.
+    pub(super) fn has_barriers(&self, wanted: &Wanted) -> Result<(), Refusal> {
+        wanted.check().map_err(Refusal::usage)?;
+        if wanted.is_empty() || self.coordinator().is_some() {
+            return Ok(());
+        }
+        Err(Refusal::usage(
+            "a barrier is a node in ZooKeeper, and this host has none: write [fleet] with connect = \"zk1:2181\" and a name \
+             into the configuration, and restart the daemon",
+        ))
+    }
+
+    /// Where barriers of others are.
+    pub(super) fn coordinator(&self) -> Option<Arc<dyn Coordinator>> {
+        (!self.fleet.is_alone).then(|| Arc::clone(&self.fleet.board.coordinator))
     }
 
     /// Ends the deploy that is under way, if that is asked for.
@@ -203,6 +222,10 @@ pub(super) fn two_pools(service: &Service) -> Result<&config::Deploy, Refusal> {
     })
 }
 
+fn wanted(request: &DeployRequest) -> Wanted {
+    Wanted { plain: request.barrier.clone(), double: request.double_barrier.clone() }
+}
+
 fn is_sound(service: &Service, request: &DeployRequest) -> Result<(), Refusal> {
     let name = &service.config.name;
     super::plan::is_version(service, &request.to)?;
@@ -262,6 +285,7 @@ fn plan(service: &Service, config: &config::Deploy, request: &DeployRequest, fle
             fleet,
         }),
         surge,
+        barriers: wanted(request),
         ..Plan::default()
     }
 }

@@ -10,7 +10,7 @@ use crate::{
     api::{Event, What},
     config::{Config, OnStart},
     journal::{ByHand, Folder, Hand, History, Journal, RollState, State, WorkerState, events::Shelf, folder::boot_id},
-    roll::{Record, machine::End, record::unix_ms, run::Roll, world::World},
+    roll::{Record, barrier::Barriers, machine::End, record::unix_ms, run::Roll, world::World},
     service::{Service, Worker, registry::Services},
 };
 
@@ -156,6 +156,7 @@ impl Former {
             before: roll.before.clone(),
             machine,
             hand: roll.hand.iter().map(|(nth, hand)| (*nth, (hand.clone(), None))).collect(),
+            barriers: Barriers::default(),
         }
     }
 

@@ -49,7 +49,7 @@ use crate::{
     log,
     metrics::Ledger,
     report::Meters,
-    roll::{Record, world::World},
+    roll::{Record, barrier::Barriers, world::World},
     service::{self, Service, registry::Registry, watch},
 };
 
@@ -230,7 +230,8 @@ impl Daemon {
         }
         self.tell_bypassed();
         self.tell_found(By::Daemon);
-        for roll in resumed.rolls {
+        for mut roll in resumed.rolls {
+            roll.barriers = Barriers::of(self.coordinator());
             tokio::spawn(roll.run());
         }
         self.note();

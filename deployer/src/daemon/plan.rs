@@ -4,6 +4,7 @@ use super::error::Refusal;
 use crate::{
     api::{Phase, RollRequest},
     config::{Batch, OnDeadline, OnFailure},
+    fleet::barrier::Wanted,
     roll::machine::Plan,
     service::{Service, pools},
 };
@@ -47,6 +48,7 @@ pub(super) fn plan(service: &Service, request: &RollRequest) -> Result<Plan, Ref
         back: Batch::Count(at_a_time).of(total).min(total.saturating_sub(service.config.limits.min_up)).max(1),
         deploy: None,
         fleet: None,
+        barriers: Wanted { plain: request.barrier.clone(), double: request.double_barrier.clone() },
     })
 }
 

@@ -177,7 +177,6 @@ async fn report(State(daemon): Shared, Name(id): Name<String>) -> Answer<Report>
 async fn roll(State(daemon): Shared, Name(name): Name<String>, who: Who, body: Bytes) -> Response {
     let run = async {
         let request: RollRequest = parse(&body)?;
-        fleet::no_barriers(request.barrier.as_deref(), request.double_barrier.as_ref())?;
         daemon.roll(daemon.service(&name)?, request, who.0.0).await
     };
     run.await.map(Json).into_response()
@@ -186,7 +185,6 @@ async fn roll(State(daemon): Shared, Name(name): Name<String>, who: Who, body: B
 async fn deploy(State(daemon): Shared, Name(name): Name<String>, who: Who, body: Bytes) -> Response {
     let run = async {
         let request: DeployRequest = parse(&body)?;
-        fleet::no_barriers(request.barrier.as_deref(), request.double_barrier.as_ref())?;
         daemon.deploy(&name, request, who.0.0).await
     };
     run.await.map(Json).into_response()

@@ -21,6 +21,7 @@ use crate::{
     kernel::{Tables, host},
     roll::{
         Record,
+        barrier::Barriers,
         machine::{Machine, Outcome, Plan},
         record::unix_ms,
         run::{Roll, entry},
@@ -214,6 +215,7 @@ impl Former {
             before: None,
             machine,
             hand,
+            barriers: Barriers::default(),
         })
     }
 }

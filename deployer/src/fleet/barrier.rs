@@ -10,23 +10,58 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+pub use crate::api::DoubleBarrier as DoubleBarrierAt;
+
 use super::coordinator::{Coordinator, Kind, Link, Op, Trouble, Watch, Why};
 
 /// What a watch does not tell of is seen after this time at the latest.
 const LOOK: Duration = Duration::from_secs(2);
 /// Between two attempts without a connection.
 const PAUSE: Duration = Duration::from_millis(200);
+/// Parties of a double barrier at most.
+const MOST: u32 = 100_000;
 /// The node by which all of a double barrier's parties know that all are there.
 const READY: &str = "ready";
 
-/// A double barrier, and how many are to enter it.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct DoubleBarrierAt {
-    /// Its node, absolute; made if it is not there.
-    pub path: String,
-    /// All of them, with this host: 1 to 100,000.
-    pub parties: usize,
+/// The barriers that a roll or a deploy is to wait for.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Wanted {
+    /// The path of a plain one.
+    #[serde(default)]
+    pub plain: Option<String>,
+    /// A double one.
+    #[serde(default)]
+    pub double: Option<DoubleBarrierAt>,
+}
+
+impl Wanted {
+    /// None.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        *self == Self::default()
+    }
+
+    /// Whether there can be such barriers.
+    ///
+    /// # Errors
+    /// Why not, and what to write.
+    pub fn check(&self) -> Result<(), String> {
+        let paths = self.plain.iter().chain(self.double.as_ref().map(|at| &at.path));
+        for path in paths {
+            let parts = || path.split('/').skip(1);
+            if !path.starts_with('/') || parts().any(|part| ["", ".", ".."].contains(&part)) || path.contains('\0') {
+                return Err(format!(
+                    "{path:?} is no path of a barrier; write it from the root of ZooKeeper: /release/monday"
+                ));
+            }
+        }
+        match &self.double {
+            Some(at) if !(1..=MOST).contains(&at.parties) => {
+                Err(format!("{} parties of {}: write 1 to {MOST}, this host among them", at.parties, at.path))
+            }
+            _ => Ok(()),
+        }
+    }
 }
 
 /// Waits until a plain barrier is open: its node is not there.
@@ -58,7 +93,7 @@ enum Next {
 pub struct DoubleBarrier {
     fleet: Arc<dyn Coordinator>,
     at: DoubleBarrierAt,
-    /// Written into the node, for people.
+    /// Written into the node, for people, and to know it again.
     who: String,
     /// The node's name, and the session in which it was made.
     node: Option<(String, u64)>,
@@ -76,7 +111,7 @@ struct Ready {
 }
 
 impl DoubleBarrier {
-    /// Not entered yet; `who` is for people: Kazoo writes host and process.
+    /// Not entered yet; `who` is of this party alone: Kazoo writes host and process.
     #[must_use]
     pub fn new(fleet: Arc<dyn Coordinator>, at: DoubleBarrierAt, who: String) -> Self {
         Self { fleet, at, who, node: None }
@@ -114,7 +149,7 @@ impl DoubleBarrier {
             self.node = None;
             return Ok(Next::Again);
         }
-        if parties.len() >= self.at.parties {
+        if parties.len() >= self.at.parties as usize {
             self.fleet.ensure(&self.below(READY)).await?;
             return Ok(Next::Done);
         }
@@ -141,6 +176,7 @@ impl DoubleBarrier {
         };
         if is_new {
             self.fleet.ensure(&self.at.path).await?;
+            self.remove_former().await?;
             self.node = Some((name.clone(), link.session));
             let data = self.who.clone().into_bytes();
             let made =
@@ -157,6 +193,17 @@ impl DoubleBarrier {
             }
         }
         Ok(name)
+    }
+
+    /// Takes away what a former daemon has left behind, whose session goes on for a while: nobody is to be counted twice.
+    async fn remove_former(&self) -> Result<(), Trouble> {
+        for name in self.parties().await?.0 {
+            let is_own = |data: &[u8]| data == self.who.as_bytes();
+            if self.fleet.get(&self.below(&name)).await?.is_some_and(|node| is_own(&node.data)) {
+                self.remove(&name).await?;
+            }
+        }
+        Ok(())
     }
 
     /// Leaves, and waits until all parties have.

@@ -5,6 +5,7 @@
 //! than a roll, with its `flip` and its `bake`, and `orders` is what it is asked for meanwhile.
 
 mod bake;
+pub mod barrier;
 mod batch;
 mod command;
 mod deploy;

@@ -171,6 +171,12 @@ impl Record {
         self.told().events.first().map(|event| event.time_ms)
     }
 
+    /// Whether something like that has happened in it.
+    #[must_use]
+    pub fn has(&self, like: impl Fn(&What) -> bool) -> bool {
+        self.told().events.iter().any(|event| like(&event.what))
+    }
+
     /// What it told first.
     #[must_use]
     pub fn first(&self) -> Option<What> {

@@ -11,6 +11,7 @@ use std::{
 use tracing::Instrument as _;
 
 use super::{
+    barrier::Barriers,
     command::execute,
     left::Left,
     machine::{End, Machine, Step},
@@ -54,6 +55,8 @@ pub struct Roll {
     pub machine: Machine,
     /// Workers that a former daemon had in hand.
     pub hand: BTreeMap<usize, (Hand, Option<Claim>)>,
+    /// Barriers of others.
+    pub barriers: Barriers,
 }
 
 /// A roll that has not begun, for the journal.
@@ -107,6 +110,7 @@ impl Roll {
             left.only(&self.machine.left().collect(), "left; the roll does not come back to it").await;
             match self.machine.step() {
                 Step::Finish(end) => break end,
+                _ if self.machine.plan().deploy.is_none() && !self.pass_barriers().await => {}
                 step => self.act(&left, step).await,
             }
         };
@@ -115,6 +119,7 @@ impl Roll {
         if is_roll && end.result == Exit::Done && self.to.is_some() && self.to != self.before {
             self.note_former(self.before.clone());
         }
+        self.end_barriers(&end).await;
         self.finish(end, begun).await;
     }
 
@@ -154,8 +159,12 @@ impl Roll {
             }
             Step::Gate => self.gate().await,
             Step::Hold => self.hold().await,
+            Step::Flip { .. } if self.machine.flip_at_ms().is_none() && !self.pass_barriers().await => {}
             Step::Flip { at_ms } => self.flip_at(at_ms).await,
-            Step::Bake { until_ms } => self.bake(until_ms).await,
+            Step::Bake { until_ms } => {
+                self.leave_barrier();
+                self.bake(until_ms).await;
+            }
             Step::Return { why } => self.go_back(why).await,
             Step::Linger { until_ms } => self.linger(until_ms).await,
             Step::Finish(_) => {}

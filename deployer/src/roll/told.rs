@@ -59,6 +59,8 @@ pub(super) fn tell(history: &History, roll: &Record, before: Option<&str>, what:
         What::Pool { .. }
         | What::RetirePool { .. }
         | What::Holding
+        | What::Waiting { .. }
+        | What::Passed
         | What::Batch { .. }
         | What::Left { .. }
         | What::Again { .. }

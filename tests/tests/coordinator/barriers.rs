@@ -20,7 +20,7 @@ const PATH: &str = "/release/monday";
 /// What does not happen within this time does not happen.
 const QUIET: Duration = Duration::from_millis(700);
 
-fn double(zk: &Arc<ZooKeeper>, parties: usize) -> DoubleBarrier {
+fn double(zk: &Arc<ZooKeeper>, parties: u32) -> DoubleBarrier {
     let at = DoubleBarrierAt { path: PATH.to_owned(), parties };
     DoubleBarrier::new(Arc::clone(zk) as Arc<dyn Coordinator>, at, "app17-4711".to_owned())
 }

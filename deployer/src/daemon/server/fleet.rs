@@ -12,7 +12,7 @@ use axum::{
 
 use super::{Answer, Shared, Who, parse};
 use crate::{
-    api::{Done, DoubleBarrier, FleetDeploy, FleetRoll, ServiceFleet},
+    api::{Done, FleetDeploy, FleetRoll, ServiceFleet},
     daemon::{Daemon, error::Refusal},
 };
 
@@ -28,14 +28,6 @@ pub(super) fn routes() -> Router<Arc<Daemon>> {
         .route("/v1/fleet/services/{name}/resume", post(resume))
         .route("/v1/fleet/services/{name}/accept-shrink", post(accept_shrink))
         .route("/v1/fleet/hosts/{host}/{what}", post(host))
-}
-
-/// A barrier that nobody waits for would be worse than none.
-pub(super) fn no_barriers(plain: Option<&str>, double: Option<&DoubleBarrier>) -> Result<(), Refusal> {
-    if plain.is_none() && double.is_none() {
-        return Ok(());
-    }
-    Err(Refusal::failed("barriers are not built yet; nothing was begun"))
 }
 
 async fn status(State(daemon): Shared) -> Response {

@@ -18,7 +18,7 @@ use crate::{
         events::Shelf,
         file::{Found, parse},
     },
-    roll::{record::Record, world::World},
+    roll::{barrier::Barriers, record::Record, world::World},
 };
 
 const LEASE: Duration = Duration::from_secs(10);
@@ -123,7 +123,18 @@ async fn begun(former: &Former, world: &Arc<dyn World>, service: &Arc<Service>, 
     let state = entry(&record, service, None, &machine);
     former.journal.commit(|journal| journal.rolls.push(state)).await.unwrap();
     let (world, journal, service) = (Arc::clone(world), Arc::clone(&former.journal), Arc::clone(service));
-    Roll { world, journal, service, record, lease: LEASE, to: None, before: None, machine, hand: BTreeMap::new() }
+    Roll {
+        world,
+        journal,
+        service,
+        record,
+        lease: LEASE,
+        to: None,
+        before: None,
+        machine,
+        hand: BTreeMap::new(),
+        barriers: Barriers::default(),
+    }
 }
 
 /// A run over several lives, each ended after so many effects and writes, the last not at all. Returns how the roll

@@ -3,7 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 use super::Deploy;
-use crate::api::Exit;
+use crate::{api::Exit, fleet::barrier::Wanted};
 
 /// What is fixed before a roll begins. Workers are named by their place in the service, spares by theirs after them.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -33,6 +33,9 @@ pub struct Plan {
     /// A roll that is the fleet's: the epoch that it is for. Of a deploy, see [`Deploy::fleet`].
     #[serde(default)]
     pub fleet: Option<u64>,
+    /// What of others is waited for before the first batch, or the flip.
+    #[serde(default)]
+    pub barriers: Wanted,
 }
 
 impl Plan {

@@ -18,8 +18,7 @@ fn plan() -> impl Strategy<Value = Plan> {
             surge: (workers..workers + surge).collect(),
             leftover: (workers..workers + leftover).collect(),
             back: 1,
-            deploy: None,
-            fleet: None,
+            ..Plan::default()
         },
     )
 }
