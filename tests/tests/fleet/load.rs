@@ -23,7 +23,7 @@ fn five_hosts_serve_one_version() -> Result<()> {
     let share = (fleet.cpu_time()? - cpu).as_secs_f64() / since.elapsed().as_secs_f64();
     let seen = browsers.stop()?;
     eprintln!("{share:.2} of a CPU; {seen}");
-    fleet.judge(&seen, &[])?;
+    fleet.judge("one", &seen, &[])?;
     ensure!(seen.loaded.len() > 60 && seen.xhrs > 300, "too few: {seen}");
     ensure!(seen.pages.keys().eq(["v1"]), "{seen}");
     for host in &fleet.hosts {

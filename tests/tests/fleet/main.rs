@@ -1,3 +1,9 @@
 //! Five hosts that flip together: real daemons, workers, nginx and ZooKeeper, with a load through Varnish.
 
+mod cell;
+mod clocks;
+mod deploys;
+mod joins;
 mod load;
+mod outages;
+mod spread;
