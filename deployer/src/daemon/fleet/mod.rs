@@ -3,7 +3,6 @@
 mod agent;
 mod asked;
 mod drive;
-mod figures;
 mod hand;
 mod local;
 mod publish;
