@@ -6,7 +6,7 @@
 
 use std::fs;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
 
@@ -18,6 +18,8 @@ use super::coordinator::{Coordinator, Kind, Link, Op, Trouble, Watch, Why};
 const LOOK: Duration = Duration::from_secs(2);
 /// Between two attempts without a connection.
 const PAUSE: Duration = Duration::from_millis(200);
+/// What a watch tells comes so late at the most, after what was read by then.
+const LATE: Duration = Duration::from_millis(300);
 /// Parties of a double barrier at most.
 const MOST: u32 = 100_000;
 /// The node by which all of a double barrier's parties know that all are there.
@@ -104,8 +106,10 @@ pub struct DoubleBarrier {
 struct Ready {
     /// The connection on which its watch is in place.
     watched: Option<Link>,
-    /// The connection on which it was not there, though it was watched.
-    absent: Option<Link>,
+    /// It was not there, when this host had entered.
+    was_absent: bool,
+    /// The same on this connection, on which it was watched already, and since when nothing was told of it.
+    quiet: Option<(Link, Instant)>,
     /// It has been there since this host entered, if only for a moment.
     appeared: bool,
 }
@@ -154,11 +158,12 @@ impl DoubleBarrier {
             return Ok(Next::Done);
         }
         // One that was there before this host was is left over by parties that died in the barrier.
-        if ready.appeared || (is_ready && ready.absent.is_some()) {
+        if ready.appeared || (is_ready && ready.was_absent) {
             return Ok(Next::Done);
         }
-        if !is_ready && ready.watched == Some(link) {
-            ready.absent = Some(link);
+        ready.was_absent |= !is_ready;
+        if !is_ready && ready.watched == Some(link) && ready.quiet.is_none() {
+            ready.quiet = Some((link, Instant::now()));
         }
         Ok(Next::Wait)
     }
@@ -288,10 +293,9 @@ impl DoubleBarrier {
 impl Ready {
     /// Its watch tells: that it is in place on this connection, and afterwards that something has happened.
     fn told(&mut self, link: Link) {
-        if self.absent == Some(link) {
-            // It may have been made and taken away since: whoever enters last may leave at once.
-            self.appeared = true;
-        }
+        // It was made, and perhaps taken away since: whoever enters last may leave at once. What is told at once may be of a
+        // time before it was read.
+        self.appeared |= self.quiet.take().is_some_and(|(on, since)| on == link && since.elapsed() >= LATE);
         self.watched = Some(link);
     }
 }

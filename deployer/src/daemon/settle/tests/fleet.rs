@@ -142,7 +142,18 @@ async fn begun(former: &Former, world: &Arc<dyn World>, service: &Arc<Service>, 
     let state = entry(&record, service, to.clone(), &machine);
     former.journal.commit(|journal| journal.rolls.push(state)).await.unwrap();
     let (world, journal, service) = (Arc::clone(world), Arc::clone(&former.journal), Arc::clone(service));
-    Roll { world, journal, service, record, lease: LEASE, to, before: None, machine, hand: BTreeMap::new() }
+    Roll {
+        world,
+        journal,
+        service,
+        record,
+        lease: LEASE,
+        to,
+        before: None,
+        machine,
+        hand: BTreeMap::new(),
+        barriers: Default::default(),
+    }
 }
 
 fn state(sim: &Sim) -> State {
