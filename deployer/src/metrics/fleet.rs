@@ -48,16 +48,8 @@ pub struct FleetServiceFigures {
     pub driver: bool,
 }
 
-const PHASES: [(&str, Phase); 8] = [
-    ("idle", Phase::Idle),
-    ("prepare", Phase::Prepare),
-    ("go", Phase::Go),
-    ("cancel", Phase::Cancel),
-    ("flipped", Phase::Flipped),
-    ("back", Phase::Back),
-    ("retire", Phase::Retire),
-    ("roll", Phase::Roll),
-];
+const PHASES: [Phase; 8] =
+    [Phase::Idle, Phase::Prepare, Phase::Go, Phase::Cancel, Phase::Flipped, Phase::Back, Phase::Retire, Phase::Roll];
 
 /// Writes them.
 pub(super) fn write(page: &mut Page, fleet: Option<&FleetFigures>) {
@@ -109,7 +101,7 @@ fn orders(page: &mut Page, all: &[(Labels, &FleetServiceFigures)]) {
     let help = "1 for the phase that the fleet's order is in, 0 for all others.";
     let mut family = page.family(Kind::Gauge, "deployer_fleet_phase", help);
     for (labels, service) in all {
-        PHASES.iter().for_each(|(text, phase)| family.add_with(labels, "phase", text, service.phase == *phase));
+        PHASES.iter().for_each(|phase| family.add_with(labels, "phase", phase.name(), service.phase == *phase));
     }
     let help = "How long the fleet's order has been in its phase.";
     let mut family = page.family(Kind::Gauge, "deployer_fleet_phase_seconds", help);

@@ -117,7 +117,7 @@ fn row(service: &ServiceFleet, now_ms: u64) -> Vec<String> {
     );
     vec![
         clean(&service.service),
-        format!("{:?}", state.phase).to_lowercase(),
+        state.phase.name().to_owned(),
         if state.since_ms == 0 { "-".to_owned() } else { short(now_ms.saturating_sub(state.since_ms) as f64 / 1000.0) },
         state.epoch.to_string(),
         lines::release(state.active.as_ref()),

@@ -163,7 +163,7 @@ impl Drop for Live {
 
 /// `prepare: 3 of 5 ready; slowest: app3`
 pub(super) fn head(now: &ServiceFleet) -> String {
-    let phase = format!("{:?}", now.state.phase).to_lowercase();
+    let phase = now.state.phase.name();
     let count = match lines::count(now) {
         count if count.is_empty() => clean(&now.waits),
         count => count,
