@@ -83,8 +83,8 @@ set -e
 cd {shown}
 name="web$(date +%s%N)"
 printf 'vcl 4.1;\ninclude "{shown}/followed.vcl";\ninclude "{shown}/blame.vcl";\n' > "$name.vcl"
-varnishadm -n work vcl.load "$name" "{shown}/$name.vcl"
-varnishadm -n work vcl.use "$name"
+varnishadm -n {shown}/work vcl.load "$name" "{shown}/$name.vcl"
+varnishadm -n {shown}/work vcl.use "$name"
 echo "$name" >> loaded
 "#
         );
