@@ -18,6 +18,12 @@ pub const FRONT: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(Ipv4Addr::LOC
 const ADDRESS: Ipv4Addr = Ipv4Addr::new(10, 77, 0, 2);
 /// Says whose fault a failed request is.
 const BLAME: &str = r#"
+sub vcl_backend_response {
+  if (beresp.status >= 500) {
+    return (error(503, "by the host"));
+  }
+}
+
 sub vcl_backend_error {
   synthetic("blames " + beresp.backend);
   return (deliver);
@@ -82,9 +88,13 @@ impl Front {
 set -e
 cd {shown}
 name="web$(date +%s%N)"
-printf 'vcl 4.1;\ninclude "{shown}/followed.vcl";\ninclude "{shown}/blame.vcl";\n' > "$name.vcl"
-varnishadm -n work vcl.load "$name" "{shown}/$name.vcl"
-varnishadm -n work vcl.use "$name"
+# Backends by the names of their hosts.
+awk '/^backend / {{ name = $2 }} name && match($0, /10\.77\.0\.1[0-9]/) {{
+  print name, "h" substr($0, RSTART + 9, 1); name = "" }}' followed.vcl > names
+sed "$(sed 's|\(.*\) \(.*\)|s/\\b\1\\b/\2/g|' names)" followed.vcl > "named-$name.vcl"
+printf 'vcl 4.1;\ninclude "{shown}/named-%s.vcl";\ninclude "{shown}/blame.vcl";\n' "$name" > "$name.vcl"
+varnishadm -n {shown}/work vcl.load "$name" "{shown}/$name.vcl"
+varnishadm -n {shown}/work vcl.use "$name"
 echo "$name" >> loaded
 "#
         );

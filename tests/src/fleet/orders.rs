@@ -51,15 +51,17 @@ impl Fleet {
         }
     }
 
-    /// Waits until the fleet is in a phase: `prepare`, `go`, `cancel`, `flipped`, `back`, `retire`, `roll`, `idle`.
-    pub fn wait_phase(&self, phase: &str) -> Result<Value> {
-        self.wait_web(phase, Duration::from_secs(60), |web| web["state"]["phase"] == phase)
+    /// Waits until the deploy of a version is in a phase: `prepare`, `go`, `cancel`, `flipped`, `back`, `retire`, `roll`, `idle`.
+    pub fn wait_phase(&self, version: &str, phase: &str) -> Result<Value> {
+        let is_it = |web: &Value| is_of(web, version) && web["state"]["phase"] == phase;
+        self.wait_web(&format!("{version} in {phase}"), Duration::from_secs(60), is_it)
     }
 
-    /// Waits until so many hosts say something of the epoch in hand: `ready`, `confirmed`, `flipped`, ...
-    pub fn wait_marks(&self, mark: &str, count: usize) -> Result<Value> {
-        let what = format!("{count} hosts say {mark}");
-        self.wait_web(&what, Duration::from_secs(60), |web| marks(web, mark).len() >= count)
+    /// Waits until so many hosts say something of the deploy of a version: `ready`, `confirmed`, `flipped`, ...
+    pub fn wait_marks(&self, version: &str, mark: &str, count: usize) -> Result<Value> {
+        let what = format!("{count} hosts say {mark} of {version}");
+        let say = |web: &Value| is_of(web, version) && marks(web, mark).len() >= count;
+        self.wait_web(&what, Duration::from_secs(60), say)
     }
 
     /// Waits until all hosts are members that are there, and in the server set if it is followed.
@@ -155,6 +157,11 @@ impl Fleet {
 pub fn marks(web: &Value, mark: &str) -> Vec<String> {
     let all = web["marks"][mark].as_array().map_or(&[][..], Vec::as_slice);
     all.iter().filter_map(|host| host.as_str().map(str::to_owned)).collect()
+}
+
+/// Whether the order in hand, or the last one, is of a version.
+fn is_of(web: &Value, version: &str) -> bool {
+    web["state"]["order"]["to"] == version
 }
 
 /// The version that the fleet agrees on.

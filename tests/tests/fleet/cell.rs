@@ -116,18 +116,18 @@ impl When {
     }
 
     /// Waits for it. What is returned ends by itself.
-    fn reach(self, fleet: &Fleet) -> Result<Option<Child>> {
+    fn reach(self, fleet: &Fleet, version: &str) -> Result<Option<Child>> {
         match self {
-            Self::Prepare => fleet.wait_phase("prepare").map(|_| sleep(Duration::from_secs(1)))?,
-            Self::Ready => fleet.wait_marks("ready", fleet.hosts.len() - 1).map(drop)?,
-            Self::Go => fleet.wait_phase("go").map(drop)?,
-            Self::Flipped => fleet.wait_phase("flipped").map(drop)?,
-            Self::Retire => return retiring(fleet).map(Some),
+            Self::Prepare => fleet.wait_phase(version, "prepare").map(|_| sleep(Duration::from_secs(1)))?,
+            Self::Ready => fleet.wait_marks(version, "ready", fleet.hosts.len() - 1).map(drop)?,
+            Self::Go => fleet.wait_phase(version, "go").map(drop)?,
+            Self::Flipped => fleet.wait_phase(version, "flipped").map(drop)?,
+            Self::Retire => return retiring(fleet, version).map(Some),
             Self::Back => {
-                fleet.wait_marks("flipped", fleet.hosts.len())?;
+                fleet.wait_marks(version, "flipped", fleet.hosts.len())?;
                 sleep(Duration::from_secs(1));
                 let rollback = fleet.host(2).spawn(&["rollback", "web", "--fleet"])?;
-                fleet.wait_phase("back")?;
+                fleet.wait_phase(version, "back")?;
                 return Ok(Some(rollback));
             }
         }
@@ -144,11 +144,11 @@ impl When {
 }
 
 /// Waits for the old version's retirement, which a host draws out for some seconds: a caller is in the middle of a request.
-fn retiring(fleet: &Fleet) -> Result<Child> {
-    let web = fleet.wait_marks("flipped", fleet.hosts.len())?;
+fn retiring(fleet: &Fleet, version: &str) -> Result<Child> {
+    let web = fleet.wait_marks(version, "flipped", fleet.hosts.len())?;
     let lane = web["state"]["other"]["lane"].as_u64().context("the old version's lane")?;
     let caller = slow_caller(&fleet.host(HELD).sandbox, lane)?;
-    fleet.wait_phase("retire")?;
+    fleet.wait_phase(version, "retire")?;
     Ok(caller)
 }
 
@@ -193,7 +193,7 @@ pub(crate) fn play(fleet: &mut Fleet, fault: Fault, when: When, version: &str) -
     let browsers = fleet.browse(version)?;
     when.arrange(fleet)?;
     let deploy = fleet.deploying(DRIVER, version, &["--quorum", "80%", "--lead", LEAD, "--wait", "120s"])?;
-    let other = when.reach(fleet)?;
+    let other = when.reach(fleet, version)?;
     let phase = |fleet: &Fleet| fleet.web().map_or_else(|_| "?".to_owned(), |web| phase_of(&web));
     let began = phase(fleet);
     let leader = fault.begin(fleet)?;

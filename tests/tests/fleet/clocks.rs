@@ -59,13 +59,13 @@ fn unconfirmed(fleet: &mut Fleet, still: &[usize], version: &str) -> Result<()> 
     let (browsers, probes) = (fleet.browse(version)?, Probes::start(&fleet.hosts)?);
     fleet.hold(1, true)?;
     let deploy = fleet.deploying(1, version, &["--lead", "4s", "--wait", "120s"])?;
-    fleet.wait_marks("ready", 4)?;
+    fleet.wait_marks(version, "ready", 4)?;
     for host in still {
         fleet.host_mut(*host).signal_daemon(Signal::STOP)?;
     }
     // The last one is ready, and GO is out, well before the sessions of those that stand still have ended.
     fleet.hold(1, false)?;
-    let said = fleet.wait_phase("go");
+    let said = fleet.wait_phase(version, "go");
     fleet.zookeeper()?.kill_all()?;
     for host in still {
         fleet.host_mut(*host).signal_daemon(Signal::CONT)?;
@@ -132,7 +132,7 @@ fn clocks_that_jump_while_armed_mix_nothing() -> Result<()> {
     let (browsers, probes) = (fleet.browse("step")?, Probes::start(&fleet.hosts)?);
     sleep(Duration::from_secs(1));
     let deploy = fleet.deploying(1, "v2", &["--lead", "5s"])?;
-    fleet.wait_marks("confirmed", fleet.hosts.len())?;
+    fleet.wait_marks("v2", "confirmed", fleet.hosts.len())?;
     fleet.host(2).set_clock(2000, true)?;
     fleet.host(3).set_clock(-2000, true)?;
     let (exit, said) = ended(deploy)?;

@@ -25,7 +25,7 @@ fn deploys_and_a_rollback_lose_and_mix_nothing() -> Result<()> {
         ensure!(active(&fleet.settled(LIMIT)?) == version, "{version}");
     }
     let deploy = fleet.deploying(1, "v4", &[])?;
-    fleet.wait_marks("flipped", fleet.hosts.len())?;
+    fleet.wait_marks("v4", "flipped", fleet.hosts.len())?;
     sleep(Duration::from_secs(2));
     // By another operator, on another host.
     fleet.host(3).must(&["rollback", "web", "--fleet"])?;
@@ -50,7 +50,7 @@ fn an_abort_before_the_flip_leaves_no_trace() -> Result<()> {
     let browsers = fleet.browse("abort")?;
     fleet.hold(5, true)?;
     let deploy = fleet.deploying(1, "v2", &[])?;
-    let web = fleet.wait_marks("ready", 4)?;
+    let web = fleet.wait_marks("v2", "ready", 4)?;
     ensure!(web["waiting_for"] == serde_json::json!(["h5"]), "{web}");
     let (exit, said) = fleet.deploy(2, "v3", &[])?;
     ensure!(exit != 0 && said.contains("under way"), "two operators at once: exit {exit}: {said}");
@@ -76,7 +76,7 @@ fn an_abort_before_the_instant_is_no_flip() -> Result<()> {
     let fleet = Fleet::joined(Plan::default())?;
     let browsers = fleet.browse("cancel")?;
     let deploy = fleet.deploying(1, "v2", &["--lead", "5s"])?;
-    fleet.wait_marks("confirmed", fleet.hosts.len())?;
+    fleet.wait_marks("v2", "confirmed", fleet.hosts.len())?;
     fleet.host(2).must(&["fleet", "abort", "web"])?;
     let (exit, said) = ended(deploy)?;
     ensure!(exit != 0, "exit {exit}: {said}");
