@@ -26,7 +26,7 @@ const LOOK: Duration = Duration::from_millis(500);
 /// The same at this host's entry in the roster.
 const ROSTER: Duration = Duration::from_secs(3);
 /// The same at how many hosts there are.
-const COUNT: Duration = Duration::from_secs(15);
+const COUNT: Duration = Duration::from_secs(10);
 
 /// What a host says of itself: the node `hosts/HOST`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -147,7 +147,24 @@ impl Daemon {
         let roster = fleet.board.coordinator.children(&paths.roster()).await?.len();
         let there = fleet.board.coordinator.children(&paths.hosts()).await?.len();
         *lock(&fleet.counted) = (roster, there);
+        for name in self.registry.services().into_keys() {
+            let set = serverset_size(fleet, &name).await?;
+            let is_small = fleet.followed(&name).view().is_some() && set * 2 < roster;
+            let why = if is_small { self.shrunk(&name, set).await? } else { None };
+            fleet.trouble(&format!("the server sets of {name}"), why);
+        }
         Ok(())
+    }
+
+    /// Why a server set is smaller than anybody can have meant; `None`: it is not, those aside that are drained.
+    async fn shrunk(&self, name: &str, set: usize) -> Result<Option<String>, Trouble> {
+        let enabled =
+            self.fleet.board.roster().await?.into_values().filter(|enrolled| enrolled.state == "enabled").count();
+        let text = format!(
+            "{set} of {enabled} hosts are in it; whoever follows it keeps what it had, until an operator says that this is \
+             meant: deployer fleet accept-shrink {name}"
+        );
+        Ok((set * 2 < enabled).then_some(text))
     }
 
     fn info(&self) -> HostInfo {
@@ -203,4 +220,9 @@ fn stage(local: &Local) -> &'static str {
 fn differs(before: &HostInfo, now: &HostInfo) -> bool {
     let without = |info: &HostInfo| HostInfo { clock_error_us: 0, ..info.clone() };
     without(before) != without(now) || now.clock_error_us > before.clock_error_us.saturating_mul(2).max(50_000)
+}
+
+/// How many hosts are in a service's server set.
+async fn serverset_size(fleet: &super::Fleet, name: &str) -> Result<usize, Trouble> {
+    Ok(fleet.board.coordinator.children(&fleet.board.paths.active_set(name)).await?.len())
 }
