@@ -10,6 +10,8 @@ use super::{
 
 /// Hosts that are not ready are waited for so long, once there are enough others; milliseconds.
 const PATIENCE_MS: u64 = 20_000;
+/// So often hosts are told to flip, if nobody confirms.
+const TRIES: u32 = 5;
 /// Enough hosts must be ready within this time, milliseconds.
 const PREPARE_WITHIN_MS: u64 = 30 * 60_000;
 /// A flip is looked at so long after its instant, milliseconds: as much as clocks may differ.
@@ -99,8 +101,9 @@ impl Seen {
     /// Hosts expected that are ready, and whose clocks will do.
     #[must_use]
     pub fn ready(&self, state: &FleetState) -> Vec<String> {
-        let will_do = |said: &Said| state.order.allow_unsynchronised || said.synchronised != Some(false);
+        let will_do = |said: &Said| state.order.allow_unsynchronised || said.synchronised == Some(true);
         let all = self.marks.get(&Mark::Ready).into_iter().flatten();
+        let all = all.filter(|(host, _)| !self.says(host, Mark::Failed));
         all.filter(|(host, said)| state.expects(host) && will_do(said)).map(|(host, _)| host.clone()).collect()
     }
 
@@ -109,9 +112,21 @@ impl Seen {
         let failed = self.marks.get(&Mark::Failed).into_iter().flatten();
         let failed = failed.map(|(host, said)| (host.clone(), said.why.clone().unwrap_or_else(|| "failed".to_owned())));
         let ready = self.marks.get(&Mark::Ready).into_iter().flatten();
-        let unsure = ready.filter(|(_, said)| !state.order.allow_unsynchronised && said.synchronised == Some(false));
+        let unsure = ready.filter(|(_, said)| !state.order.allow_unsynchronised && said.synchronised != Some(true));
         let unsure = unsure.map(|(host, _)| (host.clone(), UNSYNCHRONISED.to_owned()));
         unsure.chain(failed).filter(|(host, _)| state.expects(host)).collect()
+    }
+
+    /// When the last flip was, milliseconds since 1970: old pages may be as young as that. Nobody has flipped before the
+    /// decision but at its instant.
+    fn last_flip(&self, state: &FleetState) -> u64 {
+        let late = self.marks.get(&Mark::Flipped).into_iter().flatten().filter_map(|(_, said)| said.at_ms).max();
+        let decided = state.since_ms.saturating_sub(2 * SETTLE_MS);
+        state
+            .flip_at_ms
+            .unwrap_or(0)
+            .max(decided)
+            .max(late.unwrap_or(0).min(state.since_ms.saturating_add(LAGGARDS_MS)))
     }
 
     /// Those of these hosts that are there and do not say this.
@@ -152,19 +167,19 @@ fn prepare(state: &FleetState, seen: &Seen, now_ms: u64) -> Step {
     if let Some(wanted) = &state.wanted {
         return over(state, Ended::Aborted, now_ms, format!("aborted by {}; {UNTOUCHED}", wanted.by));
     }
-    if total - unfit.len() < needed {
+    if total.saturating_sub(unfit.len()) < needed {
         let why: Vec<_> = unfit.iter().map(|(host, why)| format!("{host}: {why}")).collect();
         let text = format!("aborted: {needed} of {total} hosts are needed; {}; {UNTOUCHED}", why.join("; "));
         return over(state, Ended::Aborted, now_ms, text);
     }
     if ready.len() < needed {
-        if now_ms > state.since_ms + PREPARE_WITHIN_MS {
+        if now_ms > state.since_ms.saturating_add(PREPARE_WITHIN_MS) {
             let text = format!("aborted: {} of {needed} hosts ready after half an hour; {UNTOUCHED}", ready.len());
             return over(state, Ended::Aborted, now_ms, text);
         }
         return not_ready(state, &ready, &unfit);
     }
-    let is_patient = seen.quorum_since_ms.is_none_or(|since| now_ms < since + PATIENCE_MS);
+    let is_patient = seen.quorum_since_ms.is_none_or(|since| now_ms < since.saturating_add(PATIENCE_MS));
     if ready.len() + unfit.len() < total && is_patient {
         return not_ready(state, &ready, &unfit);
     }
@@ -191,7 +206,8 @@ fn flip_together(state: &FleetState, members: Vec<String>, now_ms: u64) -> Step 
         left => format!("GO: {} hosts flip in {} ms, without {}", members.len(), state.order.lead_ms, left.join(", ")),
     };
     let (next, text) = enter(state, Phase::Go, now_ms, text);
-    become_(FleetState { members, flip_at_ms: Some(now_ms + state.order.lead_ms), ..next }, text)
+    let (flip_at_ms, tries) = (Some(now_ms.saturating_add(state.order.lead_ms)), state.tries.saturating_add(1));
+    become_(FleetState { members, flip_at_ms, tries, ..next }, text)
 }
 
 fn go(state: &FleetState, seen: &Seen, now_ms: u64) -> Step {
@@ -203,7 +219,7 @@ fn go(state: &FleetState, seen: &Seen, now_ms: u64) -> Step {
     }
     let open = seen.open(&state.members, Mark::Flipped);
     let has_everybody = state.members.iter().all(|host| seen.says(host, Mark::Flipped));
-    if now_ms < at_ms + SETTLE_MS && !has_everybody {
+    if now_ms < at_ms.saturating_add(SETTLE_MS) && !has_everybody {
         let (confirmed, total) = (seen.who(Mark::Confirmed).count(), state.members.len());
         return wait(format!("{confirmed} of {total} hosts have confirmed"), open);
     }
@@ -213,13 +229,17 @@ fn go(state: &FleetState, seen: &Seen, now_ms: u64) -> Step {
         return become_(next, text);
     }
     let ready = seen.ready(state);
-    if ready.len() >= state.needed() {
-        return flip_together(state, ready, now_ms);
-    }
-    if now_ms > state.since_ms + PREPARE_WITHIN_MS {
-        let (mut next, text) = enter(state, Phase::Cancel, now_ms, "nobody has confirmed for half an hour");
+    if state.tries >= TRIES || now_ms > state.since_ms.saturating_add(PREPARE_WITHIN_MS) {
+        let why = format!(
+            "nobody has confirmed, {} times; are the hosts' clocks right, and that of the driver?",
+            state.tries
+        );
+        let (mut next, text) = enter(state, Phase::Cancel, now_ms, why);
         next.why = text.clone();
         return become_(next, text);
+    }
+    if ready.len() >= state.needed() {
+        return flip_together(state, ready, now_ms);
     }
     wait("nobody has confirmed, and too few hosts are ready for another try", state.members.iter())
 }
@@ -234,7 +254,7 @@ fn cancel(state: &FleetState, seen: &Seen, now_ms: u64) -> Step {
     if open.is_empty() {
         return over(state, Ended::Aborted, now_ms, format!("{}: aborted; {UNTOUCHED}", state.why));
     }
-    if now_ms > at_ms + SETTLE_MS + SILENT_MS {
+    if now_ms > at_ms.saturating_add(SETTLE_MS + SILENT_MS) {
         return return_(state, now_ms, format!("{}; {} has confirmed, and is silent", state.why, open[0]));
     }
     wait("who has confirmed takes its flip back", open)
@@ -258,16 +278,16 @@ fn flipped(state: &FleetState, seen: &Seen, now_ms: u64) -> Step {
         return return_(state, now_ms, format!("rolled back by {}", wanted.by));
     }
     let ill: Vec<_> = seen.unfit(state).into_iter().filter(|(host, _)| state.has_member(host)).collect();
-    if let Some((host, why)) = ill.first().filter(|_| ill.len() > state.expected.len() - state.needed()) {
+    if let Some((host, why)) = ill.first().filter(|_| ill.len() > state.expected.len().saturating_sub(state.needed())) {
         return return_(
             state,
             now_ms,
             format!("{} of {} hosts are ill; {host}: {why}", ill.len(), state.members.len()),
         );
     }
-    let until = state.flip_at_ms.unwrap_or(state.since_ms) + state.order.bake_ms;
+    let until = seen.last_flip(state).saturating_add(state.order.bake_ms);
     let open = seen.open(&state.members, Mark::Flipped);
-    if now_ms < until || (!open.is_empty() && now_ms < until + LAGGARDS_MS) {
+    if now_ms < until || (!open.is_empty() && now_ms < until.saturating_add(LAGGARDS_MS)) {
         let (open_count, total) = (open.len(), state.members.len());
         let why = match open_count {
             0 => "both versions stand side by side".to_owned(),
@@ -282,7 +302,7 @@ fn flipped(state: &FleetState, seen: &Seen, now_ms: u64) -> Step {
 
 fn retire(state: &FleetState, seen: &Seen, now_ms: u64) -> Step {
     let open = seen.open(&state.members, Mark::Retired);
-    if !open.is_empty() && now_ms < state.since_ms + LAGGARDS_MS {
+    if !open.is_empty() && now_ms < state.since_ms.saturating_add(LAGGARDS_MS) {
         return wait("hosts retire the old version", open);
     }
     let version = state.active.as_ref().map_or("", |active| active.version.as_str());
@@ -292,8 +312,8 @@ fn retire(state: &FleetState, seen: &Seen, now_ms: u64) -> Step {
 
 fn back(state: &FleetState, seen: &Seen, now_ms: u64) -> Step {
     let open = seen.open(&state.expected, Mark::Back);
-    let until = state.flip_at_ms.unwrap_or(state.since_ms) + state.order.bake_ms;
-    if now_ms < until || (!open.is_empty() && now_ms < until + LAGGARDS_MS) {
+    let until = state.flip_at_ms.unwrap_or(state.since_ms).saturating_add(state.order.bake_ms);
+    if now_ms < until || (!open.is_empty() && now_ms < until.saturating_add(LAGGARDS_MS)) {
         let why = if open.is_empty() { "pages of the new version have their time" } else { "hosts return" };
         return wait(why, open);
     }

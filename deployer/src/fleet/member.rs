@@ -78,6 +78,8 @@ pub enum Goal {
     Confirm(u64),
     /// Flip at this instant, milliseconds since 1970; at once, if that is past.
     Flip(u64),
+    /// Take back a flip that is armed, or is about to be; both pools stand.
+    Disarm,
     /// Stop the deploy, and take back a flip that is armed.
     Stop,
     /// Make the old pool current again; both stand.
@@ -95,7 +97,15 @@ pub struct Me<'a> {
     pub said: &'a BTreeSet<Mark>,
     /// Its clock, milliseconds since 1970.
     pub now_ms: u64,
+    /// For how long nobody has been able to say what its current pool runs, milliseconds; 0: it is known.
+    pub unknown_ms: u64,
 }
+
+/// A pool of which nobody can say what it runs is given up after so long, milliseconds: a worker that has crashed comes back,
+/// a host that boots warms its workers.
+const UNKNOWN_MS: u64 = 90_000;
+/// A flip that is armed for later than this, where it is due, was so before the clock was set; milliseconds.
+const FAR_MS: u64 = 2000;
 
 /// Nobody confirms later than this before the flip, milliseconds: the kernel is armed 100 ms before it, and a cancel must
 /// have time to be heard.
@@ -120,17 +130,28 @@ pub fn goal(state: &FleetState, me: &Me<'_>, local: &Local) -> Goal {
     }
 }
 
-/// Whether this host may be in the server set of those that serve.
+/// Whether this host may be in the server set of those that serve; `None`: that cannot be told just now, and it stays what it
+/// is.
 #[must_use]
-pub fn serves(state: &FleetState, host: &str, local: &Local) -> bool {
-    let Some(current) = &local.current else { return false };
-    let is = |release: &Option<Release>| release.as_ref() == Some(current);
+pub fn serves(state: &FleetState, host: &str, local: &Local) -> Option<bool> {
     match (state.phase, &state.active) {
-        (_, None) | (Phase::Roll, _) => true,
-        (Phase::Idle | Phase::Prepare | Phase::Retire, _) => is(&state.active),
+        (_, None) | (Phase::Roll, _) => Some(true),
+        (Phase::Idle | Phase::Prepare | Phase::Retire, _) => {
+            local.current.as_ref().map(|current| state.active.as_ref() == Some(current))
+        }
         // Whoever knows one lane only would mix pages.
-        _ => state.has_member(host) && (is(&state.active) || is(&state.other)),
+        _ => Some(state.has_member(host) && has_both(state, local)),
     }
+}
+
+/// Whether both versions stand here.
+fn has_both(state: &FleetState, local: &Local) -> bool {
+    let (Stage::Holding(task) | Stage::Armed(task, _) | Stage::Baking(task, _) | Stage::Lingering(task)) = &local.stage
+    else {
+        return false;
+    };
+    let is_of_it = |release: &Option<Release>| release.as_ref() == Some(&task.to);
+    is_of_it(&state.active) || is_of_it(&state.other)
 }
 
 impl Me<'_> {
@@ -186,8 +207,9 @@ fn go(state: &FleetState, me: &Me<'_>, local: &Local) -> Goal {
 fn cancel(state: &FleetState, me: &Me<'_>, local: &Local) -> Goal {
     let epoch = state.epoch;
     match &local.stage {
-        // Also one that holds: it may have been told to flip just now.
-        Stage::Starting(task) | Stage::Holding(task) | Stage::Armed(task, _) if task.epoch == epoch => Goal::Stop,
+        Stage::Armed(task, _) if task.epoch == epoch => Goal::Disarm,
+        // Nothing is armed, nor about to be. It goes on serving both: somebody may have flipped, whose pages come here, too.
+        Stage::Holding(task) if task.epoch == epoch && me.said.contains(&Mark::Confirmed) => me.say(Mark::Disarmed),
         Stage::Baking(task, _) if task.epoch == epoch => me.say(Mark::Flipped),
         // The deploy is over: nothing can flip any more.
         Stage::Ending(_) | Stage::Idle if me.said.contains(&Mark::Confirmed) && local.current != state.other => {
@@ -210,6 +232,9 @@ fn flipped(state: &FleetState, me: &Me<'_>, local: &Local) -> Goal {
 fn back(state: &FleetState, me: &Me<'_>, local: &Local) -> Goal {
     match &local.stage {
         Stage::Lingering(_) if local.current == state.active => me.say(Mark::Back),
+        // It has not flipped, and serves the pages of those that had.
+        Stage::Holding(task) if state.other.as_ref() == Some(&task.to) => me.say(Mark::Back),
+        Stage::Armed(task, _) if state.other.as_ref() == Some(&task.to) => Goal::Disarm,
         Stage::Idle if local.current == state.active => me.say(Mark::Back),
         _ => converge(state.active.as_ref(), state.epoch, me, local),
     }
@@ -236,11 +261,17 @@ fn converge(target: Option<&Release>, epoch: u64, me: &Me<'_>, local: &Local) ->
     let is_target = |task: &Task| target == Some(&task.to);
     match &local.stage {
         Stage::Idle => match target {
-            Some(to) if local.current.as_ref() != Some(to) => Goal::Begin(Task { epoch, to: to.clone() }),
-            _ => Goal::Nothing,
+            Some(_) if local.current.is_none() && me.unknown_ms < UNKNOWN_MS => Goal::Wait,
+            Some(to) if local.current.as_ref() == Some(to) => Goal::Nothing,
+            // Of one pool.
+            Some(to) if to.lane == 0 => Goal::Roll { epoch, to: Some(to.version.clone()) },
+            Some(to) => Goal::Begin(Task { epoch, to: to.clone() }),
+            None => Goal::Nothing,
         },
         Stage::Busy(_) | Stage::Rolling(_) | Stage::Ending(_) => Goal::Wait,
         Stage::Holding(task) if is_target(task) => Goal::Flip(me.now_ms),
+        // By a clock that was set since.
+        Stage::Armed(task, at_ms) if is_target(task) && *at_ms > me.now_ms + FAR_MS => Goal::Disarm,
         Stage::Starting(task) | Stage::Armed(task, _) if is_target(task) => Goal::Wait,
         Stage::Starting(_) | Stage::Holding(_) | Stage::Armed(..) => Goal::Stop,
         // Also where it would have to go back and cannot: the next deploy brings it there.

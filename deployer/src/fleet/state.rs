@@ -147,6 +147,9 @@ pub struct FleetState {
     /// Why it is being turned back or aborted.
     #[serde(default)]
     pub why: String,
+    /// How often the hosts were told to flip in this epoch.
+    #[serde(default)]
+    pub tries: u32,
     /// What has changed last, in words.
     #[serde(default)]
     pub said: String,
@@ -168,7 +171,7 @@ impl FleetState {
     /// So many of the hosts expected must be able to flip: at least one.
     #[must_use]
     pub fn needed(&self) -> usize {
-        (self.expected.len() * usize::from(self.order.quorum)).div_ceil(100).max(1)
+        (self.expected.len() * usize::from(self.order.quorum.min(100))).div_ceil(100).max(1)
     }
 
     /// Whether a host was in the roster when the order was given.

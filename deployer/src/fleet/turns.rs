@@ -45,7 +45,7 @@ pub(super) fn roll(state: &FleetState, seen: &Seen, now_ms: u64) -> Step {
     }
     let open: Vec<_> = state.turn.iter().filter(|host| !seen.says(host, Mark::Rolled)).collect();
     if let Some(host) = open.iter().find(|host| !seen.alive.contains(**host))
-        && now_ms > state.since_ms + super::driver::GONE_MS
+        && now_ms > state.since_ms.saturating_add(super::driver::GONE_MS)
     {
         return stopped(state, seen, now_ms, &format!("{host} went away in its turn"));
     }

@@ -33,6 +33,7 @@ impl Roll {
         {
             return self.machine.stop(&format!("stopped: its lane was not opened: {why}"), false);
         }
+        self.record.orders().holds();
         self.record.add(What::Holding);
         while !self.is_to_pause() {
             if let Order::Flip { at_ms } = self.record.orders().take_before_flip() {
@@ -102,7 +103,7 @@ impl Roll {
                 let _ = self.save().await;
                 return;
             }
-            if self.is_to_pause() {
+            if self.is_to_pause() || self.record.orders().is_disarmed() {
                 return self.machine.hold_again();
             }
             at_ms = at_ms.max(unix_ms() + LEAD.as_millis() as u64);
@@ -172,6 +173,12 @@ impl Roll {
             // One that has crashed may come back in time.
             let short = short.filter(|_| left < LAST_LOOK || whole.elapsed() > self.service.config.warm.within);
             let is_stopping = self.record.stop_asked() || self.machine.is_stopping();
+            if self.record.orders().is_disarmed() && !is_stopping && left > TOO_LATE && self.take_back(pool, word) {
+                self.record.add(What::Disarmed);
+                self.machine.hold_again();
+                let _ = self.save().await;
+                return false;
+            }
             if (is_stopping || short.is_some()) && left > TOO_LATE && self.take_back(pool, word) {
                 self.record.add(What::Disarmed);
                 match short {

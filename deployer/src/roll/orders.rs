@@ -1,7 +1,10 @@
 //! What somebody asks of a deploy that is under way.
 
 use std::{
-    sync::{Mutex, MutexGuard, PoisonError},
+    sync::{
+        Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicBool, Ordering::SeqCst},
+    },
     time::Duration,
 };
 
@@ -41,6 +44,10 @@ pub enum Order {
 #[derive(Debug, Default)]
 pub struct Orders {
     flip: Mutex<Order>,
+    /// The order to flip has been heard, and is being done.
+    taken: AtomicBool,
+    /// A flip that is armed, or is to be, is to be taken back.
+    disarm: AtomicBool,
     after: Mutex<Order>,
     news: Notify,
 }
@@ -64,7 +71,38 @@ impl Orders {
 
     /// Takes the order to flip, if there is one.
     pub fn take_before_flip(&self) -> Order {
-        std::mem::take(&mut *lock(&self.flip))
+        let mut flip = lock(&self.flip);
+        self.taken.store(*flip != Order::None, SeqCst);
+        std::mem::take(&mut *flip)
+    }
+
+    /// Whether a flip is ordered, or being armed.
+    #[must_use]
+    pub fn is_to_flip(&self) -> bool {
+        let flip = lock(&self.flip);
+        *flip != Order::None || self.taken.load(SeqCst)
+    }
+
+    /// A flip that is armed (`is_flipping`), or is to be, is to be taken back.
+    pub fn disarm(&self, is_flipping: bool) {
+        let mut flip = lock(&self.flip);
+        *flip = Order::None;
+        self.disarm.store(is_flipping || self.taken.load(SeqCst), SeqCst);
+        drop(flip);
+        self.news.notify_one();
+    }
+
+    /// Whether it is to be taken back.
+    #[must_use]
+    pub fn is_disarmed(&self) -> bool {
+        self.disarm.load(SeqCst)
+    }
+
+    /// It holds (again): nothing is armed.
+    pub fn holds(&self) {
+        let _flip = lock(&self.flip);
+        self.taken.store(false, SeqCst);
+        self.disarm.store(false, SeqCst);
     }
 
     /// Takes what was asked for after the flip.
@@ -125,6 +163,25 @@ mod tests {
         orders.give(supersede("me"));
         orders.give(supersede("her"));
         assert_eq!(orders.take_after_flip(), supersede("me"), "who asks first is named");
+    }
+
+    #[test]
+    fn a_flip_is_taken_back_also_where_it_is_on_its_way() {
+        let orders = Orders::default();
+        orders.holds();
+        assert!(!orders.is_to_flip());
+        orders.give(Order::Flip { at_ms: None });
+        assert!(orders.is_to_flip());
+        orders.disarm(false);
+        assert!(!orders.is_to_flip() && !orders.is_disarmed(), "nobody has heard it, and nobody will");
+        orders.give(Order::Flip { at_ms: None });
+        assert_ne!(orders.take_before_flip(), Order::None);
+        orders.disarm(false);
+        assert!(orders.is_to_flip() && orders.is_disarmed(), "until whoever arms it holds again");
+        orders.holds();
+        assert!(!orders.is_to_flip() && !orders.is_disarmed());
+        orders.disarm(true);
+        assert!(orders.is_disarmed(), "armed by a daemon before");
     }
 
     #[tokio::test]

@@ -58,6 +58,7 @@ pub(super) struct Agent {
     refused: Option<(u64, String, Instant)>,
     begun: Option<(u64, Instant)>,
     goal: Goal,
+    unknown_since: Option<Instant>,
     publisher: super::publish::Publisher,
 }
 
@@ -94,6 +95,7 @@ impl Agent {
             refused: None,
             begun: None,
             goal: Goal::Nothing,
+            unknown_since: None,
             publisher: super::publish::Publisher::default(),
         }
     }
@@ -124,7 +126,8 @@ impl Agent {
         if let Some(view) = &view {
             self.act(view, &local).await;
         }
-        let serves = view.as_ref().is_none_or(|view| member::serves(&view.state, &self.daemon.fleet.host, &local));
+        let serves =
+            view.as_ref().map_or(Some(true), |view| member::serves(&view.state, &self.daemon.fleet.host, &local));
         self.publisher.publish(&self.daemon, &self.name, view.as_ref().map(|view| &view.state), &local, serves).await;
     }
 
@@ -191,7 +194,8 @@ impl Agent {
             return;
         }
         let host = self.daemon.fleet.host.clone();
-        let me = Me { host: &host, said: &self.said, now_ms: clock::wall_ms() };
+        let unknown_ms = self.unknown_ms(local);
+        let me = Me { host: &host, said: &self.said, now_ms: clock::wall_ms(), unknown_ms };
         let goal = self.with_refusals(member::goal(&view.state, &me, local), view, local);
         if goal != self.goal {
             info!(service = self.name, epoch, phase = ?view.state.phase, stage = ?local.stage, goal = ?goal, "fleet");
@@ -208,6 +212,16 @@ impl Agent {
             return sleep(PAUSE).await;
         }
         self.done(goal, view, local).await;
+    }
+
+    /// For how long nobody has been able to say what the current pool runs, milliseconds.
+    fn unknown_ms(&mut self, local: &Local) -> u64 {
+        if local.current.is_some() {
+            self.unknown_since = None;
+        }
+        let is_known = local.current.is_some();
+        let since = (!is_known).then(|| *self.unknown_since.get_or_insert_with(Instant::now));
+        since.map_or(0, |since| since.elapsed().as_millis() as u64)
     }
 
     /// What was refused on this host is said to the fleet, which waits for it.
@@ -247,6 +261,7 @@ impl Agent {
                 return self.begun(epoch, begun);
             }
             Goal::Flip(at_ms) => self.order(FleetOrder::Flip { at_ms }),
+            Goal::Disarm => self.order(FleetOrder::Disarm),
             Goal::Stop => self.order(FleetOrder::Stop { why: by }),
             Goal::Return => self.order(FleetOrder::Return { why: view.state.why.clone() }),
             Goal::End => self.order(FleetOrder::End),

@@ -144,12 +144,16 @@ impl Driving {
                 *lock(&self.followed.waits) = Some((why, hosts));
                 Ok(())
             }
-            Step::Become { state: next, text } => {
+            Step::Become { state: mut next, text } => {
                 info!(service = self.name, epoch = next.epoch, phase = ?next.phase, text, "the fleet goes on");
                 if next.epoch != state.epoch {
                     fleet.board.lay_out(&self.name, next.epoch).await?;
                 }
                 let more = if next.phase == Phase::Go { self.left_behind(&next).await? } else { Vec::new() };
+                if next.phase == Phase::Go {
+                    // Whoever is left behind was read first: that takes its time.
+                    next.flip_at_ms = Some(clock::wall_ms().saturating_add(next.order.lead_ms));
+                }
                 fleet.board.change(&self.name, place, Some(version), &next, &text, more).await?;
                 if next.phase == Phase::Idle {
                     fleet.board.tidy(&self.name, next.epoch).await?;

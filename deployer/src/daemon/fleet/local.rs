@@ -30,6 +30,8 @@ pub(in crate::daemon) enum FleetOrder {
         /// Milliseconds since 1970; at once, if that is past.
         at_ms: u64,
     },
+    /// Take a flip back that is ordered or armed; it holds again. Where it is too late for that, it flips.
+    Disarm,
     /// Stop before the flip, and take it back where it is armed. Where it is too late for that, it flips. A roll stops after
     /// the batch in hand.
     Stop {
@@ -61,6 +63,11 @@ impl Daemon {
             Some(roll) => stage(&service, roll, word, now),
             // It is about to be written down.
             None => running.as_ref().map_or(Stage::Idle, |running| Stage::Busy(running.id.clone())),
+        };
+        let stage = match (stage, &running) {
+            // The order is on its way: it may be armed at any moment.
+            (Stage::Holding(task), Some(running)) if running.orders().is_to_flip() => Stage::Armed(task, 0),
+            (stage, _) => stage,
         };
         let ill = running.filter(|_| matches!(stage, Stage::Baking(..))).and_then(|running| running.ill());
         Some(Local {
@@ -141,6 +148,7 @@ impl Daemon {
         match wish(machine, order).map_err(|why| Refusal::failed(format!("{} of {name} {why}", roll.id)))? {
             Wish::Done => {}
             Wish::Stop(why) => running.ask_stop(&why),
+            Wish::Disarm => running.orders().disarm(machine.is_flipping()),
             Wish::Order(order @ Order::Return { .. }, what) => {
                 let is_up = |worker: &Arc<Worker>| worker.control().phase == Phase::Up;
                 if !service.pool(1 - service.current()).iter().any(is_up) {
@@ -201,6 +209,8 @@ enum Wish {
     Done,
     /// To be stopped.
     Stop(String),
+    /// Not to flip.
+    Disarm,
     /// To be given on; with a word for it.
     Order(Order, &'static str),
 }
@@ -215,6 +225,8 @@ fn wish(machine: &Machine, order: FleetOrder) -> Result<Wish, String> {
         }
         FleetOrder::Flip { .. } if machine.is_flipping() || bakes => Ok(Wish::Done),
         FleetOrder::Flip { .. } if is_deploy => Err("does not hold its flip: it is not ready, or ends".to_owned()),
+        FleetOrder::Disarm if machine.is_holding() || machine.is_flipping() => Ok(Wish::Disarm),
+        FleetOrder::Disarm => Ok(Wish::Done),
         FleetOrder::Stop { .. } if ends => Ok(Wish::Done),
         FleetOrder::Stop { .. } if machine.has_flipped() => Err("has flipped, and is not stopped any more".to_owned()),
         FleetOrder::Stop { why } => Ok(Wish::Stop(why)),

@@ -50,7 +50,7 @@ impl Publisher {
         name: &str,
         state: Option<&FleetState>,
         local: &Local,
-        serves: bool,
+        serves: Option<bool>,
     ) {
         let fleet = &daemon.fleet;
         if !fleet.link().is_connected || self.again_at.is_some_and(|at| Instant::now() < at) {
@@ -64,7 +64,12 @@ impl Publisher {
             self.leave(daemon, name).await
         } else {
             fleet.trouble(&format!("the server set of {name}"), None);
-            self.bring_to(daemon, name, wanted(daemon, name, state, local, serves)).await
+            self.bring_to(
+                daemon,
+                name,
+                wanted(daemon, name, state, local, serves.unwrap_or_else(|| self.serves(daemon, name))),
+            )
+            .await
         };
         if let Err(trouble) = brought {
             self.again_at = Some(Instant::now() + PAUSE);
@@ -72,6 +77,11 @@ impl Publisher {
             tracing::debug!(service = name, %trouble, "publishing");
         }
         *lock(&fleet.followed(name).published) = self.entries.keys().cloned().collect();
+    }
+
+    /// Whether this host is in the set of those that serve.
+    fn serves(&self, daemon: &Daemon, name: &str) -> bool {
+        self.entries.contains_key(&daemon.fleet.board.paths.active_set(name))
     }
 
     /// Nobody serves here. That is published, unless next to nobody would be left: then it is an operator's to say.

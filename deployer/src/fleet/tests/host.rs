@@ -30,6 +30,11 @@ pub(super) struct Host {
     /// Of which epoch; `None`: it has to look.
     pub(super) said_of: Option<u64>,
     pub(super) session: u32,
+    /// What it has asked last, while it waits for the answer: nothing else is done meanwhile.
+    pub(super) asked: Option<u32>,
+    pub(super) questions: u32,
+    /// It was told to flip, and its deploy has not heard it.
+    pending: bool,
     begun: u64,
     /// Releases that it has flipped to, by its deploys' epochs.
     pub(super) flips: Vec<(u64, Release)>,
@@ -52,6 +57,9 @@ impl Host {
             said: BTreeSet::new(),
             said_of: None,
             session: 0,
+            asked: None,
+            questions: 0,
+            pending: false,
             begun: 0,
             flips: Vec::new(),
         }
@@ -64,12 +72,16 @@ impl Host {
     /// Has what is under way be done after a while; it is begun anew by a new daemon.
     fn at_work(&mut self, agenda: &mut Agenda, chance: &mut Chance) {
         self.work += 1;
+        // An order is for the deploy that was under way.
+        self.pending = false;
         let after = if chance.one_in(30) { chance.between(2000, 15_000) } else { chance.between(200, 2000) };
         agenda.add(after, Event::Done(self.nth, self.work));
     }
 
     pub(super) fn down(&mut self) {
         self.is_up = false;
+        self.pending = false;
+        self.asked = None;
         self.life += 1;
         self.work += 1;
         self.said_of = None;
@@ -88,7 +100,11 @@ impl Host {
         match goal {
             Goal::Begin(task) => self.begin(task, agenda, chance),
             // It goes through a queue of the deploy's.
-            Goal::Flip(at) => agenda.add(chance.between(0, 30), Event::Ordered(self.nth, self.work, at)),
+            Goal::Flip(at) => {
+                self.pending = true;
+                agenda.add(chance.between(0, 30), Event::Ordered(self.nth, self.work, at));
+            }
+            Goal::Disarm => self.disarm(agenda),
             Goal::Stop => self.stop(agenda, chance),
             Goal::Return => {
                 if let Stage::Baking(task, _) = self.local.stage.clone() {
@@ -119,6 +135,26 @@ impl Host {
         }
         self.local.stage = Stage::Starting(task);
         self.at_work(agenda, chance);
+    }
+
+    /// How it stands, as its agent sees it.
+    pub(super) fn seen(&self) -> Local {
+        match &self.local.stage {
+            Stage::Holding(task) if self.pending => {
+                Local { stage: Stage::Armed(task.clone(), 0), ..self.local.clone() }
+            }
+            _ => self.local.clone(),
+        }
+    }
+
+    fn disarm(&mut self, agenda: &Agenda) {
+        self.pending = false;
+        if let Stage::Armed(task, at) = self.local.stage.clone()
+            && self.clock(agenda.now) + 20 < at
+        {
+            self.armed += 1;
+            self.local.stage = Stage::Holding(task);
+        }
     }
 
     fn stop(&mut self, agenda: &mut Agenda, chance: &mut Chance) {
@@ -165,9 +201,10 @@ impl Host {
     /// The deploy hears that it is to flip.
     pub(super) fn ordered(&mut self, work: u32, at: u64, agenda: &mut Agenda) {
         let Stage::Holding(task) = self.local.stage.clone() else { return };
-        if work != self.work || !self.is_up {
+        if work != self.work || !self.is_up || !self.pending {
             return;
         }
+        self.pending = false;
         let at = at.max(self.clock(agenda.now) + 100);
         self.armed += 1;
         let after = at - self.clock(agenda.now);

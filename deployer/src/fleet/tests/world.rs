@@ -57,9 +57,11 @@ pub(super) enum Event {
     /// What it read has come to it.
     Act(usize, u32),
     /// What it writes comes to ZooKeeper: a mark; for [`Mark::Confirmed`], if the state has this version.
-    Land(usize, u32, Mark, u64, i32),
-    /// It hears that it has confirmed, and is to flip at this instant.
-    Heard(usize, u32, u64, u64),
+    Land(usize, u32, Mark, u64, i32, u32),
+    /// The answer comes to a host; and the instant to flip at, if it has confirmed.
+    Heard(usize, u32, u64, Option<u64>),
+    /// No answer has come to it.
+    Silence(usize, u32),
     /// What is under way on a host is done.
     Done(usize, u32),
     /// An order to flip comes to its deploy.

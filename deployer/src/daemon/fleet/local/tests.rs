@@ -124,6 +124,7 @@ fn an_order_is_done_once_and_only_where_it_can_be() {
     let given = |machine: &Machine, order: FleetOrder| match wish(machine, order) {
         Ok(Wish::Done) => "done",
         Ok(Wish::Stop(_)) => "stop",
+        Ok(Wish::Disarm) => "disarm",
         Ok(Wish::Order(_, what)) => what,
         Err(_) => "no",
     };
@@ -133,11 +134,14 @@ fn an_order_is_done_once_and_only_where_it_can_be() {
     machine.gated(Ok(()));
     assert_eq!(all(&machine), ["flip", "stop", "no", "no"]);
     assert_eq!(wish(&machine, flip()), Ok(Wish::Order(Order::Flip { at_ms: Some(99) }, "flip")));
+    assert_eq!(given(&machine, FleetOrder::Disarm), "disarm");
     machine.released(Some(99));
     assert_eq!(all(&machine), ["done", "stop", "no", "no"]);
+    assert_eq!(given(&machine, FleetOrder::Disarm), "disarm");
     machine.arming(99);
     machine.flipped();
     assert_eq!(all(&machine), ["done", "no", "rollback", "end"]);
+    assert_eq!(given(&machine, FleetOrder::Disarm), "done", "too late");
     let mut ended = machine.clone();
     ended.baked(Baked::Done);
     assert_eq!(all(&ended), ["no", "done", "no", "done"]);
