@@ -46,8 +46,7 @@ fn clocks_that_are_200_ms_off_mix_nothing() -> Result<()> {
 #[test]
 fn who_has_not_confirmed_does_not_flip() -> Result<()> {
     let mut fleet = skewed(Plan { is_gated: true, ..Plan::default() })?;
-    let rounds: &[&[usize]] =
-        if is_full() { &[&[3, 4], &[2, 5], &[2, 3, 4, 5], &[5]] } else { &[&[3, 4], &[2, 3, 4, 5]] };
+    let rounds: &[&[usize]] = if is_full() { &[&[3, 4], &[2, 5], &[2, 3, 4, 5], &[5]] } else { &[&[2, 3, 4, 5]] };
     for (nth, still) in rounds.iter().enumerate() {
         unconfirmed(&mut fleet, still, &format!("u{nth}"))
             .with_context(|| format!("round {nth}, {still:?} stand still"))?;
@@ -128,6 +127,10 @@ fn an_unsynchronised_host_is_refused() -> Result<()> {
 /// follows the others.
 #[test]
 fn clocks_that_jump_while_armed_mix_nothing() -> Result<()> {
+    if !is_full() {
+        eprintln!("only with --full");
+        return Ok(());
+    }
     let fleet = Fleet::joined(Plan::default())?;
     let (browsers, probes) = (fleet.browse("step")?, Probes::start(&fleet.hosts)?);
     sleep(Duration::from_secs(1));

@@ -6,9 +6,14 @@ use std::time::{Duration, Instant};
 use anyhow::{Result, ensure};
 use deployer_tests::fleet::flips::Probes;
 use deployer_tests::fleet::{Fleet, Plan};
+use deployer_tests::pace::is_full;
 
 #[test]
 fn five_hosts_serve_one_version() -> Result<()> {
+    if !is_full() {
+        eprintln!("only with --full");
+        return Ok(());
+    }
     let begun = Instant::now();
     let fleet = Fleet::start(Plan::alone())?;
     eprintln!(

@@ -6,14 +6,12 @@ use deployer_tests::pace::is_full;
 
 use crate::cell::{Fault, When, play};
 
-/// What the quick set samples: each fault, and each phase, once at least.
+/// What the quick set samples.
 const SAMPLE: &[(Fault, When)] = &[
     (Fault::Leader, When::Ready),
-    (Fault::Driver, When::Prepare),
     (Fault::Daemon, When::Back),
     (Fault::Host, When::Flipped),
     (Fault::ZooKeeper, When::Go),
-    (Fault::Driver, When::Retire),
 ];
 
 fn cells() -> Vec<(Fault, When)> {

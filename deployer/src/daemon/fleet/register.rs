@@ -149,7 +149,8 @@ impl Daemon {
         *lock(&fleet.counted) = (roster, there);
         for name in self.registry.services().into_keys() {
             let set = serverset_size(fleet, &name).await?;
-            let is_small = fleet.followed(&name).view().is_some() && set * 2 < roster;
+            let publishes = self.registry.service(&name).is_some_and(|service| service.config.publish.is_some());
+            let is_small = publishes && set * 2 < roster;
             let why = if is_small { self.shrunk(&name, set).await? } else { None };
             fleet.trouble(&format!("the server sets of {name}"), why);
         }
