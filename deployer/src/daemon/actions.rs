@@ -46,6 +46,9 @@ impl Daemon {
         request: RollRequest,
         by: String,
     ) -> Result<RollStarted, Refusal> {
+        if let Some(to) = request.to.as_ref().filter(|_| !request.dry_run) {
+            self.not_the_fleets(&service.config.name, to, "without --to it restarts its workers as they are")?;
+        }
         self.roll_for(service, request, None, by).await
     }
 

@@ -33,6 +33,13 @@ impl Daemon {
         request: DeployRequest,
         by: String,
     ) -> Result<DeployStarted, Refusal> {
+        if !request.force {
+            self.not_the_fleets(
+                name,
+                &request.to,
+                "--force deploys it here all the same, until the fleet brings this host back",
+            )?;
+        }
         self.deploy_for(name, request, None, by).await
     }
 

@@ -11,7 +11,7 @@ use super::{
     coordinator::{Coordinator, Kind, Op, Trouble, Why},
     driver::{Said, Seen},
     paths::{Mark, Paths},
-    state::FleetState,
+    state::{FORMAT, FleetState, Phase},
 };
 
 /// Epochs whose marks are kept.
@@ -67,7 +67,16 @@ impl Board {
     pub async fn state(&self, service: &str) -> Result<Option<(FleetState, i32)>, Trouble> {
         let path = self.paths.state(service);
         match self.coordinator.get(&path).await? {
-            Some(node) => Ok(Some((read(&path, &node.data)?, node.version))),
+            Some(node) => {
+                let state: FleetState = read(&path, &node.data)?;
+                if state.format > FORMAT {
+                    let later = state.format;
+                    return Err(Trouble::Failed(format!(
+                        "{path} has format {later}, of a later deployer; this one knows {FORMAT}: upgrade it"
+                    )));
+                }
+                Ok(Some((state, node.version)))
+            }
             None => Ok(None),
         }
     }
@@ -129,8 +138,11 @@ impl Board {
         let mut roster = BTreeMap::new();
         for host in self.coordinator.children(&above).await? {
             let path = format!("{above}/{host}");
-            if let Some(node) = self.coordinator.get(&path).await? {
-                roster.insert(host, read(&path, &node.data)?);
+            let Some(node) = self.coordinator.get(&path).await? else { continue };
+            match read(&path, &node.data) {
+                Ok(enrolled) => drop(roster.insert(host, enrolled)),
+                // It does not stand in the way of the others.
+                Err(trouble) => tracing::warn!(%trouble, host, "the roster"),
             }
         }
         Ok(roster)
@@ -160,8 +172,14 @@ impl Board {
             }
             seen.marks.insert(mark, who);
         }
-        if let Some(barrier) = &state.order.barrier {
-            seen.barrier_held = self.coordinator.get(barrier).await?.is_some();
+        let waits = matches!(state.phase, Phase::Prepare | Phase::Roll);
+        if let Some(barrier) = state.order.barrier.as_ref().filter(|_| waits) {
+            // One that cannot be read is as good as held, and does not stand in the way of an abort.
+            seen.barrier_held = match self.coordinator.get(barrier).await {
+                Ok(node) => node.is_some(),
+                Err(Trouble::Failed(_)) => true,
+                Err(trouble) => return Err(trouble),
+            };
         }
         Ok(seen)
     }
@@ -175,6 +193,7 @@ impl Board {
         }
         let mut said = Said::default();
         if has_more && let Some(node) = self.coordinator.get(&format!("{above}/{host}")).await? {
+            // What makes no sense says nothing: of a clock, too.
             said = read(&format!("{above}/{host}"), &node.data).unwrap_or_default();
         }
         known.said.insert(key, said.clone());

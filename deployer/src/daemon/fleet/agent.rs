@@ -56,7 +56,8 @@ pub(super) struct Agent {
     said_of: Option<(u64, u64)>,
     /// What was refused here, of which epoch, and since when.
     refused: Option<(u64, String, Instant)>,
-    begun: Option<(u64, Instant)>,
+    /// What was begun, or tried, of which epoch: first, and last.
+    begun: Option<(u64, Instant, Instant)>,
     goal: Goal,
     unknown_since: Option<Instant>,
     publisher: super::publish::Publisher,
@@ -65,7 +66,7 @@ pub(super) struct Agent {
 impl Daemon {
     /// Follows each service of the configuration, whatever comes and goes.
     pub(in crate::daemon) async fn follow_fleet(self: Arc<Self>) {
-        let mut agents = tokio::task::JoinSet::new();
+        let mut agents: tokio::task::JoinSet<()> = tokio::task::JoinSet::new();
         let mut names = BTreeSet::new();
         loop {
             for name in self.registry.services().into_keys() {
@@ -75,6 +76,14 @@ impl Daemon {
                 }
             }
             names.retain(|name| self.registry.service(name).is_some());
+            while let Some(ended) = agents.try_join_next() {
+                if let Err(error) = ended {
+                    // All of them are begun anew: one without the other would be of no use.
+                    tracing::error!(%error, "a part of the fleet's has panicked; it is begun anew");
+                    agents.shutdown().await;
+                    names.clear();
+                }
+            }
             sleep(Duration::from_secs(1)).await;
         }
     }
@@ -126,6 +135,10 @@ impl Agent {
         if let Some(view) = &view {
             self.act(view, &local).await;
         }
+        // Nobody knows what the fleet serves.
+        if self.read_at.is_none() {
+            return;
+        }
         let serves =
             view.as_ref().map_or(Some(true), |view| member::serves(&view.state, &self.daemon.fleet.host, &local));
         self.publisher.publish(&self.daemon, &self.name, view.as_ref().map(|view| &view.state), &local, serves).await;
@@ -135,7 +148,9 @@ impl Agent {
     async fn read(&mut self) {
         let fleet = &self.daemon.fleet;
         let link = fleet.link();
-        if !link.is_connected || self.read_at.is_some_and(|at| at.elapsed() < AGAIN) {
+        let is_idle = self.followed.view.borrow().as_ref().is_none_or(|view| view.state.phase == Phase::Idle);
+        let again = if is_idle { 4 * AGAIN } else { AGAIN };
+        if !link.is_connected || self.read_at.is_some_and(|at| at.elapsed() < again) {
             return;
         }
         match fleet.board.state(&self.name).await {
@@ -201,10 +216,16 @@ impl Agent {
             info!(service = self.name, epoch, phase = ?view.state.phase, stage = ?local.stage, goal = ?goal, "fleet");
             self.goal = goal.clone();
         }
-        if matches!(goal, Goal::Nothing | Goal::Wait) {
+        self.fenced(epoch, local.epoch);
+        if matches!(goal, Goal::Nothing | Goal::Wait) || self.is_an_operators(view, &goal) {
             return;
         }
-        let fence = if let Goal::Begin(task) = &goal { task.epoch } else { epoch };
+        let fence = match &goal {
+            Goal::Begin(task) => task.epoch,
+            // It brings to an end what was before the order in hand.
+            Goal::Stop | Goal::End | Goal::Return if view.state.phase == Phase::Prepare => epoch - 1,
+            _ => epoch,
+        };
         if fence > local.epoch
             && let Err(error) = self.daemon.fleet_fence(&self.name, fence).await
         {
@@ -212,6 +233,18 @@ impl Agent {
             return sleep(PAUSE).await;
         }
         self.done(goal, view, local).await;
+    }
+
+    /// A state that is older than what this host has acted upon was taken away, or put back from somewhere.
+    fn fenced(&self, epoch: u64, acted: u64) {
+        let why = format!("its epoch is {epoch}, and this host has acted upon {acted}; order something anew");
+        self.daemon.fleet.trouble(&format!("the epoch of {}", self.name), (epoch < acted).then_some(why));
+    }
+
+    /// A host that is alone is its operator's: what was deployed here without a word of a fleet stays.
+    fn is_an_operators(&self, view: &View, goal: &Goal) -> bool {
+        let is_new = matches!(goal, Goal::Begin(_) | Goal::Roll { .. });
+        self.daemon.fleet.is_alone && view.state.phase == Phase::Idle && is_new
     }
 
     /// For how long nobody has been able to say what the current pool runs, milliseconds.
@@ -249,14 +282,19 @@ impl Agent {
             Goal::Confirm(at_ms) => return self.confirm(view, at_ms).await,
             Goal::Begin(task) => {
                 let failed = local.ended.as_ref().is_some_and(|(of, how)| *of == task.epoch && how.is_err());
-                if failed && self.begun.is_some_and(|(of, at)| of == task.epoch && at.elapsed() < RETRY) {
+                if failed && self.begun.is_some_and(|(of, _, last)| of == task.epoch && last.elapsed() < RETRY) {
                     return;
                 }
-                self.begun = Some((task.epoch, Instant::now()));
+                if self.is_too_soon(task.epoch) {
+                    return;
+                }
                 let begun = self.daemon.fleet_deploy(&self.name, &task, &by).await.map(drop);
                 return self.begun(epoch, begun);
             }
             Goal::Roll { epoch, to } => {
+                if self.is_too_soon(epoch) {
+                    return;
+                }
                 let begun = self.daemon.fleet_roll(&self.name, epoch, to, &by).await.map(drop);
                 return self.begun(epoch, begun);
             }
@@ -276,6 +314,21 @@ impl Agent {
         self.daemon.fleet_order(&self.name, order).map_err(|refusal| refusal.message().to_owned())
     }
 
+    /// Whether it was tried within the last second; if not, it is now.
+    fn is_too_soon(&mut self, epoch: u64) -> bool {
+        let now = Instant::now();
+        match &mut self.begun {
+            Some((of, _, last)) if *of == epoch && last.elapsed() < Duration::from_secs(1) => return true,
+            Some((of, first, last)) if *of == epoch => {
+                // A failure of long ago is another story.
+                *first = if last.elapsed() > BUSY_FOR { now } else { *first };
+                *last = now;
+            }
+            other => *other = Some((epoch, now, now)),
+        }
+        false
+    }
+
     fn begun(&mut self, epoch: u64, begun: Result<(), super::super::error::Refusal>) {
         let Err(refusal) = begun else {
             self.refused = None;
@@ -283,7 +336,7 @@ impl Agent {
         };
         let why = refusal.message().to_owned();
         warn!(service = self.name, epoch, why, "what the fleet wants is refused on this host");
-        let is_busy = refusal.exit() == Exit::Busy && self.begun.is_none_or(|(_, at)| at.elapsed() < BUSY_FOR);
+        let is_busy = refusal.exit() == Exit::Busy && self.begun.is_none_or(|(_, first, _)| first.elapsed() < BUSY_FOR);
         if !is_busy {
             self.refused = Some((epoch, why, Instant::now()));
         }

@@ -1,13 +1,13 @@
 //! What clients ask of the fleet.
 
 use std::{
-    sync::Arc,
+    sync::{Arc, atomic::Ordering::SeqCst},
     time::{Duration, Instant},
 };
 
 use super::{
     super::{Daemon, error::Refusal, plan},
-    hand::View,
+    hand::{Followed, View},
 };
 use crate::{
     api::{Done, FleetDeploy, FleetRoll, FleetStarted},
@@ -98,10 +98,13 @@ impl Daemon {
         make: impl Fn(&FleetState, Option<Release>, &Seen) -> Result<(FleetState, String), String>,
     ) -> Result<FleetStarted, Refusal> {
         let (name, fleet) = (&service.config.name, Arc::clone(&self.fleet));
+        let followed = fleet.followed(name);
+        let _ordering = Ordering::begin(&followed);
         let away = |trouble: Trouble| self.unreachable(&trouble);
         let read = fleet.board.state(name).await.map_err(away)?;
         let (state, version) = read.map_or_else(|| (FleetState::default(), None), |(state, it)| (state, Some(it)));
         under_way(name, &state)?;
+        let state = FleetState { epoch: self.highest_epoch(name, state.epoch).await.map_err(away)?, ..state };
         let roster = fleet.board.roster().await.map_err(away)?;
         let roster = roster.into_iter().map(|(host, enrolled)| (host, enrolled.state == "enabled")).collect();
         let seen = Seen { roster, ..Seen::default() };
@@ -131,17 +134,29 @@ impl Daemon {
         }
     }
 
+    /// The highest epoch that there was, also where the state was taken away: its marks may be there, and hosts refuse lower
+    /// ones.
+    async fn highest_epoch(&self, name: &str, known: u64) -> Result<u64, Trouble> {
+        let epochs = self.fleet.board.coordinator.children(&self.fleet.board.paths.epochs(name)).await?;
+        let epochs = epochs.iter().filter_map(|epoch| epoch.parse().ok());
+        let hosts = self.fleet_hosts().await?;
+        let acted = hosts.values().filter_map(|info| info.services.get(name)).map(|service| service.epoch);
+        Ok(epochs.chain(acted).fold(known, u64::max))
+    }
+
     /// This host's place in the line of drivers, as soon as it is the first.
     async fn first_place(&self, name: &str) -> Result<String, Refusal> {
         let fleet = &self.fleet;
-        let place = fleet.get_in_line(name).await.map_err(|trouble| self.unreachable(&trouble))?;
+        fleet.get_in_line(name).await.map_err(|trouble| self.unreachable(&trouble))?;
         let until = Instant::now() + LINE_WITHIN;
         loop {
             let line = fleet.board.drivers(name).await.map_err(|trouble| self.unreachable(&trouble))?;
             // Those before it of this very host's are as good.
             let first = line.first().map(|first| format!("{}/{first}", fleet.board.paths.driver(name)));
-            if first.as_ref().is_some_and(|first| fleet.places(name).contains(first)) {
-                return Ok(first.unwrap_or(place));
+            if let Some(first) = &first
+                && fleet.is_mine(first).await.map_err(|trouble| self.unreachable(&trouble))?
+            {
+                return Ok(first.clone());
             }
             if Instant::now() >= until {
                 let _ = fleet.leave_line(name).await;
@@ -272,6 +287,19 @@ impl Daemon {
         Ok(Done { done: format!("what the server sets of {name} hold now is believed, for ten minutes") })
     }
 
+    /// A host of a fleet serves what the fleet serves, and would be brought back to that. `else_` goes on.
+    pub(in crate::daemon) fn not_the_fleets(&self, name: &str, to: &str, else_: &str) -> Result<(), Refusal> {
+        let view = self.fleet.followed(name).view();
+        let active = view.and_then(|view| view.state.active).filter(|_| !self.fleet.is_alone);
+        match active {
+            Some(active) if active.version != to => Err(Refusal::failed(format!(
+                "{name} is the fleet's, which serves {} on every host: deployer deploy {name} --to {to} --fleet; {else_}",
+                active.version
+            ))),
+            _ => Ok(()),
+        }
+    }
+
     /// Who drives a service.
     pub(super) async fn driver_of(&self, name: &str) -> Result<Option<String>, Trouble> {
         let Some(first) = self.fleet.board.drivers(name).await?.into_iter().next() else { return Ok(None) };
@@ -302,5 +330,21 @@ fn fate(phase: Phase) -> &'static str {
         Phase::Flipped => "is turned back: the old version serves again",
         Phase::Roll => "stops when the hosts at it are through",
         _ => "is aborted, or turned back where a host has flipped already",
+    }
+}
+
+/// An order that is being given.
+struct Ordering<'a>(&'a Followed);
+
+impl<'a> Ordering<'a> {
+    fn begin(followed: &'a Followed) -> Self {
+        followed.ordering.fetch_add(1, SeqCst);
+        Self(followed)
+    }
+}
+
+impl Drop for Ordering<'_> {
+    fn drop(&mut self) {
+        self.0.ordering.fetch_sub(1, SeqCst);
     }
 }

@@ -1,7 +1,7 @@
 //! Drives a service's order where this host is the first in line, or nobody is.
 
 use std::{
-    sync::Arc,
+    sync::{Arc, atomic::Ordering::SeqCst},
     time::{Duration, Instant},
 };
 
@@ -26,6 +26,8 @@ use crate::{
 
 /// Between two looks.
 const LOOK: Duration = Duration::from_millis(100);
+/// The same of who does not drive.
+const ASIDE: Duration = Duration::from_millis(1000);
 /// An order that nobody drives is taken over after so long, and up to twice that: not by all at once.
 const FREE_FOR: Duration = Duration::from_millis(2000);
 
@@ -68,7 +70,9 @@ impl Driving {
     async fn pause(&mut self) {
         let mut view = self.followed.view.subscribe();
         let is_idle = view.borrow_and_update().as_ref().is_none_or(|view| view.state.phase == Phase::Idle);
-        let most = if is_idle { Duration::from_secs(1) } else { LOOK };
+        // Whoever does not drive looks now and then whether somebody does.
+        let is_driver = lock(&self.followed.waits).is_some();
+        let most = if is_idle || !is_driver { ASIDE } else { LOOK };
         let heard = async {
             match &mut self.news {
                 Some((_, news)) => news.changed().await,
@@ -104,6 +108,9 @@ impl Driving {
     async fn leave_line(&mut self) -> Result<(), Trouble> {
         *lock(&self.followed.waits) = None;
         self.news = None;
+        if self.followed.ordering.load(SeqCst) > 0 {
+            return Ok(());
+        }
         self.daemon.fleet.leave_line(&self.name).await
     }
 
@@ -115,7 +122,7 @@ impl Driving {
         if let Some(first) = line.first() {
             self.free_since = None;
             let first = format!("{above}/{first}");
-            return Ok(fleet.places(&self.name).contains(&first).then_some(first));
+            return Ok(fleet.is_mine(&first).await?.then_some(first));
         }
         let free_since = *self.free_since.get_or_insert_with(Instant::now);
         let share = fleet.host.bytes().fold(7_u32, |sum, byte| sum.wrapping_mul(31).wrapping_add(u32::from(byte)));
@@ -156,6 +163,8 @@ impl Driving {
                 }
                 fleet.board.change(&self.name, place, Some(version), &next, &text, more).await?;
                 if next.phase == Phase::Idle {
+                    // Others may want to order something meanwhile.
+                    self.leave_line().await?;
                     fleet.board.tidy(&self.name, next.epoch).await?;
                 }
                 Ok(())

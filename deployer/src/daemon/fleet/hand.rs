@@ -4,7 +4,7 @@ use std::{
     collections::{BTreeMap, BTreeSet},
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicBool, Ordering::SeqCst},
+        atomic::{AtomicBool, AtomicUsize, Ordering::SeqCst},
     },
 };
 
@@ -63,6 +63,8 @@ pub(in crate::daemon) struct Followed {
     pub(in crate::daemon) view: watch::Sender<Option<View>>,
     /// An operator of this host wants it driven from here.
     pub(in crate::daemon) drive: Notify,
+    /// Orders that are being given here: their places in the line are theirs.
+    pub(in crate::daemon) ordering: AtomicUsize,
     /// What is waited for, and whom, as this host drives it.
     pub(in crate::daemon) waits: Mutex<Option<(String, Vec<String>)>>,
     /// How many hosts have said what of the epoch, as this host drives it.
@@ -162,6 +164,19 @@ impl Fleet {
         Ok(place)
     }
 
+    /// Whether a place in the line is this host's: one that it knows of, or one that bears its name, of a daemon before this one or
+    /// so that no answer came.
+    pub(in crate::daemon) async fn is_mine(&self, place: &str) -> Result<bool, Trouble> {
+        if lock(&self.places).contains(place) {
+            return Ok(true);
+        }
+        let is_mine = self.read(place).await?.is_some_and(|node| node.data == self.host.as_bytes());
+        if is_mine {
+            lock(&self.places).insert(place.to_owned());
+        }
+        Ok(is_mine)
+    }
+
     /// This host's places in the line of a service.
     pub(in crate::daemon) fn places(&self, service: &str) -> Vec<String> {
         let above = self.board.paths.driver(service);
@@ -205,6 +220,7 @@ impl Default for Followed {
         Self {
             view: watch::Sender::new(None),
             drive: Notify::new(),
+            ordering: AtomicUsize::new(0),
             waits: Mutex::default(),
             marks: Mutex::default(),
             published: Mutex::default(),

@@ -37,10 +37,14 @@ pub(super) struct Publisher {
     entries: BTreeMap<String, Entry>,
     /// No connection, or no answer: not before.
     again_at: Option<Instant>,
+    /// When it was looked last whether they are there.
+    looked_at: Option<Instant>,
 }
 
 /// After trouble.
 const PAUSE: Duration = Duration::from_secs(1);
+/// Between two looks whether all of it is there.
+const MISSED: Duration = Duration::from_secs(4);
 
 impl Publisher {
     /// Has this host be in the sets that it belongs to, and in no other.
@@ -96,7 +100,8 @@ impl Publisher {
                     "{why}; none of its workers is up here, and it stays published: deployer fleet accept-shrink {name}"
                 );
                 daemon.fleet.trouble(&format!("the server set of {name}"), Some(why));
-                self.again_at = Some(Instant::now() + PAUSE);
+                // It asks for the whole set, and the roster.
+                self.again_at = Some(Instant::now() + 10 * PAUSE);
                 Ok(())
             }
         }
@@ -112,6 +117,7 @@ impl Publisher {
         let session = fleet.link().session;
         // What a former session had goes with it.
         self.entries.retain(|_, entry| entry.session == session);
+        self.miss(fleet).await?;
         let gone: Vec<_> = self.entries.keys().filter(|set| !wanted.contains_key(*set)).cloned().collect();
         for set in gone {
             if let Some(entry) = self.entries.get(&set) {
@@ -131,6 +137,20 @@ impl Publisher {
             self.entries.insert(set.clone(), Entry { path, session, member });
             if is_new {
                 tracing::info!(service = name, set, "published");
+            }
+        }
+        Ok(())
+    }
+
+    /// Forgets what somebody else has taken away.
+    async fn miss(&mut self, fleet: &Fleet) -> Result<(), Trouble> {
+        if self.looked_at.is_some_and(|at| at.elapsed() < MISSED) {
+            return Ok(());
+        }
+        self.looked_at = Some(Instant::now());
+        for (set, entry) in std::mem::take(&mut self.entries) {
+            if fleet.read(&entry.path).await?.is_some() {
+                self.entries.insert(set, entry);
             }
         }
         Ok(())

@@ -59,7 +59,7 @@ impl Daemon {
     /// Says that this host is there, as long as it is.
     pub(in crate::daemon) async fn register(self: Arc<Self>) {
         let mut said: Option<(u64, HostInfo)> = None;
-        let mut twin: Option<Instant> = None;
+        let (mut twin, mut seen_at) = (None::<Instant>, Instant::now());
         let (mut enrolled_at, mut counted_at) = (None::<Instant>, None::<Instant>);
         loop {
             sleep(LOOK).await;
@@ -69,6 +69,13 @@ impl Daemon {
                 continue;
             }
             let info = self.info();
+            if seen_at.elapsed() > ROSTER {
+                seen_at = Instant::now();
+                let path = format!("{}/{}", self.fleet.board.paths.hosts(), self.fleet.host);
+                if matches!(self.fleet.read(&path).await, Ok(None)) {
+                    said = None;
+                }
+            }
             if said.as_ref().is_none_or(|(session, before)| *session != link.session || differs(before, &info)) {
                 match self.say_so(&info, &mut twin).await {
                     Ok(true) => said = Some((link.session, info)),
@@ -125,7 +132,11 @@ impl Daemon {
         let fleet = &self.fleet;
         let path = format!("{}/{}", fleet.board.paths.roster(), fleet.host);
         let enrolled = match fleet.read(&path).await? {
-            Some(node) => serde_json::from_slice::<Enrolled>(&node.data).ok(),
+            // What makes no sense changes nothing.
+            Some(node) => match serde_json::from_slice::<Enrolled>(&node.data) {
+                Ok(enrolled) => Some(enrolled),
+                Err(_) => return Ok(()),
+            },
             None if fleet.enrols => {
                 let (state, by) = ("enabled".to_owned(), "itself".to_owned());
                 let enrolled = Enrolled { state, by, at_ms: unix_ms() };
