@@ -24,6 +24,10 @@ sub vcl_backend_response {
   }
 }
 
+sub vcl_backend_response {
+  # Else a page that cannot be had anew is served for ten seconds longer, beyond the bake.
+  set beresp.grace = 0s;
+}
 sub vcl_backend_error {
   synthetic("blames " + beresp.backend);
   return (deliver);

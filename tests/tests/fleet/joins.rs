@@ -139,13 +139,16 @@ fn a_set_that_shrinks_is_not_followed() -> Result<()> {
     // Comments apart, it is what it was.
     let bare = |text: &str| text.lines().filter(|line| !line.starts_with('#')).collect::<Vec<_>>().join("\n");
     ensure!(bare(&followed) == bare(&before), "{before}\n{followed}\n{}", fleet.front.log());
-    let said = fleet.host(1).must(&["fleet", "status"])?;
-    ensure!(said.contains("accept-shrink"), "nobody is told: {said}");
+    let until = std::time::Instant::now() + LIMIT;
+    let is_told = |said: &str| said.contains("accept-shrink");
+    while !is_told(&fleet.host(1).must(&["fleet", "status"])?) {
+        ensure!(std::time::Instant::now() < until, "nobody is told: {}", fleet.log());
+        sleep(Duration::from_millis(500));
+    }
     for host in 2..=5 {
         fleet.host_mut(host).start_daemon(&[])?;
     }
     fleet.wait_joined()?;
-    fleet.settled(LIMIT)?;
     let seen = browsers.stop()?;
     eprintln!("{seen}");
     fleet.judge("shrink", &seen, &[])

@@ -14,7 +14,7 @@ use crate::{
     api::Phase,
     fleet::{
         board::Enrolled,
-        coordinator::Trouble,
+        coordinator::{Trouble, Watch},
         member::{Local, Stage},
     },
     kernel::clock,
@@ -24,7 +24,7 @@ use crate::{
 /// Between two looks.
 const LOOK: Duration = Duration::from_millis(500);
 /// The same at this host's entry in the roster.
-const ROSTER: Duration = Duration::from_secs(3);
+const ROSTER: Duration = Duration::from_secs(10);
 /// The same at how many hosts there are.
 const COUNT: Duration = Duration::from_secs(10);
 
@@ -61,8 +61,12 @@ impl Daemon {
         let mut said: Option<(u64, HostInfo)> = None;
         let (mut twin, mut seen_at) = (None::<Instant>, Instant::now());
         let (mut enrolled_at, mut counted_at) = (None::<Instant>, None::<Instant>);
+        let mut roster = self.roster_watch();
         loop {
-            sleep(LOOK).await;
+            tokio::select! {
+                () = sleep(LOOK) => {}
+                () = roster.changed() => enrolled_at = None,
+            }
             let link = self.fleet.link();
             self.tell_link(link.is_connected, link.session);
             if !link.is_connected {
@@ -90,6 +94,12 @@ impl Daemon {
                 counted_at = self.count_hosts().await.is_ok().then(Instant::now);
             }
         }
+    }
+
+    /// Hears when somebody has this host stand aside, or not any more.
+    fn roster_watch(&self) -> Watch {
+        let fleet = &self.fleet;
+        fleet.board.coordinator.watch(&format!("{}/{}", fleet.board.paths.roster(), fleet.host), false)
     }
 
     fn tell_link(&self, is_connected: bool, session: u64) {
