@@ -140,6 +140,7 @@ pub async fn run(path: &Path) -> Result<()> {
     daemon.wind_up().await;
     // Waited for: they tell what they still have to tell.
     let _ = tokio::time::timeout(LAST_WORDS, tasks.shutdown()).await;
+    let _ = tokio::time::timeout(LAST_WORDS, daemon.fleet.leave_lines()).await;
     daemon.note();
     // What cannot be written has been told.
     let _ = daemon.journal.flush().await;

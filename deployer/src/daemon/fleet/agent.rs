@@ -63,34 +63,8 @@ pub(super) struct Agent {
     publisher: super::publish::Publisher,
 }
 
-impl Daemon {
-    /// Follows each service of the configuration, whatever comes and goes.
-    pub(in crate::daemon) async fn follow_fleet(self: Arc<Self>) {
-        let mut agents: tokio::task::JoinSet<()> = tokio::task::JoinSet::new();
-        let mut names = BTreeSet::new();
-        loop {
-            for name in self.registry.services().into_keys() {
-                if names.insert(name.clone()) {
-                    agents.spawn(Agent::new(&self, &name).run());
-                    agents.spawn(super::drive::Driving::new(&self, &name).run());
-                }
-            }
-            names.retain(|name| self.registry.service(name).is_some());
-            while let Some(ended) = agents.try_join_next() {
-                if let Err(error) = ended {
-                    // All of them are begun anew: one without the other would be of no use.
-                    tracing::error!(%error, "a part of the fleet's has panicked; it is begun anew");
-                    agents.shutdown().await;
-                    names.clear();
-                }
-            }
-            sleep(Duration::from_secs(1)).await;
-        }
-    }
-}
-
 impl Agent {
-    fn new(daemon: &Arc<Daemon>, name: &str) -> Self {
+    pub(super) fn new(daemon: &Arc<Daemon>, name: &str) -> Self {
         let fleet = &daemon.fleet;
         Self {
             daemon: Arc::clone(daemon),
@@ -109,7 +83,7 @@ impl Agent {
         }
     }
 
-    async fn run(mut self) {
+    pub(super) async fn run(mut self) {
         while self.daemon.registry.service(&self.name).is_some() {
             self.turn().await;
             self.pause().await;

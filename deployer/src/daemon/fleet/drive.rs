@@ -39,6 +39,8 @@ pub(super) struct Driving {
     known: Known,
     quorum_since_ms: Option<u64>,
     free_since: Option<Instant>,
+    /// An operator of this host wants it driven from here, at once.
+    is_wanted: bool,
     news: Option<(u64, Watch)>,
 }
 
@@ -51,6 +53,7 @@ impl Driving {
             known: Known::default(),
             quorum_since_ms: None,
             free_since: None,
+            is_wanted: false,
             news: None,
         }
     }
@@ -81,7 +84,7 @@ impl Driving {
         };
         tokio::select! {
             _ = view.changed() => {}
-            () = self.followed.drive.notified() => self.free_since = Some(Instant::now() - 2 * FREE_FOR),
+            () = self.followed.drive.notified() => self.is_wanted = true,
             () = heard => {}
             () = sleep(most) => {}
         }
@@ -126,7 +129,8 @@ impl Driving {
         }
         let free_since = *self.free_since.get_or_insert_with(Instant::now);
         let share = fleet.host.bytes().fold(7_u32, |sum, byte| sum.wrapping_mul(31).wrapping_add(u32::from(byte)));
-        if free_since.elapsed() >= FREE_FOR + FREE_FOR * (share % 1000) / 1000 {
+        if self.is_wanted || free_since.elapsed() >= FREE_FOR + FREE_FOR * (share % 1000) / 1000 {
+            self.is_wanted = false;
             let place = fleet.get_in_line(&self.name).await?;
             info!(service = self.name, place, "nobody drives the fleet's order; this host does");
         }

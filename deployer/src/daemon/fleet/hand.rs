@@ -116,6 +116,15 @@ impl Fleet {
         *self.link.borrow()
     }
 
+    /// Leaves all lines, so that others need not wait for the end of the session.
+    pub(in crate::daemon) async fn leave_lines(&self) {
+        let places = std::mem::take(&mut *lock(&self.places));
+        for place in places {
+            // It goes with the session at the latest.
+            let _ = self.board.take_away(&place).await;
+        }
+    }
+
     /// Hears of the connection.
     pub(in crate::daemon) fn links(&self) -> watch::Receiver<Link> {
         self.link.clone()
