@@ -16,9 +16,9 @@ pub struct FleetFigures {
     pub sessions_lost: u64,
     /// How long the session has been there, seconds; 0: there is none.
     pub session_seconds: f64,
-    /// Hosts of the roster that are enabled.
-    pub enabled: usize,
-    /// Those of them whose daemons have a session.
+    /// Hosts of the roster.
+    pub enrolled: usize,
+    /// Hosts whose daemons have a session.
     pub alive: usize,
     /// By name.
     pub services: Vec<FleetServiceFigures>,
@@ -88,9 +88,9 @@ fn host(page: &mut Page, fleet: &FleetFigures) {
     page.single(Kind::Counter, "deployer_fleet_sessions_lost_total", help, fleet.sessions_lost);
     let help = "How long the session with ZooKeeper has been there; 0 without one.";
     page.single(Kind::Gauge, "deployer_fleet_session_age_seconds", help, fleet.session_seconds);
-    let help = "Hosts that are enabled in the roster, and those of them whose daemons are there, as this one knows.";
+    let help = "Hosts in the roster, and hosts whose daemons are there, as this one knows.";
     let mut family = page.family(Kind::Gauge, "deployer_fleet_roster_hosts", help);
-    family.add_with(&Labels::default(), "state", "enabled", fleet.enabled);
+    family.add_with(&Labels::default(), "state", "enrolled", fleet.enrolled);
     family.add_with(&Labels::default(), "state", "alive", fleet.alive);
 }
 

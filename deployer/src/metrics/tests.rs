@@ -153,7 +153,7 @@ fn fleet() -> FleetFigures {
         connected: true,
         sessions_lost: 2,
         session_seconds: 60.5,
-        enabled: 6,
+        enrolled: 6,
         alive: 5,
         services: vec![web, api],
     }
@@ -167,7 +167,7 @@ fn tells_of_the_fleet() {
         "deployer_fleet_connected 1",
         "deployer_fleet_sessions_lost_total 2",
         "deployer_fleet_session_age_seconds 60.5",
-        r#"deployer_fleet_roster_hosts{state="enabled"} 6"#,
+        r#"deployer_fleet_roster_hosts{state="enrolled"} 6"#,
         r#"deployer_fleet_roster_hosts{state="alive"} 5"#,
         r#"deployer_fleet_epoch{service="web"} 7"#,
         r#"deployer_fleet_phase{service="web",phase="go"} 1"#,

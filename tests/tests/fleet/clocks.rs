@@ -107,7 +107,7 @@ fn unconfirmed(fleet: &mut Fleet, still: &[usize], version: &str) -> Result<()> 
 /// A host that does not know what time it is holds the fleet up, unless the operator lets it.
 #[test]
 fn an_unsynchronised_host_is_refused() -> Result<()> {
-    let fleet = Fleet::joined(Plan::default())?;
+    let fleet = Fleet::joined(Plan { hosts: 3, ..Plan::default() })?;
     fleet.host(3).set_clock(0, false)?;
     let browsers = fleet.browse("sync")?;
     let (exit, said) = fleet.deploy(1, "v2", &[])?;

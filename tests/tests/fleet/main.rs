@@ -5,5 +5,6 @@ mod clocks;
 mod deploys;
 mod joins;
 mod load;
+mod operators;
 mod outages;
 mod spread;

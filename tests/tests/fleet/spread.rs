@@ -60,6 +60,10 @@ fn together() -> Result<Vec<Spread>> {
 
 #[test]
 fn watches_flip_one_after_the_other() -> Result<()> {
+    if !is_full() {
+        eprintln!("only with --full");
+        return Ok(());
+    }
     for spread in by_watches()? {
         eprintln!("by a watch:   {spread}");
     }

@@ -186,7 +186,8 @@ fn rolled_back_while_it_bakes() -> Result<()> {
     ensure!(visits.to(SITE).versions() == ["v1", "v2", "v1"], "{visits}");
     ensure!(visits.to(OLD_LANE).versions() == ["v1"], "{visits}");
     let lane = visits.to(NEW_LANE);
-    ensure!(lane.between(flipped + 5.0, gone - 30.0).versions() == ["v2"], "{visits}");
+    // The lane is closed a grace period of the kernel before it is told: on a busy machine that takes its time.
+    ensure!(lane.between(flipped + 5.0, gone - 150.0).versions() == ["v2"], "{visits}");
     ensure!(lane.versions() == ["v1", "v2", "v1"], "{visits}");
     ensure!((2900.0..4500.0).contains(&(gone - returned)), "it was kept for {} ms", gone - returned);
     untouched(&site, &plan)?;

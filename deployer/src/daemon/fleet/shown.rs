@@ -77,7 +77,7 @@ impl Daemon {
         }
         let now = clock::wall_ms();
         let since = |ms: u64| now.saturating_sub(ms) as f64 / 1000.0;
-        let (enabled, alive) = *lock(&fleet.counted);
+        let (enrolled, alive) = *lock(&fleet.counted);
         let services = self.registry.services().into_keys().map(|name| self.service_figures(name));
         Some(FleetFigures {
             name: fleet.name.clone(),
@@ -85,7 +85,7 @@ impl Daemon {
             connected: link.is_connected,
             sessions_lost: link.lost,
             session_seconds: if link.is_connected { since(link.since_ms) } else { 0.0 },
-            enabled,
+            enrolled,
             alive,
             services: services.collect(),
         })

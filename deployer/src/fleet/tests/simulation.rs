@@ -509,12 +509,12 @@ fn seeds(quick: u64, full: u64) -> std::ops::Range<u64> {
 
 #[test]
 fn few_hosts_and_many_faults() {
-    runs(seeds(500, 20_000), 5, 60);
+    runs(seeds(200, 20_000), 5, 60);
 }
 
 #[test]
 fn a_thousand_hosts() {
-    runs(seeds(10, 2000), 1000, 400);
+    runs(seeds(4, 2000), 1000, 400);
 }
 
 /// The twins: what would be wrong is found.

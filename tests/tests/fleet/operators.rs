@@ -1,0 +1,84 @@
+//! Several operators, a barrier of somebody else's, and what is told of all that.
+
+use std::path::Path;
+use std::time::Duration;
+
+use anyhow::{Result, ensure};
+use deployer_tests::dial::PYTHON;
+use deployer_tests::fleet::orders::{active, result};
+use deployer_tests::fleet::{Fleet, Plan};
+use deployer_tests::process::{Process, run};
+use deployer_tests::sandbox::Place;
+use deployer_tests::site::ended;
+use rustix::process::Signal;
+
+const LIMIT: Duration = Duration::from_secs(60);
+const METRICS: &str = "[metrics]\nlisten = \"127.0.0.1:9469\"";
+
+/// Kazoo holds a plain barrier until it is told to let go.
+fn hold(fleet: &Fleet, path: &str) -> Result<Process> {
+    let script = Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/app/zoo.py"));
+    let sandbox = &fleet.host(3).sandbox;
+    let mut command = sandbox.command(Place::Outside, PYTHON);
+    command.arg("-s").arg(script).args([&fleet.plan.connect(), "10", "hold", path]);
+    let mut process = Process::start("kazoo", command, &sandbox.dir().join("kazoo.out"))?;
+    let log = sandbox.dir().join("kazoo.out");
+    let is_held = || std::fs::read_to_string(&log).is_ok_and(|said| said.contains("held"));
+    process.wait_ready(Duration::from_secs(20), is_held)?;
+    Ok(process)
+}
+
+fn page(fleet: &Fleet, host: usize) -> Result<String> {
+    let code = "import urllib.request as u; print(u.urlopen('http://127.0.0.1:9469/metrics').read().decode())";
+    run(fleet.host(host).sandbox.command(Place::Outside, PYTHON).args(["-I", "-c", code]))
+}
+
+#[test]
+fn operators_are_kept_apart_and_a_barrier_is_waited_for() -> Result<()> {
+    let fleet = Fleet::joined(Plan { hosts: 3, bake: "4s", more: METRICS, ..Plan::default() })?;
+    let mut kazoo = hold(&fleet, "/barriers/web")?;
+    let deploy = fleet.deploying(1, "v2", &["--barrier", "/barriers/web"])?;
+    let held = fleet.wait_web("the barrier is waited for", LIMIT, |web| {
+        web["waits"].as_str().is_some_and(|waits| waits.contains("/barriers/web is held"))
+    })?;
+    ensure!(held["state"]["phase"] == "prepare" && held["driver"] == "h1", "{held}");
+    // Whoever comes second is told who was first, and can follow, or end it.
+    let (exit, said) = fleet.deploy(2, "v3", &[])?;
+    ensure!(exit == 4 && said.contains("under way") && said.contains("on h1"), "exit {exit}: {said}");
+    let watching = fleet.host(2).spawn(&["fleet", "watch", "web"])?;
+    kazoo.signal(Signal::USR1)?;
+    let ((exit, said), (watched, seen)) = (ended(deploy)?, ended(watching)?);
+    ensure!(exit == 0 && said.contains("v2"), "exit {exit}: {said}");
+    ensure!(watched == 0 && seen.contains("FLIPPED"), "exit {watched}: {seen}");
+    ensure!(active(&fleet.settled(LIMIT)?) == "v2");
+    // An abort by another, who has not begun it.
+    let mut kazoo = hold(&fleet, "/barriers/web")?;
+    let deploy = fleet.deploying(1, "v3", &["--barrier", "/barriers/web"])?;
+    fleet.wait_marks("v3", "ready", 3)?;
+    fleet.host(2).must(&["fleet", "abort", "web"])?;
+    let (exit, said) = ended(deploy)?;
+    ensure!(exit == 3 && said.contains("aborted"), "exit {exit}: {said}");
+    kazoo.signal(Signal::USR1)?;
+    let end = fleet.settled(LIMIT)?;
+    ensure!(active(&end) == "v2" && result(&end) == "aborted", "{end}");
+    is_told(&fleet)
+}
+
+fn is_told(fleet: &Fleet) -> Result<()> {
+    let events = fleet.host(3).must(&["events", "--json"])?;
+    for word in ["fleet-connected", "\"phase\":\"prepare\"", "\"phase\":\"go\"", "\"phase\":\"flipped\"", "aborted by"]
+    {
+        ensure!(events.contains(word), "no {word} in what host 3 tells: {events}");
+    }
+    let page = page(fleet, 3)?;
+    for line in [
+        "deployer_fleet_phase{service=\"web\",phase=\"idle\"} 1",
+        "deployer_fleet_epoch{service=\"web\"} 2",
+        "deployer_fleet_published{service=\"web\"} 1",
+    ] {
+        ensure!(page.contains(line), "no {line} in {page}");
+    }
+    let figures: Vec<_> = page.lines().filter(|line| line.starts_with("deployer_fleet")).collect();
+    eprintln!("{}", figures.join("\n"));
+    Ok(())
+}
