@@ -65,7 +65,7 @@ fn operators_are_kept_apart_and_a_barrier_is_waited_for() -> Result<()> {
 }
 
 fn is_told(fleet: &Fleet) -> Result<()> {
-    let events = fleet.host(3).must(&["events", "--json"])?;
+    let events = fleet.host(3).must(&["events", "--json", "-n", "1000"])?;
     for word in ["fleet-connected", "\"phase\":\"prepare\"", "\"phase\":\"go\"", "\"phase\":\"flipped\"", "aborted by"]
     {
         ensure!(events.contains(word), "no {word} in what host 3 tells: {events}");
