@@ -56,7 +56,7 @@ pub(super) fn roll(state: &FleetState, seen: &Seen, now_ms: u64) -> Step {
     if let Some(wanted) = &state.wanted {
         return stopped(state, seen, now_ms, &format!("stopped by {}", wanted.by));
     }
-    if seen.barrier_held {
+    if seen.barrier_held && state.turn.is_empty() {
         let path = state.order.barrier.as_deref().unwrap_or_default();
         return Step::Wait { why: format!("the barrier {path} is held"), hosts: Vec::new() };
     }
