@@ -18,7 +18,7 @@ fn one_roll_at_a_time() -> Result<()> {
     let sandbox = Sandbox::new("busy")?;
     let stage = Stage::new(&sandbox)?;
     let daemon = stage.daemon(&ServiceConfig::default())?;
-    let slow = stage.slow(8001, 4)?;
+    let slow = stage.slow(8001, 10)?;
     let mut first = stage.roll(&daemon, TO_V2)?;
     first.until_phase(8001, "draining")?;
     let who = format!("(pid {})", first.client()?);
