@@ -19,6 +19,9 @@ use crate::{fitness, kernels, setup};
 /// The suite of what needs no servers and no kernel: format, lints, unit tests.
 const UNIT: &str = "unit";
 
+/// How many unit tests run at a time: those of the managers of workers wait for processes.
+const UNIT_THREADS: &str = "4";
+
 /// The end-to-end suites, integration tests of the package deployer-tests, and how many tests of each run at a time: more
 /// than one where they wait more than they work, and assert nothing narrow about how long things take.
 const END_TO_END: &[(&str, &str)] = &[
@@ -114,7 +117,8 @@ fn unit(workspace: &Workspace, report: &mut Report) {
         });
     }
     let line = ["test", "--lib", "--bins", "--no-fail-fast"];
-    let command = workspace.cargo(line.into_iter().chain(FEATURES.iter().copied()));
+    let mut command = workspace.cargo(line.into_iter().chain(FEATURES.iter().copied()));
+    command.args(["--", "--test-threads", UNIT_THREADS]);
     let mut failures = Vec::new();
     report.step("unit tests", || count(command, io::stdout(), &mut failures));
     report.failures.extend(failures);
