@@ -11,7 +11,7 @@ use std::{
 use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
 
-use super::coordinator::{Coordinator, Kind, Link, Node, Op, Trouble, Watch, Why};
+use super::coordinator::{Coordinator, Kind, Link, News, Node, Op, Trouble, Watch, Why};
 use crate::{roll::record::unix_ms, workers::Pending};
 
 /// What an ephemeral node's owner is: this process.
@@ -30,7 +30,7 @@ pub struct Alone {
 struct Watched {
     path: String,
     below: bool,
-    news: watch::Sender<u64>,
+    news: watch::Sender<News>,
 }
 
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
@@ -89,7 +89,11 @@ impl Alone {
         };
         let watched = self.watched.lock().unwrap_or_else(PoisonError::into_inner);
         for one in watched.iter().filter(|one| changed.iter().any(|path| one.hears(path))) {
-            one.news.send_modify(|number| *number += 1);
+            let is_made = made.contains(&one.path);
+            one.news.send_modify(|news| {
+                news.told += 1;
+                news.made += u64::from(is_made);
+            });
         }
         Ok(made)
     }
@@ -217,7 +221,7 @@ impl Coordinator for Alone {
     }
 
     fn watch(&self, path: &str, below: bool) -> Watch {
-        let (news, heard) = watch::channel(0);
+        let (news, heard) = watch::channel(News { is_in_place: true, ..News::default() });
         let mut watched = self.watched.lock().unwrap_or_else(PoisonError::into_inner);
         watched.retain(|one| one.news.receiver_count() > 0);
         watched.push(Watched { path: path.to_owned(), below, news });

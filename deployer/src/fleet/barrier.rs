@@ -6,7 +6,7 @@
 
 use std::fs;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
@@ -18,8 +18,6 @@ use super::coordinator::{Coordinator, Kind, Link, Op, Trouble, Watch, Why};
 const LOOK: Duration = Duration::from_secs(2);
 /// Between two attempts without a connection.
 const PAUSE: Duration = Duration::from_millis(200);
-/// What a watch tells comes so late at the most, after what was read by then.
-const LATE: Duration = Duration::from_millis(300);
 /// Parties of a double barrier at most.
 const MOST: u32 = 100_000;
 /// The node by which all of a double barrier's parties know that all are there.
@@ -104,14 +102,10 @@ pub struct DoubleBarrier {
 /// What is known of the node `ready` while others are waited for.
 #[derive(Default)]
 struct Ready {
-    /// The connection on which its watch is in place.
-    watched: Option<Link>,
-    /// It was not there, when this host had entered.
+    /// How often it had been made before this host entered.
+    before: Option<u64>,
+    /// It was not there when this host had entered: one that was is left over by parties that died in the barrier.
     was_absent: bool,
-    /// The same on this connection, on which it was watched already, and since when nothing was told of it.
-    quiet: Option<(Link, Instant)>,
-    /// It has been there since this host entered, if only for a moment.
-    appeared: bool,
 }
 
 impl DoubleBarrier {
@@ -130,11 +124,11 @@ impl DoubleBarrier {
         let mut all = self.fleet.watch(&self.at.path, true);
         let mut ready = Ready::default();
         loop {
-            match self.look_around(&mut ready).await {
+            match self.look_around(&sign, &mut ready).await {
                 Ok(Next::Done) => return Ok(()),
                 Ok(Next::Again) => {}
                 Ok(Next::Wait) => tokio::select! {
-                    () = sign.changed() => ready.told(*self.fleet.link().borrow()),
+                    () = sign.changed() => {}
                     () = all.changed() => {}
                     () = tokio::time::sleep(LOOK) => {}
                 },
@@ -144,7 +138,10 @@ impl DoubleBarrier {
     }
 
     /// Whether all are there.
-    async fn look_around(&mut self, ready: &mut Ready) -> Result<Next, Trouble> {
+    async fn look_around(&mut self, sign: &Watch, ready: &mut Ready) -> Result<Next, Trouble> {
+        // Not before it would be heard of: whoever enters last may leave at once, and takes it away again.
+        let Some(made) = sign.made() else { return Ok(Next::Wait) };
+        let before = *ready.before.get_or_insert(made);
         let link = *self.fleet.link().borrow();
         let own = self.stand(link).await?;
         let (parties, is_ready) = self.parties().await?;
@@ -157,14 +154,10 @@ impl DoubleBarrier {
             self.fleet.ensure(&self.below(READY)).await?;
             return Ok(Next::Done);
         }
-        // One that was there before this host was is left over by parties that died in the barrier.
-        if ready.appeared || (is_ready && ready.was_absent) {
+        if made > before || (is_ready && ready.was_absent) {
             return Ok(Next::Done);
         }
         ready.was_absent |= !is_ready;
-        if !is_ready && ready.watched == Some(link) && ready.quiet.is_none() {
-            ready.quiet = Some((link, Instant::now()));
-        }
         Ok(Next::Wait)
     }
 
@@ -287,16 +280,6 @@ impl DoubleBarrier {
 
     fn below(&self, name: &str) -> String {
         format!("{}/{name}", self.at.path.trim_end_matches('/'))
-    }
-}
-
-impl Ready {
-    /// Its watch tells: that it is in place on this connection, and afterwards that something has happened.
-    fn told(&mut self, link: Link) {
-        // It was made, and perhaps taken away since: whoever enters last may leave at once. What is told at once may be of a
-        // time before it was read.
-        self.appeared |= self.quiet.take().is_some_and(|(on, since)| on == link && since.elapsed() >= LATE);
-        self.watched = Some(link);
     }
 }
 

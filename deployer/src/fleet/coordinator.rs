@@ -148,10 +148,21 @@ pub struct Link {
     pub lost: u64,
 }
 
+/// What feeds a [`Watch`].
+#[derive(Debug, Clone, Copy, Default)]
+pub struct News {
+    /// Grows with each piece of news.
+    pub told: u64,
+    /// How often the node itself was made.
+    pub made: u64,
+    /// Nothing is missed at the moment.
+    pub is_in_place: bool,
+}
+
 /// Hears that something may have changed. What, is to be read; nothing is heard twice that was read in between.
 #[derive(Debug)]
 pub struct Watch {
-    news: watch::Receiver<u64>,
+    news: watch::Receiver<News>,
     /// Ends what feeds it.
     _feeder: Option<tokio::task::JoinSet<()>>,
 }
@@ -159,7 +170,7 @@ pub struct Watch {
 impl Watch {
     /// One that is fed by a sender, and by a task that ends with it.
     #[must_use]
-    pub fn new(news: watch::Receiver<u64>, feeder: Option<tokio::task::JoinSet<()>>) -> Self {
+    pub fn new(news: watch::Receiver<News>, feeder: Option<tokio::task::JoinSet<()>>) -> Self {
         Self { news, _feeder: feeder }
     }
 
@@ -168,6 +179,14 @@ impl Watch {
         if self.news.changed().await.is_err() {
             std::future::pending::<()>().await;
         }
+    }
+
+    /// How often the node itself was made since this began: one that is gone again was there. `None`: it would not be heard
+    /// of at the moment.
+    #[must_use]
+    pub fn made(&self) -> Option<u64> {
+        let news = self.news.borrow();
+        news.is_in_place.then_some(news.made)
     }
 }
 

@@ -21,8 +21,12 @@ const PATH: &str = "/release/monday";
 const QUIET: Duration = Duration::from_millis(700);
 
 fn double(zk: &Arc<ZooKeeper>, parties: u32) -> DoubleBarrier {
+    party(zk, parties, "app17-4711")
+}
+
+fn party(zk: &Arc<ZooKeeper>, parties: u32, who: &str) -> DoubleBarrier {
     let at = DoubleBarrierAt { path: PATH.to_owned(), parties };
-    DoubleBarrier::new(Arc::clone(zk) as Arc<dyn Coordinator>, at, "app17-4711".to_owned())
+    DoubleBarrier::new(Arc::clone(zk) as Arc<dyn Coordinator>, at, who.to_owned())
 }
 
 /// Enters in a task of its own.
@@ -157,13 +161,16 @@ fn two_of_ours_enter_and_leave_again_and_again() -> Result<()> {
     let servers = Servers::start(&sandbox, 1)?;
     run(&sandbox, || async {
         let (zk, other) = (Arc::new(client(settings(&servers)).await?), Arc::new(client(settings(&servers)).await?));
-        for _ in 0..8 {
+        for round in 0..30 {
             let ours = entering(double(&zk, 2));
             until_there_are(&zk, 1).await?;
-            let mut hasty = double(&other, 2);
+            let mut hasty = party(&other, 2, "app18-12");
             let hasty = tokio::spawn(async move {
                 hasty.enter().await?;
-                tokio::time::sleep(QUIET / 2).await;
+                // The sign that all are there is gone again before anybody can read it.
+                if round % 10 == 0 {
+                    tokio::time::sleep(QUIET / 2).await;
+                }
                 hasty.leave().await
             });
             let mut ours = soon("entered", ours).await?.map_err(anyhow::Error::msg)?;
