@@ -53,7 +53,7 @@ pub(crate) async fn start(
     let at = worker.at;
     service.manager.start(at).await.map_err(|error| format!("{at}: {error}"))?;
     let mut asked = Instant::now();
-    let mut pids = BTreeSet::new();
+    let (mut pids, mut words) = (BTreeSet::new(), String::new());
     loop {
         let found = world.listeners(worker).await.map_err(|error| format!("{at}: sock_diag: {error}"))?;
         if !found.is_empty() {
@@ -62,8 +62,13 @@ pub(crate) async fn start(
         let late = Instant::now() >= until;
         if late || asked.elapsed() >= ASK {
             asked = Instant::now();
-            let status = service.manager.status(at).await.map_err(|error| format!("{at}: {error}"))?;
+            let mut status = service.manager.status(at).await.map_err(|error| format!("{at}: {error}"))?;
             pids.extend(status.pid);
+            // Supervisord says why the last process ended, but not while it starts the next.
+            if status.detail.is_empty() {
+                status.detail.clone_from(&words);
+            }
+            words.clone_from(&status.detail);
             judge(service, at, &status, pids.len(), late).await?;
         }
         tokio::time::sleep(LOOK).await;
