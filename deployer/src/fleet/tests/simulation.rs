@@ -1,6 +1,7 @@
 //! A thousand hosts, whose messages are late, lost and out of order, whose daemons die, whose clocks differ, with a ZooKeeper
 //! that goes away and drivers that take each other's place. What a host and a driver do is the real code.
 
+mod drivers;
 mod faults;
 
 use std::{
@@ -95,7 +96,7 @@ impl Simulation {
         }
         for nth in 0..DRIVERS {
             simulation.drivers[nth].offset = simulation.chance.between(0, 400) as i64 - 200;
-            simulation.agenda.add(10, Event::Drive(nth, 0));
+            simulation.agenda.add(10, Event::Drive(nth));
         }
         simulation.agenda.add(100, Event::Operator);
         simulation.agenda.add(500, Event::Fault);
@@ -170,9 +171,9 @@ impl Simulation {
             }
             Event::Ordered(nth, work, at) => self.hosts[nth].ordered(work, at, &mut self.agenda),
             Event::Kernel(nth, armed) => self.kernel(nth, armed),
-            Event::Drive(nth, life) => self.drive(nth, life),
-            Event::Look(nth, life) => self.look(nth, life),
-            Event::Swap(nth, life) => self.swap(nth, life),
+            Event::Drive(nth) => self.drive(nth),
+            Event::Look(nth) => self.look(nth),
+            Event::Swap(nth) => self.swap(nth),
             Event::Operator => self.operator(),
             Event::Want => self.want(),
             Event::Fault => self.fault(),
@@ -317,89 +318,6 @@ impl Simulation {
             let is_whole = has(&state.active) && has(&state.other);
             if !is_whole && !matches!(local.stage, member::Stage::Starting(_)) {
                 self.violation = Some(format!("{} does not serve both when h{nth} flips: {local:?}", host.name));
-            }
-        }
-    }
-
-    fn drive(&mut self, nth: usize, life: u32) {
-        let again = if self.hosts.len() < 100 { self.chance.between(20, 300) } else { self.chance.between(200, 1500) };
-        self.agenda.add(again, Event::Drive(nth, life));
-        if self.tree.is_down || self.drivers[nth].next.is_some() {
-            return;
-        }
-        self.drivers[nth].read = Some((Arc::clone(&self.tree.state), self.tree.version));
-        let after = self.chance.latency();
-        self.agenda.add(after, Event::Look(nth, life));
-    }
-
-    fn seen(&self, epoch: u64, state: &FleetState) -> Seen {
-        let marks = Mark::ALL.into_iter().filter_map(|mark| {
-            let all = self.tree.marks.get(&(epoch, mark))?;
-            Some((mark, all.iter().map(|(nth, (said, _))| (self.hosts[*nth].name.clone(), said.clone())).collect()))
-        });
-        let roster = if state.phase == Phase::Idle {
-            self.hosts.iter().map(|host| (host.name.clone(), true)).collect()
-        } else {
-            BTreeMap::new()
-        };
-        let alive = self.tree.alive.keys().map(|nth| self.hosts[*nth].name.clone()).collect();
-        Seen { roster, alive, marks: marks.collect(), ..Seen::default() }
-    }
-
-    fn look(&mut self, nth: usize, life: u32) {
-        let Some((state, _)) = self.drivers[nth].read.clone() else { return };
-        if self.tree.is_down || state.phase == Phase::Idle {
-            return;
-        }
-        let mut seen = self.seen(state.epoch, &state);
-        let now = self.agenda.now;
-        let driver = &mut self.drivers[nth];
-        let has_quorum = seen.ready(&state).len() >= state.needed();
-        driver.quorum_since = if has_quorum { driver.quorum_since.or(Some(now)) } else { None };
-        seen.quorum_since_ms = driver.quorum_since;
-        if self.careless == Careless::Abort && state.phase == Phase::Cancel {
-            seen.marks.remove(&Mark::Confirmed);
-            seen.marks.remove(&Mark::Flipped);
-        }
-        if let Step::Become { state, .. } = driver::drive(&state, &seen, now.saturating_add_signed(driver.offset)) {
-            driver.next = Some(*state);
-            let after = self.chance.latency();
-            self.agenda.add(after, Event::Swap(nth, life));
-        }
-    }
-
-    fn swap(&mut self, nth: usize, _life: u32) {
-        let driver = &mut self.drivers[nth];
-        let (Some(next), Some((_, version))) = (driver.next.take(), driver.read.take()) else { return };
-        if !self.tree.is_down && self.tree.version == version {
-            self.change(next);
-        }
-    }
-
-    fn change(&mut self, next: FleetState) {
-        let was = Arc::clone(&self.tree.state);
-        if next.phase == Phase::Flipped {
-            self.decided.insert(next.epoch);
-        }
-        if let (Phase::Idle, Some(outcome)) = (next.phase, &next.outcome)
-            && was.phase != Phase::Idle
-        {
-            *self.outcomes.entry(outcome.result).or_default() += 1;
-            if outcome.result == Ended::Aborted {
-                self.aborted.insert(outcome.epoch);
-            }
-        }
-        // Where it hurts most: hosts confirm just then.
-        if next.phase == Phase::Go && self.chance.one_in(3) {
-            let after = self.chance.between(0, next.order.lead_ms + 100);
-            self.agenda.add(after, Event::Want);
-        }
-        self.tree.write(next);
-        // The watch of each host, which may come late, or not at all.
-        for nth in 0..self.hosts.len() {
-            if !self.chance.one_in(6) {
-                let (life, after) = (self.hosts[nth].life, self.chance.latency());
-                self.agenda.add(after, Event::Read(nth, life));
             }
         }
     }

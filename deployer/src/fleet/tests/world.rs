@@ -69,11 +69,11 @@ pub(super) enum Event {
     /// Its kernel flips.
     Kernel(usize, u32),
     /// A driver reads the state, and then the marks.
-    Drive(usize, u32),
+    Drive(usize),
     /// It reads the marks.
-    Look(usize, u32),
+    Look(usize),
     /// Its write comes to ZooKeeper.
-    Swap(usize, u32),
+    Swap(usize),
     /// An operator wants something.
     Operator,
     /// An operator wants what is under way to be aborted.
