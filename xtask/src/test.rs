@@ -25,27 +25,27 @@ const UNIT_THREADS: &str = "4";
 /// The end-to-end suites, integration tests of the package deployer-tests, and how many tests of each run at a time: more
 /// than one where they wait more than they work, and assert nothing narrow about how long things take.
 const END_TO_END: &[(&str, &str)] = &[
-    ("harness", "1"),
+    ("harness", "3"),
     ("steer", "3"),
     ("races", "3"),
-    ("managers", "4"),
-    ("systemd", "3"),
+    ("managers", "6"),
+    ("systemd", "4"),
     ("roll", "3"),
-    ("reaper", "1"),
+    ("reaper", "2"),
     // It tells threads by their names.
     ("framing", "1"),
-    ("kept-alive", "4"),
+    ("kept-alive", "5"),
     ("report", "3"),
     ("faults", "6"),
-    ("crash", "1"),
+    ("crash", "3"),
     ("outlive", "4"),
     ("journal", "4"),
     ("matrix", "3"),
-    ("selftest", "2"),
-    ("metrics", "3"),
-    ("cli", "3"),
+    ("selftest", "4"),
+    ("metrics", "4"),
+    ("cli", "4"),
     ("versions", "6"),
-    ("coordinator", "3"),
+    ("coordinator", "4"),
     // Five hosts each.
     ("fleet", "2"),
 ];
@@ -92,6 +92,9 @@ pub(crate) fn run(workspace: &Workspace, args: &Args) -> Result<ExitCode> {
     if prepare(workspace, &mut report, within || !suites.is_empty()) {
         if args.wants(UNIT) {
             unit(workspace, &mut report);
+            if args.full {
+                simulation(workspace, &mut report);
+            }
         }
         end_to_end(workspace, &mut report, &suites, args.full);
         if within {
@@ -121,6 +124,16 @@ fn unit(workspace: &Workspace, report: &mut Report) {
     command.args(["--", "--test-threads", UNIT_THREADS]);
     let mut failures = Vec::new();
     report.step("unit tests", || count(command, io::stdout(), &mut failures));
+    report.failures.extend(failures);
+}
+
+/// Thousands of fleets of a thousand hosts, which take an hour in a debug build.
+fn simulation(workspace: &Workspace, report: &mut Report) {
+    let line = ["test", "--release", "--package", "deployer", "--lib", "fleet::tests::simulation", "--", "--nocapture"];
+    let mut command = workspace.cargo(line);
+    command.env("DEPLOYER_FULL", "1");
+    let mut failures = Vec::new();
+    report.step("simulation", || count(command, io::stdout(), &mut failures));
     report.failures.extend(failures);
 }
 
