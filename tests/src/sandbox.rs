@@ -134,6 +134,25 @@ impl Sandbox {
         self.owned.cgroup.join(place.name())
     }
 
+    /// Removes the cgroup of a place, as soon as nobody is in it: a daemon's self-test is, for milliseconds. Returns where it
+    /// was.
+    ///
+    /// # Errors
+    /// When somebody stays in it.
+    pub fn remove_cgroup(&self, place: Place) -> Result<PathBuf> {
+        let cgroup = self.cgroup(place);
+        let deadline = Instant::now() + Duration::from_secs(5);
+        loop {
+            match fs::remove_dir(&cgroup) {
+                Ok(()) => return Ok(cgroup),
+                Err(error) if error.kind() == std::io::ErrorKind::ResourceBusy && Instant::now() < deadline => {
+                    thread::sleep(Duration::from_millis(2));
+                }
+                Err(error) => return Err(error).with_context(|| format!("remove cgroup {}", cgroup.display())),
+            }
+        }
+    }
+
     /// Where a daemon's programs and tables are pinned: in a bpf file system of the sandbox's own, which the daemon mounts.
     pub fn pins(&self) -> PathBuf {
         self.owned.dir.join(BPF).join("deployer")

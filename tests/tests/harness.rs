@@ -1,5 +1,5 @@
 //! The harness against itself, without the deployer: it must see no loss where there is none, see it where there is,
-//! and leave nothing behind. Run with `--test-threads=1`.
+//! and leave nothing behind.
 
 use std::io::{BufRead, BufReader};
 use std::os::unix::fs::PermissionsExt;

@@ -1,6 +1,6 @@
 //! Workers that are killed without a word (SIGKILL) under load, at random: who is lost was inside the killed worker when
 //! the signal was sent; nobody is refused, and nobody is served cold, although supervisord restarts the worker at once.
-//! The twin, without deployer, refuses and serves cold. Run with `--test-threads=1`.
+//! The twin, without deployer, refuses and serves cold.
 //!
 //! 20 kills; 100 with `--full`. `CRASH_SEED=n` repeats a run's choices.
 

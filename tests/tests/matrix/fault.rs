@@ -120,7 +120,7 @@ fn make_anew(scene: &Scene<'_>) -> Result<()> {
     let pids = sandbox.pids(Place::Callers)?;
     ensure!(!pids.is_empty(), "no load balancer");
     pids.iter().try_for_each(|pid| fs::write(procs(&outside), pid.to_string())).context("move nginx out")?;
-    fs::remove_dir(&callers).context("remove the cgroup")?;
+    sandbox.remove_cgroup(Place::Callers)?;
     fs::create_dir(&callers).context("make the cgroup")?;
     pids.iter().try_for_each(|pid| fs::write(procs(&callers), pid.to_string())).context("move nginx back")
 }

@@ -125,8 +125,7 @@ fn a_hook_that_is_lost() -> Result<()> {
     let prometheus = Prometheus::start(&sandbox, &prometheus::rules_sooner(&soon)?)?;
     prometheus.settle()?;
     only(&prometheus, &[])?;
-    let cgroup = sandbox.cgroup(Place::Callers);
-    fs::remove_dir(&cgroup).context("remove the cgroup")?;
+    let cgroup = sandbox.remove_cgroup(Place::Callers)?;
     let related = ["DeployerHooksMissing", "DeployerHooksLost", "DeployerSelfTestFailed"];
     fires(&prometheus, "DeployerHooksMissing", &related)?;
     fires(&prometheus, "DeployerSelfTestFailed", &related)?;

@@ -40,8 +40,7 @@ fn the_callers_cgroup_is_made_anew() -> Result<()> {
     rig.drain(8000)?;
     let dial = || Ok::<_, anyhow::Error>(caller.once(Dial::to(HOST, 8000))?[0].answer);
     ensure!(dial()? == Some(8001));
-    let cgroup = sandbox.cgroup(Place::Callers);
-    fs::remove_dir(&cgroup).context("remove the cgroup")?;
+    let cgroup = sandbox.remove_cgroup(Place::Callers)?;
     wait("status to say so", || Ok(rig.must(&["status"])?.contains("is gone")))?;
     fs::create_dir(&cgroup)?;
     ensure!(dial()? == Some(8000), "the twin: a link goes with its cgroup");

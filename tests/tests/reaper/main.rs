@@ -1,4 +1,4 @@
-//! The reaper by itself, without a daemon: what it closes, and what it leaves alone. Run with `--test-threads=1`.
+//! The reaper by itself, without a daemon: what it closes, and what it leaves alone.
 
 mod closes;
 mod crowd;
