@@ -123,6 +123,13 @@ pub enum Change {
         /// Why it does not pass; `None`: it does.
         error: Option<String>,
     },
+    /// A roll waits for a barrier of others.
+    BarrierAwaited {
+        /// Its path in ZooKeeper.
+        barrier: String,
+    },
+    /// It has come through its barriers.
+    BarrierPassed,
     /// A flip is armed.
     FlipArmed {
         /// For this instant, milliseconds since 1970.

@@ -79,6 +79,8 @@ fn roll(change: &Change) -> String {
         }
         Change::Gate { error: None } => "gate passed".to_owned(),
         Change::Gate { error: Some(why) } => format!("gate did not pass: {why}"),
+        Change::BarrierAwaited { barrier } => format!("waits for the barrier {barrier}"),
+        Change::BarrierPassed => "barrier passed".to_owned(),
         Change::FlipArmed { at_ms, lane } => format!("flip to lane {lane} armed for {}", time(*at_ms)),
         Change::FlipDisarmed => "flip taken back before its instant".to_owned(),
         Change::Flipped { at_ms, lane, version } => {

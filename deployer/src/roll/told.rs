@@ -33,6 +33,10 @@ pub(super) fn tell(history: &History, roll: &Record, before: Option<&str>, what:
             history.tell(its_own, about, Change::RollCommand { which, argv, error });
         }
         What::Gate { error } => history.tell(its_own, about, Change::Gate { error: error.clone() }),
+        What::Waiting { barrier } => {
+            history.tell(its_own, about, Change::BarrierAwaited { barrier: barrier.clone() });
+        }
+        What::Passed => history.tell(its_own, about, Change::BarrierPassed),
         What::Armed { at_ms, lane } => {
             history.tell(its_own, about, Change::FlipArmed { at_ms: *at_ms, lane: *lane });
         }
@@ -59,8 +63,6 @@ pub(super) fn tell(history: &History, roll: &Record, before: Option<&str>, what:
         What::Pool { .. }
         | What::RetirePool { .. }
         | What::Holding
-        | What::Waiting { .. }
-        | What::Passed
         | What::Batch { .. }
         | What::Left { .. }
         | What::Again { .. }

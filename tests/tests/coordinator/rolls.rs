@@ -66,6 +66,10 @@ fn a_deploy_flips_when_kazoo_releases_the_barrier() -> Result<()> {
     ensure!(exit == 0 && site.current()? == 1, "exit {exit}: {said}");
     let order: Vec<_> = ["waiting", "passed", "armed", "flipped"].map(|kind| event(&said, kind).is_some()).into();
     ensure!(order == [true; 4], "{said}");
+    let events = site.daemon.cli(&["events"])?;
+    let events = String::from_utf8_lossy(&events.stdout);
+    let told = [&format!("waits for the barrier {PATH}"), "barrier passed"].map(|text| events.find(text));
+    ensure!(told[0].is_some() && told[0] < told[1], "{events}");
     visitors.stop()?.must_be_whole(20)
 }
 

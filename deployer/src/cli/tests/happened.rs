@@ -79,6 +79,8 @@ fn every_change_of_a_deploy_is_a_line() {
         (begun(None), "deploy begins: to v2  ("),
         (Change::Gate { error: None }, "gate passed  ("),
         (Change::Gate { error: Some(text()) }, "gate did not pass: it  ("),
+        (Change::BarrierAwaited { barrier: text() }, "waits for the barrier it  ("),
+        (Change::BarrierPassed, "barrier passed  ("),
         (Change::FlipArmed { at_ms, lane }, &format!("flip to lane 3 armed for {at}  (")),
         (Change::FlipDisarmed, "flip taken back before its instant  ("),
         (Change::Flipped { at_ms, lane, version: Some(text()) }, &format!("flipped to lane 3 (it) at {at}  (")),

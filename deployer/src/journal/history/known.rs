@@ -86,6 +86,8 @@ impl Known {
             | Change::RollCommand { .. }
             | Change::RollStopAsked
             | Change::Gate { .. }
+            | Change::BarrierAwaited { .. }
+            | Change::BarrierPassed
             | Change::FlipArmed { .. }
             | Change::FlipDisarmed
             | Change::Flipped { .. }

@@ -25,6 +25,7 @@ pub(super) fn cap(change: &mut Change) {
         | Change::FlippedBack { why: text, .. }
         | Change::DeployIll { why: text }
         | Change::DeployAsked { what: text }
+        | Change::BarrierAwaited { barrier: text }
         | Change::Trouble { text, .. }
         | Change::FleetConnected { coordinator: text }
         | Change::FleetLost { why: text }
@@ -57,6 +58,7 @@ pub(super) fn cap(change: &mut Change) {
         | Change::RollStopAsked
         | Change::FlipArmed { .. }
         | Change::FlipDisarmed
+        | Change::BarrierPassed
         | Change::Lost { .. } => {}
     }
 }
