@@ -66,6 +66,17 @@ impl Fault {
         }
     }
 
+    /// How long the old version stays beside the new one: longer than any page lives, also one that waits for a host whose
+    /// plug is pulled. The bake that ends in [`When::Retire`] is short: what a page of before waited for is over by then.
+    fn bake(self, when: When) -> &'static str {
+        match self {
+            Self::Host if when == When::Retire => "8s",
+            Self::Host if is_full() => "40s",
+            Self::Host => "15s",
+            _ => "8s",
+        }
+    }
+
     /// Hosts whose requests may fail.
     fn ill(self) -> &'static [&'static str] {
         match self {
@@ -152,11 +163,11 @@ fn retiring(fleet: &Fleet, version: &str) -> Result<Child> {
     Ok(caller)
 }
 
-/// Who asks at a lane, again and again, for what takes 4 s, for 10 s in all.
+/// Who asks at a lane twice for what takes 6 s: when the bake of 8 s is over, it is in the middle of the second.
 fn slow_caller(sandbox: &Sandbox, lane: u64) -> Result<Child> {
     let code = format!(
-        "import socket,time\nend=time.time()+10\nwhile time.time()<end:\n s=socket.create_connection(('127.77.0.{lane}',9000),9)\n \
-         s.sendall(b'GET /xhr?slow=4 HTTP/1.1\\r\\nHost: web\\r\\nConnection: close\\r\\n\\r\\n')\n while s.recv(9999): pass\n"
+        "import socket\nfor _ in range(2):\n s=socket.create_connection(('127.77.0.{lane}',9000),9)\n \
+         s.sendall(b'GET /xhr?slow=6 HTTP/1.1\\r\\nHost: web\\r\\nConnection: close\\r\\n\\r\\n')\n while s.recv(9999): pass\n"
     );
     let mut command: Command = sandbox.command(Place::Callers, PYTHON);
     command.args(["-sE", "-c", &code]).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
@@ -189,11 +200,17 @@ impl fmt::Display for Outcome {
 
 /// Plays it: a deploy of `version`, with the fault in it. A fleet on which it fails is of no use any more.
 pub(crate) fn play(fleet: &mut Fleet, fault: Fault, when: When, version: &str) -> Result<Outcome> {
+    // It may be without a connection from the cell before.
+    fleet.wait_joined()?;
     let old = active(&fleet.web()?).to_owned();
     let browsers = fleet.browse(version)?;
     when.arrange(fleet)?;
-    let deploy = fleet.deploying(DRIVER, version, &["--quorum", "80%", "--lead", LEAD, "--wait", "120s"])?;
-    let other = when.reach(fleet, version)?;
+    let options = ["--quorum", "80%", "--lead", LEAD, "--wait", "120s", "--bake", fault.bake(when)];
+    let mut deploy = fleet.deploying(DRIVER, version, &options)?;
+    let other = match when.reach(fleet, version) {
+        Err(error) if deploy.try_wait()?.is_some() => return Err(error.context(format!("{:?}", ended(deploy)?))),
+        reached => reached?,
+    };
     let phase = |fleet: &Fleet| fleet.web().map_or_else(|_| "?".to_owned(), |web| phase_of(&web));
     let began = phase(fleet);
     let leader = fault.begin(fleet)?;
