@@ -156,7 +156,7 @@ impl When {
 
 /// Waits for the old version's retirement, which a host draws out for some seconds: a caller is in the middle of a request.
 fn retiring(fleet: &Fleet, version: &str) -> Result<Child> {
-    let web = fleet.wait_marks(version, "flipped", fleet.hosts.len())?;
+    let web = fleet.wait_phase(version, "flipped")?;
     let lane = web["state"]["other"]["lane"].as_u64().context("the old version's lane")?;
     let caller = slow_caller(&fleet.host(HELD).sandbox, lane)?;
     fleet.wait_phase(version, "retire")?;
