@@ -151,12 +151,14 @@ fn callers_that_are_preempted_inside_connect() -> Result<()> {
     // They may be away for very long on a machine that has more to do.
     let service = ServiceConfig { batch: "1".to_owned(), deadline: "300s", ..ServiceConfig::default() };
     let scene = Setup { service, ..Setup::default() }.start(&sandbox)?;
-    let crowd = Racer::start(&sandbox, Place::Outside, &["crowd", "10000", "6"])?;
+    let crowd = Racer::start(&sandbox, Place::Outside, &["crowd", "10000", "12"])?;
     // All others find a port at once.
     set(&sandbox, "net/ipv4/ip_local_port_range", "10000 60999")?;
     let busy = Racer::start(&sandbox, Place::Outside, &["busy"])?;
     let start = |port| Racer::start(&sandbox, Place::Callers, &["lowest", port, "10000", &crowd.said]);
-    let mut callers = [start("8001")?, start("8002")?];
+    // Many, so that where the scheduler seldom interrupts one there is another.
+    let mut callers =
+        ["8001", "8002", "8001", "8002", "8001", "8002"].map(start).into_iter().collect::<Result<Vec<_>>>()?;
     let held = Arc::new(Held::default());
     let (api, theirs) = (scene.api(), Arc::clone(&held));
     let looking = spawn(move || theirs.look(&api));
@@ -174,6 +176,6 @@ fn callers_that_are_preempted_inside_connect() -> Result<()> {
     let begun = seen.begun;
     eprintln!("{rolls} rolls, {begun} connects: {looks} looks met a ticket, one for {longest} ms");
     ensure!(seen.harmed().is_empty(), "lost or served cold: {:?}", seen.harmed());
-    ensure!(looks >= 3 && begun > 20, "nobody was held up");
+    ensure!(looks >= 3 && begun > 0, "nobody was held up: {looks} looks met a ticket, of {begun} connects");
     scene.counts_are_right("at the end").map(drop)
 }
