@@ -181,6 +181,32 @@ fn two_of_ours_enter_and_leave_again_and_again() -> Result<()> {
     })
 }
 
+/// Who enters last may have left again before anybody can look; what tells the others is the watch alone.
+#[test]
+fn a_last_party_that_leaves_before_it_is_seen() -> Result<()> {
+    let sandbox = Sandbox::new("zkbrief")?;
+    let servers = Servers::start(&sandbox, 1)?;
+    run(&sandbox, || async {
+        let (zk, other) = (Arc::new(client(settings(&servers)).await?), client(settings(&servers)).await?);
+        for _ in 0..3 {
+            let ours = entering(double(&zk, 2));
+            until_there_are(&zk, 1).await?;
+            // Its watch is set before its node is there, and what it sees after that is this party's alone.
+            tokio::time::sleep(QUIET / 2).await;
+            ensure!(!ours.is_finished(), "one is not two");
+            let create = |name: &str, kind| Op::Create { path: format!("{PATH}/{name}"), data: Vec::new(), kind };
+            let delete = |name: &str| Op::Delete { path: format!("{PATH}/{name}"), version: None };
+            let (own, ready) = ("brief", "ready");
+            let (enters, tells) = (create(own, Kind::Ephemeral), create(ready, Kind::Persistent));
+            other.transact(vec![enters, tells, delete(ready), delete(own)]).await?;
+            let mut inside = soon("entered", ours).await?.map_err(anyhow::Error::msg)?;
+            inside.leave().await.map_err(anyhow::Error::msg)?;
+            until_there_are(&zk, 0).await?;
+        }
+        Ok(())
+    })
+}
+
 #[test]
 fn a_party_that_is_cut_off_is_not_counted() -> Result<()> {
     let sandbox = Sandbox::new("zkparty")?;
