@@ -1,7 +1,7 @@
 //! Several operators, a barrier of somebody else's, and what is told of all that.
 
 use std::path::Path;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Result, ensure};
 use deployer_tests::dial::PYTHON;
@@ -11,6 +11,7 @@ use deployer_tests::process::{Process, run};
 use deployer_tests::sandbox::Place;
 use deployer_tests::site::ended;
 use rustix::process::Signal;
+use serde_json::Value;
 
 const LIMIT: Duration = Duration::from_secs(60);
 const METRICS: &str = "[metrics]\nlisten = \"127.0.0.1:9469\"";
@@ -35,7 +36,7 @@ fn page(fleet: &Fleet, host: usize) -> Result<String> {
 
 #[test]
 fn operators_are_kept_apart_and_a_barrier_is_waited_for() -> Result<()> {
-    let fleet = Fleet::joined(Plan { hosts: 3, bake: "4s", more: METRICS, ..Plan::default() })?;
+    let mut fleet = Fleet::joined(Plan { hosts: 3, bake: "4s", more: METRICS, ..Plan::default() })?;
     let mut kazoo = hold(&fleet, "/barriers/web")?;
     let deploy = fleet.deploying(1, "v2", &["--barrier", "/barriers/web"])?;
     let held = fleet.wait_web("the barrier is waited for", LIMIT, |web| {
@@ -46,6 +47,7 @@ fn operators_are_kept_apart_and_a_barrier_is_waited_for() -> Result<()> {
     let (exit, said) = fleet.deploy(2, "v3", &[])?;
     ensure!(exit == 4 && said.contains("under way") && said.contains("on h1"), "exit {exit}: {said}");
     let watching = fleet.host(2).spawn(&["fleet", "watch", "web"])?;
+    is_resumed(&mut fleet)?;
     kazoo.signal(Signal::USR1)?;
     let ((exit, said), (watched, seen)) = (ended(deploy)?, ended(watching)?);
     ensure!(exit == 0 && said.contains("v2"), "exit {exit}: {said}");
@@ -64,12 +66,37 @@ fn operators_are_kept_apart_and_a_barrier_is_waited_for() -> Result<()> {
     is_told(&fleet)
 }
 
+/// Who drives dies; another operator has his own host go on with it, and what is waited for is waited for there.
+fn is_resumed(fleet: &mut Fleet) -> Result<()> {
+    fleet.host_mut(1).kill_daemon()?;
+    let begun = Instant::now();
+    let said = loop {
+        let said = fleet.host(2).must(&["fleet", "resume", "web"])?;
+        if !said.contains("driven by h1") {
+            break said;
+        }
+        ensure!(begun.elapsed() < LIMIT, "{said}");
+    };
+    ensure!(said.contains("driven by h2 from here on"), "{said}");
+    let took = begun.elapsed();
+    fleet.host_mut(1).start_daemon(&[])?;
+    let web = fleet.wait_web("another waits for the barrier", LIMIT, |web| {
+        web["driver"] == "h2" && web["waits"].as_str().is_some_and(|waits| waits.contains("/barriers/web is held"))
+    })?;
+    eprintln!("resumed after {took:.1?}: {}; {}", said.trim_end(), web["waits"]);
+    Ok(())
+}
+
 fn is_told(fleet: &Fleet) -> Result<()> {
     let events = fleet.host(3).must(&["events", "--json", "-n", "1000"])?;
     for word in ["fleet-connected", "\"phase\":\"prepare\"", "\"phase\":\"go\"", "\"phase\":\"flipped\"", "aborted by"]
     {
         ensure!(events.contains(word), "no {word} in what host 3 tells: {events}");
     }
+    let lines = fleet.host(3).must(&["fleet", "hosts", "--json"])?;
+    let hosts: Vec<Value> = lines.lines().map(serde_json::from_str).collect::<Result<_, _>>()?;
+    let names: Vec<_> = hosts.iter().filter_map(|host| host["host"].as_str()).collect();
+    ensure!(names == ["h1", "h2", "h3"], "{lines}");
     let page = page(fleet, 3)?;
     for line in [
         "deployer_fleet_phase{service=\"web\",phase=\"idle\"} 1",
