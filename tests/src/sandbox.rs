@@ -103,15 +103,14 @@ impl Sandbox {
 
     /// Removes what sandboxes left behind whose owners (processes) are no longer alive.
     pub fn sweep() -> Result<()> {
-        let mut names = Vec::new();
-        for parent in [cgroup2_mount()?, PathBuf::from(NETNS_DIR), std::env::temp_dir()] {
-            let entries = fs::read_dir(parent).into_iter().flatten().flatten();
-            names.extend(entries.filter_map(|entry| entry.file_name().into_string().ok()));
+        if leftovers()?.is_empty() {
+            return Ok(());
         }
-        names.retain(|name| owner(name).is_some_and(|pid| !alive(pid)));
-        names.sort_unstable();
-        names.dedup();
-        names.iter().try_for_each(|name| Leftovers::named(name)?.remove())
+        // One at a time, whatever process it is in: two would take the same things from under each other's hands.
+        let held = std::env::temp_dir();
+        let lock = File::open(&held).with_context(|| held.display().to_string())?;
+        lock.lock().with_context(|| format!("lock {}", held.display()))?;
+        leftovers()?.iter().try_for_each(|name| Leftovers::named(name)?.remove())
     }
 
     /// The sandbox's name, which is also its network namespace's.
@@ -314,6 +313,19 @@ pub fn unmount_below(dir: &Path) -> Result<()> {
         unmount(&last, UnmountFlags::DETACH).with_context(|| format!("unmount {}", last.display()))?;
     }
     bail!("{} is mounted over and over", dir.display())
+}
+
+/// The names of sandboxes whose owners are no longer alive.
+fn leftovers() -> Result<Vec<String>> {
+    let mut names = Vec::new();
+    for parent in [cgroup2_mount()?, PathBuf::from(NETNS_DIR), std::env::temp_dir()] {
+        let entries = fs::read_dir(parent).into_iter().flatten().flatten();
+        names.extend(entries.filter_map(|entry| entry.file_name().into_string().ok()));
+    }
+    names.retain(|name| owner(name).is_some_and(|pid| !alive(pid)));
+    names.sort_unstable();
+    names.dedup();
+    Ok(names)
 }
 
 /// The owner's process id, if `name` is a sandbox's: `deployer-LABEL-PID-NUMBER`.

@@ -17,7 +17,7 @@ use deployer_tests::http::Request;
 use deployer_tests::journal::Journal;
 use deployer_tests::load::Load;
 use deployer_tests::nginx::{self, Nginx, Upstream};
-use deployer_tests::process::{Process, send};
+use deployer_tests::process::{Process, run, send};
 use deployer_tests::prometheus::{self, PAGE, Prometheus};
 use deployer_tests::report::Report;
 use deployer_tests::rig::wait;
@@ -194,13 +194,22 @@ fn sweeps_up_after_the_dead() -> Result<()> {
     // As a killed test leaves them: the owner's id is that of a process that has ended.
     let mut ended = std::process::Command::new("true").spawn()?;
     ended.wait()?;
-    let name = format!("deployer-dead-{}-0", ended.id());
-    let cgroup = cgroup2_mount()?.join(&name);
-    let dir = std::env::temp_dir().join(&name);
-    std::fs::create_dir_all(cgroup.join("workers"))?;
-    std::fs::create_dir_all(dir.join("app"))?;
-    Sandbox::sweep()?;
-    ensure!(!cgroup.exists() && !dir.exists());
+    let name = |number| format!("deployer-dead-{}-{number}", ended.id());
+    for number in 0..8 {
+        std::fs::create_dir_all(cgroup2_mount()?.join(name(number)).join("workers"))?;
+        std::fs::create_dir_all(std::env::temp_dir().join(name(number)).join("app"))?;
+        run(std::process::Command::new("ip").args(["netns", "add", &name(number)]))?;
+    }
+    // By many at once, as when tests begin after one was killed.
+    let sweeps: Vec<_> = (0..4).map(|_| std::thread::spawn(Sandbox::sweep)).collect();
+    for sweep in sweeps {
+        sweep.join().map_err(|panic| anyhow::anyhow!("{panic:?}"))??;
+    }
+    for number in 0..8 {
+        let name = name(number);
+        let left = [cgroup2_mount()?, "/run/netns".into(), std::env::temp_dir()].map(|parent| parent.join(&name));
+        ensure!(left.iter().all(|path| !path.exists()), "{left:?}");
+    }
     Ok(())
 }
 
