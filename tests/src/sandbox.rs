@@ -1,5 +1,7 @@
 //! A network namespace, a cgroup and a directory of a test's own, all gone when the test ends, however it ends.
 
+mod leftovers;
+
 use std::fs::{self, File};
 use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
@@ -10,11 +12,11 @@ use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
-use rustix::mount::{UnmountFlags, unmount};
-use rustix::process::Signal;
+pub use leftovers::unmount_below;
+use leftovers::{Leftovers, kill_cgroup, wait_empty};
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 
-use crate::pace::{self, patient};
+use crate::pace;
 use crate::process;
 
 const PREFIX: &str = "deployer-";
@@ -49,15 +51,6 @@ impl Place {
             Self::Daemon => "daemon",
         }
     }
-}
-
-/// The things that one sandbox owns, all found again by its name, so that another process can sweep them up.
-#[derive(Clone, Debug)]
-struct Leftovers {
-    name: String,
-    cgroup: PathBuf,
-    netns: PathBuf,
-    dir: PathBuf,
 }
 
 /// A test's own network namespace, cgroup v2 and directory. Declare it before the parts that run in it.
@@ -103,14 +96,7 @@ impl Sandbox {
 
     /// Removes what sandboxes left behind whose owners (processes) are no longer alive.
     pub fn sweep() -> Result<()> {
-        if leftovers()?.is_empty() {
-            return Ok(());
-        }
-        // One at a time, whatever process it is in: two would take the same things from under each other's hands.
-        let held = std::env::temp_dir();
-        let lock = File::open(&held).with_context(|| held.display().to_string())?;
-        lock.lock().with_context(|| format!("lock {}", held.display()))?;
-        leftovers()?.iter().try_for_each(|name| Leftovers::named(name)?.remove())
+        leftovers::sweep()
     }
 
     /// The sandbox's name, which is also its network namespace's.
@@ -256,44 +242,6 @@ pub fn clean_on_signal() -> Result<()> {
     Ok(())
 }
 
-impl Leftovers {
-    fn named(name: &str) -> Result<Self> {
-        Ok(Self {
-            name: name.to_owned(),
-            cgroup: cgroup2_mount()?.join(name),
-            netns: Path::new(NETNS_DIR).join(name),
-            dir: std::env::temp_dir().join(name),
-        })
-    }
-
-    /// Ends the processes, then removes cgroups, namespace and directory. Goes on after an error; reports the first.
-    fn remove(&self) -> Result<()> {
-        let cgroup = self.remove_cgroup();
-        let netns = if self.netns.exists() {
-            process::run(Command::new("ip").args(["netns", "delete", &self.name])).map(drop)
-        } else {
-            Ok(())
-        };
-        unmount_below(&self.dir)?;
-        let dir = match fs::remove_dir_all(&self.dir) {
-            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
-                Err(error).with_context(|| format!("remove {}", self.dir.display()))
-            }
-            _ => Ok(()),
-        };
-        cgroup.and(netns).and(dir)
-    }
-
-    fn remove_cgroup(&self) -> Result<()> {
-        if !self.cgroup.exists() {
-            return Ok(());
-        }
-        kill_cgroup(&self.cgroup)?;
-        wait_empty(&self.cgroup)?;
-        remove_cgroups(&self.cgroup)
-    }
-}
-
 /// Runs `work` on a new thread in the network namespace that a file names, and returns its result. A panic in it goes on
 /// in the caller.
 pub fn in_netns<T: Send>(netns: &Path, work: impl FnOnce() -> T + Send) -> Result<T> {
@@ -301,42 +249,6 @@ pub fn in_netns<T: Send>(netns: &Path, work: impl FnOnce() -> T + Send) -> Resul
         let thread = scope.spawn(|| enter(netns).map(|()| work()));
         thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
     })
-}
-
-/// Unmounts what is mounted below a directory, however often.
-pub fn unmount_below(dir: &Path) -> Result<()> {
-    // Tests of the daemon mount file systems over each other: each round takes the topmost away.
-    for _ in 0..16 {
-        let mounts = fs::read_to_string("/proc/self/mounts").context("/proc/self/mounts")?;
-        let mut points = mounts.lines().filter_map(|line| line.split(' ').nth(1)).map(PathBuf::from);
-        let Some(last) = points.rfind(|point| point.starts_with(dir)) else { return Ok(()) };
-        unmount(&last, UnmountFlags::DETACH).with_context(|| format!("unmount {}", last.display()))?;
-    }
-    bail!("{} is mounted over and over", dir.display())
-}
-
-/// The names of sandboxes whose owners are no longer alive.
-fn leftovers() -> Result<Vec<String>> {
-    let mut names = Vec::new();
-    for parent in [cgroup2_mount()?, PathBuf::from(NETNS_DIR), std::env::temp_dir()] {
-        let entries = fs::read_dir(parent).into_iter().flatten().flatten();
-        names.extend(entries.filter_map(|entry| entry.file_name().into_string().ok()));
-    }
-    names.retain(|name| owner(name).is_some_and(|pid| !alive(pid)));
-    names.sort_unstable();
-    names.dedup();
-    Ok(names)
-}
-
-/// The owner's process id, if `name` is a sandbox's: `deployer-LABEL-PID-NUMBER`.
-fn owner(name: &str) -> Option<u32> {
-    let (rest, number) = name.strip_prefix(PREFIX)?.rsplit_once('-')?;
-    number.parse::<u32>().ok()?;
-    rest.rsplit_once('-')?.1.parse().ok()
-}
-
-fn alive(pid: u32) -> bool {
-    Path::new("/proc").join(pid.to_string()).exists()
 }
 
 fn lock_live() -> std::sync::MutexGuard<'static, Vec<Leftovers>> {
@@ -369,38 +281,4 @@ fn pids_in(cgroup: &Path) -> Result<Vec<u32>> {
 fn children(cgroup: &Path) -> Vec<PathBuf> {
     let entries = fs::read_dir(cgroup).into_iter().flatten().flatten();
     entries.filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir())).map(|entry| entry.path()).collect()
-}
-
-fn kill_cgroup(cgroup: &Path) -> Result<()> {
-    if fs::write(cgroup.join("cgroup.kill"), "1").is_ok() {
-        return Ok(());
-    }
-    // Before Linux 5.14: one by one. Who forks meanwhile is caught by wait_empty's next look.
-    for pid in pids_in(cgroup)? {
-        process::send(pid, Signal::KILL).ok();
-    }
-    children(cgroup).iter().try_for_each(|child| kill_cgroup(child))
-}
-
-fn wait_empty(cgroup: &Path) -> Result<()> {
-    let deadline = Instant::now() + patient(Duration::from_secs(10));
-    loop {
-        let events = fs::read_to_string(cgroup.join("cgroup.events"))
-            .with_context(|| format!("state of {}", cgroup.display()))?;
-        if events.lines().any(|line| line == "populated 0") {
-            return Ok(());
-        }
-        if Instant::now() >= deadline {
-            bail!("processes in {} do not die", cgroup.display());
-        }
-        thread::sleep(Duration::from_millis(5));
-        kill_cgroup(cgroup)?;
-    }
-}
-
-fn remove_cgroups(cgroup: &Path) -> Result<()> {
-    for child in children(cgroup) {
-        remove_cgroups(&child)?;
-    }
-    fs::remove_dir(cgroup).with_context(|| format!("remove cgroup {}", cgroup.display()))
 }
