@@ -10,6 +10,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail, ensure};
 
 use crate::dial::PYTHON;
+use crate::pace::SOON;
 use crate::process::Process;
 use crate::sandbox::{Place, Sandbox};
 
@@ -63,7 +64,7 @@ impl Capture {
         command.args(["-s", "-S"]).arg(script);
         command.args([&ports.start().to_string(), &ports.end().to_string(), DAEMON_MARK]).arg(&file);
         let mut process = Process::start("capture.py", command, &sandbox.dir().join("capture.out"))?;
-        process.wait_ready(Duration::from_secs(20), || fs::read(&file).is_ok_and(|text| !text.is_empty()))?;
+        process.wait_ready(SOON, || fs::read(&file).is_ok_and(|text| !text.is_empty()))?;
         Ok(Self { process, file })
     }
 

@@ -11,7 +11,7 @@ use anyhow::{Context, Result, bail};
 
 use crate::api::Api;
 use crate::app::App;
-use crate::pace::patient;
+use crate::pace::{SOON, patient};
 use crate::process::Process;
 use crate::sandbox::{Place, Sandbox};
 use crate::supervisor::Supervisor;
@@ -106,7 +106,7 @@ impl<'a> Daemon<'a> {
         let log = sandbox.dir().join("deployer.log");
         let mut process = Process::start("deployer daemon", command, &log)?;
         let socket = Self::socket_of(sandbox);
-        process.wait_ready(Duration::from_secs(20), || UnixStream::connect(&socket).is_ok())?;
+        process.wait_ready(SOON, || UnixStream::connect(&socket).is_ok())?;
         Ok(Self { sandbox, bin, process })
     }
 

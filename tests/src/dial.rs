@@ -8,12 +8,12 @@ use std::io::{BufRead, BufReader, Write};
 use std::net::TcpStream;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
-use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use rustix::process::Signal;
 use serde::{Deserialize, Serialize};
 
+use crate::pace::SOON;
 use crate::process::Process;
 use crate::sandbox::{Place, Sandbox};
 
@@ -279,7 +279,7 @@ impl Server {
         command.args([host, &port.to_string(), &say.to_string()]);
         let log = place.sandbox.dir().join(format!("server-{say}.log"));
         let mut process = Process::start("dial.py", command, &log)?;
-        process.wait_ready(Duration::from_secs(10), || {
+        process.wait_ready(SOON, || {
             let connected = netns.in_netns(|| TcpStream::connect((reached, port)).is_ok());
             connected.unwrap_or(false)
         })?;

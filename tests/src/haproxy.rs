@@ -2,11 +2,11 @@
 
 use std::fs;
 use std::net::TcpStream;
-use std::time::Duration;
 
 use anyhow::{Context, Result};
 
 use crate::nginx::ADDRESS;
+use crate::pace::SOON;
 use crate::process::Process;
 use crate::sandbox::{Place, Sandbox};
 
@@ -31,7 +31,7 @@ impl Haproxy {
         let mut command = sandbox.command(Place::Callers, "/usr/sbin/haproxy");
         command.arg("-db").arg("-f").arg(&config);
         let mut process = Process::start("haproxy", command, &dir.join("haproxy.out"))?;
-        process.wait_ready(Duration::from_secs(10), || {
+        process.wait_ready(SOON, || {
             let connected = sandbox.in_netns(|| TcpStream::connect(ADDRESS).is_ok());
             connected.unwrap_or(false)
         })?;

@@ -5,10 +5,10 @@ use std::fs;
 use std::net::{Ipv4Addr, SocketAddr, TcpStream};
 use std::ops::RangeInclusive;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
 
 use anyhow::{Context, Result};
 
+use crate::pace::SOON;
 use crate::process::Process;
 use crate::sandbox::{Place, Sandbox};
 
@@ -113,7 +113,7 @@ impl Nginx {
         command.arg("-p").arg(&dir).arg("-c").arg(&config);
         command.arg("-e").arg(&errors);
         let mut process = Process::start("nginx", command, &dir.join("nginx.out"))?;
-        process.wait_ready(Duration::from_secs(10), || {
+        process.wait_ready(SOON, || {
             let connected = sandbox.in_netns(|| TcpStream::connect(address).is_ok());
             connected.unwrap_or(false)
         })?;

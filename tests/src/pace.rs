@@ -15,6 +15,10 @@ pub const VARIABLE: &str = "DEPLOYER_SLOW";
 /// Nobody waits longer than that.
 pub const MOST: u32 = 100;
 
+/// What takes a moment has happened within this time, also on a machine that has much else to do: a process that was
+/// started is ready, a request has reached its worker.
+pub const SOON: Duration = Duration::from_secs(60);
+
 /// The factor.
 ///
 /// # Errors

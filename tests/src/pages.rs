@@ -1,13 +1,13 @@
 //! Workers whose pages go on asking the version that made them (tests/app/pages.py), and what they say.
 
 use std::net::{Ipv4Addr, SocketAddr, TcpStream};
-use std::time::Duration;
 
 use anyhow::{Context, Result};
 use serde::Deserialize;
 
 use crate::app::App;
 use crate::dial::PYTHON;
+use crate::pace::SOON;
 use crate::process::Process;
 use crate::sandbox::{Place, Sandbox};
 
@@ -32,7 +32,7 @@ impl Pages {
         }
         let log = sandbox.dir().join(format!("pages-{}-{}.log", address.ip(), address.port()));
         let mut process = Process::start("pages.py", command, &log)?;
-        process.wait_ready(Duration::from_secs(10), || {
+        process.wait_ready(SOON, || {
             let connected = sandbox.in_netns(|| TcpStream::connect(address).is_ok());
             connected.unwrap_or(false)
         })?;

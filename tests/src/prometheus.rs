@@ -15,7 +15,7 @@ use serde::de::DeserializeOwned;
 use serde_json::Value;
 
 use crate::http::{Request, Response};
-use crate::pace::patient;
+use crate::pace::{SOON, patient};
 use crate::process::Process;
 use crate::rig::wait;
 use crate::sandbox::{Place, Sandbox};
@@ -145,7 +145,7 @@ impl<'a> Prometheus<'a> {
 
     fn wait_ready(&mut self) -> Result<()> {
         let (sandbox, process) = (self.sandbox, &mut self.process);
-        process.wait_ready(Duration::from_secs(30), || get(sandbox, ADDRESS, "/-/ready").is_ok())
+        process.wait_ready(SOON, || get(sandbox, ADDRESS, "/-/ready").is_ok())
     }
 
     /// Its process id.

@@ -14,7 +14,7 @@ use serde::Deserialize;
 use crate::daemon::DeployerBin;
 use crate::dial::Server;
 use crate::http::{Request, Response};
-use crate::pace::patient;
+use crate::pace::{SOON, patient};
 use crate::process::{Process, run};
 use crate::sandbox::{Place, Sandbox};
 
@@ -116,7 +116,7 @@ impl Setup {
         let log = sandbox.dir().join(format!("{}.log", self.name));
         let mut process = Process::start("deployer daemon", command, &log)?;
         let socket = self.socket(sandbox);
-        process.wait_ready(Duration::from_secs(20), || status(&socket).is_ok())?;
+        process.wait_ready(SOON, || status(&socket).is_ok())?;
         Ok(process)
     }
 }

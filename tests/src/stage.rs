@@ -12,7 +12,7 @@ use crate::daemon::{Daemon, ServiceConfig};
 use crate::journal::Journal;
 use crate::load::{Load, LoadHandle};
 use crate::nginx::{Nginx, Upstream};
-use crate::pace::patient;
+use crate::pace::{SOON, patient};
 use crate::process::send;
 use crate::report::Report;
 use crate::sandbox::{Place, Sandbox};
@@ -117,13 +117,13 @@ impl<'a> Stage<'a> {
         let before = daemon.log().len();
         let said = || daemon.log()[before..].to_owned();
         send(daemon.pid(), Signal::HUP)?;
-        self.wait(Duration::from_secs(20), || Ok(said().contains("configuration "))).with_context(|| daemon.log())?;
+        self.wait(SOON, || Ok(said().contains("configuration "))).with_context(|| daemon.log())?;
         Ok(said())
     }
 
     /// Waits until every worker is up.
     pub fn all_up(&self) -> Result<()> {
-        self.wait(Duration::from_secs(30), || {
+        self.wait(SOON, || {
             // A daemon that is only just starting has no socket yet.
             let Ok(phases) = self.api().phases() else { return Ok(false) };
             Ok(phases.values().all(|phase| phase == "up"))
@@ -143,7 +143,7 @@ impl<'a> Stage<'a> {
     pub fn is_out(&self, port: u16) -> Result<()> {
         let requests = || anyhow::Ok(self.journal()?.entries.iter().filter(|entry| entry.port == port).count());
         let (before, sent) = (requests()?, self.load.sent());
-        self.wait(Duration::from_secs(30), || Ok(self.load.sent() > sent + 20)).context("the load has stopped")?;
+        self.wait(SOON, || Ok(self.load.sent() > sent + 20)).context("the load has stopped")?;
         let more = requests()? - before;
         ensure!(more == 0, "{port} is out, and got {more} requests");
         Ok(())
@@ -182,7 +182,7 @@ impl<'a> Stage<'a> {
         command.args(["-s", "-o", "/dev/null", "-w", "%{http_code}", "-H", &format!("X-Request-Id: {id}")]);
         command.arg(format!("http://{}/?slow={seconds}", self.supervisor.address(port)));
         let child = command.stdin(Stdio::null()).stdout(Stdio::piped()).spawn().context("start curl")?;
-        self.wait(Duration::from_secs(20), || Ok(self.journal()?.entries.iter().any(|entry| entry.id == id)))
+        self.wait(SOON, || Ok(self.journal()?.entries.iter().any(|entry| entry.id == id)))
             .context("waiting for the slow request to begin")?;
         Ok(Slow { id, child })
     }

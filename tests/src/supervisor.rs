@@ -10,7 +10,7 @@ use anyhow::{Context, Result, bail};
 
 use crate::app::App;
 use crate::http::{Request, Response};
-use crate::pace::patient;
+use crate::pace::{SOON, patient};
 use crate::process::Process;
 use crate::sandbox::{Place, Sandbox};
 
@@ -88,7 +88,7 @@ impl<'a> Supervisor<'a> {
         let log = sandbox.dir().join("log/supervisord.out");
         let mut process = Process::start("supervisord", command, &log)?;
         let socket = socket_in(sandbox);
-        process.wait_ready(Duration::from_secs(20), || std::os::unix::net::UnixStream::connect(&socket).is_ok())?;
+        process.wait_ready(SOON, || std::os::unix::net::UnixStream::connect(&socket).is_ok())?;
         Ok(process)
     }
 

@@ -16,7 +16,7 @@ use anyhow::{Context, Result, bail};
 
 use crate::app::App;
 use crate::http::Request;
-use crate::pace::patient;
+use crate::pace::{SOON, patient};
 use crate::process::{self, Process};
 use crate::sandbox::{Place, Sandbox};
 
@@ -221,7 +221,7 @@ fn launch(sandbox: &Sandbox, command: Command, template: &str, wanted: &str) -> 
     let mut process = Process::start("systemd", command, &sandbox.dir().join("systemd.log"))?;
     let bus = Systemd::bus_path(sandbox);
     let answers = || is_fine(busctl(&bus, ["--timeout=1", "call"]).args(CALL).args(["ListJobs"]));
-    process.wait_ready(Duration::from_secs(30), answers)?;
+    process.wait_ready(SOON, answers)?;
     Ok(process)
 }
 

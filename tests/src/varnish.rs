@@ -2,11 +2,11 @@
 
 use std::fs;
 use std::net::{SocketAddr, TcpStream};
-use std::time::Duration;
 
 use anyhow::{Context, Result};
 
 use crate::nginx::ADDRESS;
+use crate::pace::SOON;
 use crate::process::Process;
 use crate::sandbox::{Place, Sandbox};
 
@@ -36,7 +36,7 @@ impl Varnish {
         command.args(parameters.iter().flat_map(|parameter| ["-p", parameter]));
         let mut process = Process::start("varnishd", command, &dir.join("varnish.out"))?;
         // It compiles its configuration first.
-        process.wait_ready(Duration::from_secs(30), || {
+        process.wait_ready(SOON, || {
             let connected = sandbox.in_netns(|| TcpStream::connect(address).is_ok());
             connected.unwrap_or(false)
         })?;

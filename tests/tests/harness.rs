@@ -17,6 +17,7 @@ use deployer_tests::http::Request;
 use deployer_tests::journal::Journal;
 use deployer_tests::load::Load;
 use deployer_tests::nginx::{self, Nginx, Upstream};
+use deployer_tests::pace::SOON;
 use deployer_tests::process::{Process, run, send};
 use deployer_tests::prometheus::{self, PAGE, Prometheus};
 use deployer_tests::report::Report;
@@ -312,7 +313,7 @@ fn prometheus_scrapes_and_raises_alerts() -> Result<()> {
     let mut command = sandbox.command(Place::Daemon, "/usr/bin/python3");
     command.args(["-m", "http.server", "--bind", "127.0.0.1", "--directory"]).arg(&folder).arg(PAGE.port().to_string());
     let mut server = Process::start("a page", command, &sandbox.dir().join("page.out"))?;
-    server.wait_ready(Duration::from_secs(20), || prometheus::page(&sandbox).is_ok())?;
+    server.wait_ready(SOON, || prometheus::page(&sandbox).is_ok())?;
     let prometheus = Prometheus::start(&sandbox, &prometheus::rules_sooner(&[("DeployerDown", "1m", "1s")])?)?;
     let seen = prometheus.query("deployer_build_info + 1")?;
     ensure!(seen.len() == 1 && seen[0].value == 2.0 && seen[0].label("version") == "7", "{seen:?}");

@@ -9,6 +9,7 @@ use anyhow::{Context, Result, ensure};
 
 use super::network::Hub;
 use crate::daemon::DeployerBin;
+use crate::pace::SOON;
 use crate::process::{Process, run};
 use crate::sandbox::{Place, Sandbox};
 use crate::varnish::Varnish;
@@ -74,7 +75,7 @@ impl Front {
         self.follower = Some(Process::start("the follower", command, &self.dir().join("follower.out"))?);
         let loaded = self.dir().join("loaded");
         let follower = self.follower.as_mut().context("the follower")?;
-        follower.wait_ready(std::time::Duration::from_secs(30), || loaded.exists())
+        follower.wait_ready(SOON, || loaded.exists())
     }
 
     /// `kill -9` of the follower.

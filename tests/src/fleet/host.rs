@@ -17,7 +17,7 @@ use super::network::{Hub, lose_hub};
 use crate::app::App;
 use crate::daemon::{Daemon, DeployerBin};
 use crate::nginx::Nginx;
-use crate::pace::patient;
+use crate::pace::{SOON, patient};
 use crate::process::{Process, run};
 use crate::sandbox::{Place, Sandbox, unmount_below};
 
@@ -83,7 +83,7 @@ impl Host {
         let log = self.sandbox.dir().join("deployer.log");
         let mut process = Process::start(&format!("the daemon of {}", self.name), command, &log)?;
         let socket = Daemon::socket_of(&self.sandbox);
-        process.wait_ready(Duration::from_secs(40), || UnixStream::connect(&socket).is_ok())?;
+        process.wait_ready(SOON, || UnixStream::connect(&socket).is_ok())?;
         self.daemon = Some(process);
         Ok(())
     }

@@ -7,6 +7,7 @@ use anyhow::{Context, Result, ensure};
 use rustix::process::Signal;
 
 use deployer_tests::daemon::{Daemon, DeployerBin, ServiceConfig};
+use deployer_tests::pace::SOON;
 use deployer_tests::process::Process;
 use deployer_tests::sandbox::{Place, Sandbox};
 use deployer_tests::stage::Stage;
@@ -73,9 +74,7 @@ fn a_reload_asked_for_too_early() -> Result<()> {
     command.arg("daemon").arg("--config").arg(file);
     let mut daemon = Process::start("deployer daemon", command, &sandbox.dir().join("deployer.log"))?;
     let comm = format!("/proc/{}/comm", daemon.pid());
-    daemon.wait_ready(Duration::from_secs(20), || {
-        std::fs::read_to_string(&comm).is_ok_and(|it| it.trim() == "deployer")
-    })?;
+    daemon.wait_ready(SOON, || std::fs::read_to_string(&comm).is_ok_and(|it| it.trim() == "deployer"))?;
     std::thread::sleep(Duration::from_millis(40));
     let attached = daemon.log().contains("attached");
     daemon.signal(Signal::HUP)?;
@@ -170,9 +169,10 @@ fn three(stage: &Stage<'_>, config: &ServiceConfig) -> String {
 fn changed_deadline(stage: &Stage<'_>, daemon: &Daemon<'_>, config: &ServiceConfig) -> Result<()> {
     let sooner = stage.config(&ServiceConfig { deadline: "1s", ..config.clone() });
     stage.reload(daemon, &sooner)?;
-    let slow = stage.slow(8001, 4)?;
+    // The first of them, so that it is still busy when its turn comes.
+    let slow = stage.slow(8000, 6)?;
     let mut roll = stage.roll(daemon, TO_V2)?;
-    roll.until_phase(8001, "draining")?;
+    roll.until_phase(8000, "draining")?;
     let said = stage.reload(daemon, &sooner)?;
     ensure!(said.contains("a roll of web runs"), "{said}");
     let end = roll.end()?;

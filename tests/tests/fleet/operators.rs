@@ -7,6 +7,7 @@ use anyhow::{Result, ensure};
 use deployer_tests::dial::PYTHON;
 use deployer_tests::fleet::orders::{active, result};
 use deployer_tests::fleet::{Fleet, Plan};
+use deployer_tests::pace::SOON;
 use deployer_tests::process::{Process, run};
 use deployer_tests::sandbox::Place;
 use deployer_tests::site::ended;
@@ -25,7 +26,7 @@ fn hold(fleet: &Fleet, path: &str) -> Result<Process> {
     let mut process = Process::start("kazoo", command, &sandbox.dir().join("kazoo.out"))?;
     let log = sandbox.dir().join("kazoo.out");
     let is_held = || std::fs::read_to_string(&log).is_ok_and(|said| said.contains("held"));
-    process.wait_ready(Duration::from_secs(20), is_held)?;
+    process.wait_ready(SOON, is_held)?;
     Ok(process)
 }
 

@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, ensure};
 use deployer::framing::{Framing, FramingWatch};
 use deployer::kernel::Pair;
+use deployer_tests::pace::SOON;
 use deployer_tests::process::Process;
 use deployer_tests::sandbox::{Place, Sandbox};
 
@@ -84,9 +85,7 @@ fn server(sandbox: &Sandbox, size: usize) -> Result<Process> {
     let mut command = sandbox.command(Place::Workers, "/usr/sbin/nginx");
     command.arg("-p").arg(dir).arg("-c").arg(dir.join("nginx.conf")).arg("-e").arg(dir.join("error.log"));
     let mut server = Process::start("nginx", command, &dir.join("nginx.out"))?;
-    server.wait_ready(Duration::from_secs(20), || {
-        sandbox.in_netns(|| TcpStream::connect(WORKER).is_ok()).unwrap_or_default()
-    })?;
+    server.wait_ready(SOON, || sandbox.in_netns(|| TcpStream::connect(WORKER).is_ok()).unwrap_or_default())?;
     Ok(server)
 }
 

@@ -10,6 +10,7 @@ use deployer_tests::app::App;
 use deployer_tests::crowd;
 use deployer_tests::daemon::{Daemon, DeployerBin, ServiceConfig};
 use deployer_tests::dial::PYTHON;
+use deployer_tests::pace::SOON;
 use deployer_tests::process::Process;
 use deployer_tests::sandbox::{Place, Sandbox};
 use deployer_tests::supervisor::{Options, Supervisor};
@@ -56,8 +57,7 @@ fn roll(sandbox: &Sandbox, daemon: &Daemon<'_>, nth: usize) -> Result<Duration> 
     command.args(["-c", CALLER]);
     let log = sandbox.dir().join(format!("caller-{nth}.log"));
     let mut caller = Process::start("a caller", command, &log)?;
-    caller
-        .wait_ready(Duration::from_secs(20), || std::fs::read_to_string(&log).is_ok_and(|log| log.contains("ready")))?;
+    caller.wait_ready(SOON, || std::fs::read_to_string(&log).is_ok_and(|log| log.contains("ready")))?;
     let mut command = daemon.cli_command(&["roll", "web", "--to", ["v2", "v1"][nth % 2], "--json"]);
     command.stdout(Stdio::piped()).stderr(Stdio::piped());
     let mut roll = Roll::by(command.spawn()?)?;

@@ -10,6 +10,7 @@ use deployer_tests::app::App;
 use deployer_tests::daemon::{Daemon, ServiceConfig};
 use deployer_tests::dial::PYTHON;
 use deployer_tests::holder::{EACH, Holder};
+use deployer_tests::pace::SOON;
 use deployer_tests::process::Process;
 use deployer_tests::sandbox::{Place, Sandbox};
 use deployer_tests::supervisor::{Options, Supervisor};
@@ -30,7 +31,7 @@ fn server(sandbox: &Sandbox, app: &App, host: &str, port: u16) -> Result<Process
         .arg(format!("--host={host}"))
         .env("APP_DIR", app.dir());
     let mut server = Process::start("a server", command, &sandbox.dir().join(format!("server-{host}-{port}.out")))?;
-    server.wait_ready(Duration::from_secs(20), || {
+    server.wait_ready(SOON, || {
         let connected = sandbox.in_netns(|| std::net::TcpStream::connect((host, port)).is_ok());
         connected.unwrap_or(false)
     })?;

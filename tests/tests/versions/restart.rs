@@ -116,7 +116,7 @@ fn an_armed_flip_is_taken_over() -> Result<()> {
     let plan = small();
     let mut site = Site::start(&sandbox, plan.clone())?;
     let visitors = Visitors::start(&sandbox, &[SITE, OLD_LANE])?;
-    let deploy = site.deploying("v2", &["--at", "+6s"])?;
+    let deploy = site.deploying("v2", &["--at", "+12s"])?;
     for how in ["kill -9", "SIGTERM"] {
         site.wait("it is armed", |pools| !pools[1]["flips_at_ms"].is_null())?;
         match how {
@@ -143,7 +143,7 @@ fn an_armed_flip_is_taken_back_where_rolls_are_held() -> Result<()> {
     let plan = Plan { daemon: "on_start = \"hold\"", ..small() };
     let mut site = Site::start(&sandbox, plan.clone())?;
     let visitors = Visitors::start(&sandbox, &[SITE, OLD_LANE])?;
-    let deploy = site.deploying("v2", &["--at", "+8s"])?;
+    let deploy = site.deploying("v2", &["--at", "+20s"])?;
     site.wait("it is armed", |pools| !pools[1]["flips_at_ms"].is_null())?;
     site.restart_daemon()?;
     let (exit, said) = ended(deploy)?;
