@@ -73,13 +73,13 @@ fn a_reload_asked_for_too_early() -> Result<()> {
     let mut command = DeployerBin::find()?.command(&sandbox);
     command.arg("daemon").arg("--config").arg(file);
     let mut daemon = Process::start("deployer daemon", command, &sandbox.dir().join("deployer.log"))?;
-    let comm = format!("/proc/{}/comm", daemon.pid());
-    daemon.wait_ready(SOON, || std::fs::read_to_string(&comm).is_ok_and(|it| it.trim() == "deployer"))?;
-    std::thread::sleep(Duration::from_millis(40));
+    let pid = daemon.pid();
+    daemon.wait_ready(SOON, || catches(pid, Signal::HUP))?;
     let attached = daemon.log().contains("attached");
     daemon.signal(Signal::HUP)?;
     let ended = daemon.wait_for(Duration::from_millis(1500))?;
     eprintln!("attached when it was asked: {attached}; ended: {ended:?}");
+    ensure!(!attached, "it listens too late");
     ensure!(ended.is_none(), "{ended:?}: {}", daemon.log());
     stage.all_up()?;
     let read = || Ok(daemon.log().contains("configuration read again"));
@@ -87,6 +87,14 @@ fn a_reload_asked_for_too_early() -> Result<()> {
     ensure!(daemon.stop(Duration::from_secs(10))?.success(), "{}", daemon.log());
     stage.unharmed("a reload asked for too early")?;
     Ok(())
+}
+
+/// Whether a process has a handler for a signal (`SigCgt` in proc_pid_status(5)).
+fn catches(pid: u32, signal: Signal) -> bool {
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
+    let mask = status.lines().find_map(|line| line.strip_prefix("SigCgt:"));
+    mask.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok())
+        .is_some_and(|mask| mask >> (signal.as_raw() - 1) & 1 == 1)
 }
 
 #[test]
