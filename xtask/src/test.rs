@@ -26,26 +26,26 @@ const UNIT_THREADS: &str = "4";
 /// than one where they wait more than they work, and assert nothing narrow about how long things take.
 const END_TO_END: &[(&str, &str)] = &[
     ("harness", "3"),
-    ("steer", "3"),
+    ("steer", "4"),
     ("races", "3"),
-    ("managers", "6"),
+    ("managers", "8"),
     ("systemd", "4"),
     ("roll", "3"),
     ("reaper", "2"),
     // It tells threads by their names.
     ("framing", "1"),
-    ("kept-alive", "5"),
+    ("kept-alive", "6"),
     ("report", "3"),
     ("faults", "6"),
     ("crash", "3"),
     ("outlive", "4"),
-    ("journal", "4"),
+    ("journal", "6"),
     ("matrix", "3"),
     ("selftest", "4"),
-    ("metrics", "4"),
+    ("metrics", "6"),
     ("cli", "4"),
     ("versions", "6"),
-    ("coordinator", "4"),
+    ("coordinator", "6"),
     // Five hosts each.
     ("fleet", "2"),
 ];

@@ -1,7 +1,5 @@
 //! What a roll does about failures: `max_failures`, `on_failure`, a switch command that fails.
 
-use std::time::Duration;
-
 use anyhow::{Result, ensure};
 
 use deployer_tests::app::Fault;
@@ -12,7 +10,7 @@ use deployer_tests::stage::{PORTS, Stage};
 const TO_V2: &[&str] = &["--to", "v2"];
 
 fn one_by_one() -> ServiceConfig {
-    ServiceConfig { batch: "1".to_owned(), warm_within: Duration::from_secs(4), ..ServiceConfig::default() }
+    ServiceConfig { batch: "1".to_owned(), ..ServiceConfig::default() }
 }
 
 #[test]

@@ -30,13 +30,13 @@ fn rolls_into(stage: &Stage<'_>, daemon: &Daemon<'_>, fault: Fault, named: &[&st
 fn new_versions_that_do_not_come_up() -> Result<()> {
     let sandbox = Sandbox::new("faulty")?;
     let stage = Stage::new(&sandbox)?;
-    let config = ServiceConfig { warm_within: Duration::from_secs(4), ..ServiceConfig::default() };
+    let config = ServiceConfig { warm_within: Duration::from_secs(6), ..ServiceConfig::default() };
     let daemon = stage.daemon(&config)?;
     rolls_into(&stage, &daemon, Fault::Status500, &["GET /", "500"])?;
     rolls_into(&stage, &daemon, Fault::OldVersion, &["says it runs v1, not v2"])?;
     rolls_into(&stage, &daemon, Fault::Crash, &["web:web_8001", "Exited too quickly"])?;
-    rolls_into(&stage, &daemon, Fault::Hang, &["web:web_8001", "nothing listened within 4 s"])?;
-    rolls_into(&stage, &daemon, Fault::WrongPort, &["web:web_8001", "nothing listened within 4 s", "127.0.0.1:9001"])?;
+    rolls_into(&stage, &daemon, Fault::Hang, &["web:web_8001", "nothing listened within 6 s"])?;
+    rolls_into(&stage, &daemon, Fault::WrongPort, &["web:web_8001", "nothing listened within 6 s", "127.0.0.1:9001"])?;
     // Once its fault is gone, a roll brings it back.
     stage.app.set_fault("v2", 8001, None)?;
     stage.roll(&daemon, TO_V2)?.end()?.must("done", &["4 workers"])?;

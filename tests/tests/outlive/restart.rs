@@ -157,8 +157,7 @@ fn two_daemons_on_the_same_pins() -> Result<()> {
 fn failed_workers_and_older_callers() -> Result<()> {
     let sandbox = Sandbox::new("older")?;
     let stage = Stage::new(&sandbox)?;
-    let config =
-        ServiceConfig { warm_within: Duration::from_secs(4), batch: "1".to_owned(), ..ServiceConfig::default() };
+    let config = ServiceConfig { batch: "1".to_owned(), ..ServiceConfig::default() };
     let mut daemon = stage.daemon(&config)?;
     stage.app.set_fault("v2", 8000, Some(Fault::Status500))?;
     stage.roll(&daemon, &["--to", "v2"])?.end()?.must("failed", &["127.0.0.1:8000"])?;
