@@ -188,6 +188,13 @@ impl Sandbox {
         command
     }
 
+    /// Like [`Self::command`], as the user `nobody` (65534) without groups or capabilities.
+    pub fn command_as_nobody(&self, place: Place, program: impl AsRef<std::ffi::OsStr>) -> Command {
+        let mut command = self.command(place, "setpriv");
+        command.args(["--reuid=65534", "--regid=65534", "--clear-groups", "--bounding-set=-all", "--"]).arg(program);
+        command
+    }
+
     /// Runs `work` on a new thread in the namespace (and in the test's own cgroup, so it is never steered) and returns
     /// its result. A panic in it goes on in the caller.
     pub fn in_netns<T: Send>(&self, work: impl FnOnce() -> T + Send) -> Result<T> {

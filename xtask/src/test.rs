@@ -42,6 +42,7 @@ const END_TO_END: &[(&str, &str)] = &[
     ("journal", "6"),
     ("matrix", "3"),
     ("selftest", "4"),
+    ("hostile", "6"),
     ("metrics", "6"),
     ("cli", "4"),
     ("versions", "6"),

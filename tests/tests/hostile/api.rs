@@ -1,0 +1,1 @@
+//! A user keeps the API and the metrics page busy.

@@ -1,0 +1,1 @@
+//! A user holds connections, sockets and tickets, so that drains do not end.

@@ -1,0 +1,1 @@
+//! A user's process listens where a worker should.

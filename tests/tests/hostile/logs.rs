@@ -1,0 +1,1 @@
+//! A worker's user rearranges the folder of its logs.

@@ -1,0 +1,1 @@
+//! With `protect`, a user cannot even bind a worker's address.

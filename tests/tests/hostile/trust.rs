@@ -1,0 +1,1 @@
+//! A user offers a supervisord of his own, or rewrites files that the daemon reads.
