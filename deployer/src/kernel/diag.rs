@@ -20,6 +20,9 @@ const REQ_BYTECODE: u16 = 1;
 const AF_INET6: u8 = 10;
 const HEADER: usize = 16;
 const MESSAGE: usize = 72;
+/// Attributes of an answer (`linux/inet_diag.h`): whether an IPv6 socket takes IPv6 alone, and its cgroup (Linux 5.9).
+const SKV6ONLY: u16 = 11;
+const CGROUP_ID: u16 = 21;
 
 /// Operations of the filter that runs in the kernel (`linux/inet_diag.h`).
 const BC_JMP: u8 = 1;
@@ -58,6 +61,19 @@ pub struct Socket {
     pub cookie: u64,
     /// Inode in `/proc/PID/fd`; 0: no process holds it (yet).
     pub inode: u32,
+    /// Who made it.
+    pub origin: Origin,
+}
+
+/// Who made a socket, as the kernel noted it when the socket was made. A process without privileges cannot change it.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Origin {
+    /// The user, by number.
+    pub uid: u32,
+    /// Id of the cgroup v2 of the process: the inode of the cgroup's directory. `None` before Linux 5.9.
+    pub cgroup: Option<u64>,
+    /// It is an IPv6 socket that takes IPv6 alone (`IPV6_V6ONLY`).
+    pub v6only: bool,
 }
 
 impl Socket {
@@ -234,7 +250,25 @@ fn socket(message: &[u8]) -> Socket {
         peer: end(2, 20),
         cookie: u64::from(u32_at(id, 40)) | u64::from(u32_at(id, 44)) << 32,
         inode: u32_at(message, 68),
+        origin: origin(message),
     }
+}
+
+/// The user from `inet_diag_msg`, the rest from the attributes behind it; those that are absent or cut short are left out.
+fn origin(message: &[u8]) -> Origin {
+    let mut origin = Origin { uid: u32_at(message, 64), ..Origin::default() };
+    let mut rest = message.get(MESSAGE..).unwrap_or_default();
+    while let [len_low, len_high, kind_low, kind_high, ..] = *rest {
+        let len = usize::from(u16::from_ne_bytes([len_low, len_high]));
+        let Some(value) = rest.get(4..len) else { break };
+        match u16::from_ne_bytes([kind_low, kind_high]) {
+            SKV6ONLY => origin.v6only = value.first().is_some_and(|flag| *flag != 0),
+            CGROUP_ID => origin.cgroup = value.try_into().ok().map(u64::from_ne_bytes),
+            _ => {}
+        }
+        rest = rest.get(len.next_multiple_of(4)..).unwrap_or_default();
+    }
+    origin
 }
 
 fn ip(family: u8, bytes: &[u8]) -> IpAddr {
@@ -331,14 +365,21 @@ mod tests {
             (ESTABLISHED, "10.0.0.1:8003", "10.0.0.2:43210", &[], false),
         ];
         for (state, local, peer, listening, held) in cases {
-            let socket = Socket { state, local: local.parse()?, peer: peer.parse()?, cookie: 1, inode: 1 };
+            let socket = Socket {
+                state,
+                local: local.parse()?,
+                peer: peer.parse()?,
+                cookie: 1,
+                inode: 1,
+                origin: Origin::default(),
+            };
             let listening: Vec<IpAddr> = listening.iter().map(|at| at.parse()).collect::<Result<_, _>>()?;
             let worker = SocketAddr::from(([127, 0, 0, 1], 8003));
             assert_eq!(holds(&socket, worker, false, &listening), held, "{socket:?}, listening {listening:?}");
         }
         // From other hosts, to a worker on every address.
         let (local, peer) = ("10.0.0.1:8003".parse()?, "10.0.0.2:43210".parse()?);
-        let socket = Socket { state: ESTABLISHED, local, peer, cookie: 1, inode: 1 };
+        let socket = Socket { state: ESTABLISHED, local, peer, cookie: 1, inode: 1, origin: Origin::default() };
         assert!(holds(&socket, SocketAddr::from(([127, 0, 0, 1], 8003)), true, &[Ipv4Addr::UNSPECIFIED.into()]));
         Ok(())
     }

@@ -8,6 +8,7 @@ mod counts;
 pub mod diag;
 mod events;
 pub mod executables;
+pub mod family;
 pub mod host;
 mod links;
 mod load;
@@ -21,6 +22,7 @@ pub mod procs;
 pub mod reaper;
 pub mod tables;
 mod trace;
+pub mod users;
 mod versions;
 
 pub use counts::Counts;

@@ -45,12 +45,25 @@ pub fn sharing(inodes: &BTreeSet<u32>) -> BTreeMap<u32, BTreeSet<u32>> {
 /// Inodes of the sockets that a process holds; empty if it is gone.
 #[must_use]
 pub fn sockets_of(pid: u32) -> BTreeSet<u32> {
-    let Ok(descriptors) = fs::read_dir(format!("/proc/{pid}/fd")) else { return BTreeSet::new() };
-    descriptors
-        .flatten()
-        .filter_map(|entry| fs::read_link(entry.path()).ok())
-        .filter_map(|target| target.to_str()?.strip_prefix("socket:[")?.strip_suffix(']')?.parse().ok())
-        .collect()
+    readable_sockets_of(pid).unwrap_or_default()
+}
+
+/// The same; `None`: it is gone, or may not be read (`CAP_SYS_PTRACE` is missing).
+#[must_use]
+pub fn readable_sockets_of(pid: u32) -> Option<BTreeSet<u32>> {
+    let descriptors = fs::read_dir(format!("/proc/{pid}/fd")).ok()?;
+    let targets = descriptors.flatten().filter_map(|entry| fs::read_link(entry.path()).ok());
+    Some(
+        targets
+            .filter_map(|target| target.to_str()?.strip_prefix("socket:[")?.strip_suffix(']')?.parse().ok())
+            .collect(),
+    )
+}
+
+/// Whether a process is there.
+#[must_use]
+pub fn exists(pid: u32) -> bool {
+    fs::exists(format!("/proc/{pid}")).unwrap_or(true)
 }
 
 /// A process by its id.
@@ -60,6 +73,7 @@ pub fn process(pid: u32) -> Process {
     Process { pid, command: command.trim().to_owned() }
 }
 
-fn pids() -> impl Iterator<Item = u32> {
+/// The ids of all processes.
+pub(super) fn pids() -> impl Iterator<Item = u32> {
     fs::read_dir("/proc").into_iter().flatten().flatten().filter_map(|entry| entry.file_name().to_str()?.parse().ok())
 }

@@ -16,7 +16,7 @@ const AT: &str = "127.0.0.1:8003";
 
 fn socket(state: u8, local: &str, peer: &str, inode: u32) -> Socket {
     let (local, peer) = (local.parse().unwrap(), peer.parse().unwrap());
-    Socket { state, local, peer, cookie: u64::from(inode), inode }
+    Socket { state, local, peer, cookie: u64::from(inode), inode, origin: crate::kernel::diag::Origin::default() }
 }
 
 #[test]
