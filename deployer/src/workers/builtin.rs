@@ -28,8 +28,11 @@ pub use launch::main as launch;
 use tracing::{Instrument as _, Span, warn};
 
 use self::{place::Place, trouble::Trouble, worker::Worker};
-use super::{ManagerError, Pending, ProcessManager, ProcessStatus};
-use crate::{config, kernel};
+use super::{ManagerError, Mark, Pending, ProcessManager, ProcessPhase, ProcessStatus, Started};
+use crate::{
+    config,
+    kernel::{self, users},
+};
 
 /// This program, also when its file has been replaced since.
 pub const THIS_PROGRAM: &str = "/proc/self/exe";
@@ -220,5 +223,19 @@ impl ProcessManager for Builtin {
 
     fn status(&self, at: SocketAddr) -> Pending<'_, Result<ProcessStatus, ManagerError>> {
         Box::pin(async move { self.worker(at, &format!("look at {}", self.name(at)))?.status().await })
+    }
+
+    fn started(&self, at: SocketAddr) -> Pending<'_, Result<Started, ManagerError>> {
+        Box::pin(async move {
+            let worker = self.worker(at, &format!("look at {}", self.name(at)))?;
+            let phase = worker.status().await?.phase;
+            // What a worker leaves behind in its cgroup is still its own.
+            let runs = phase != ProcessPhase::Stopped || worker.place.is_populated().unwrap_or(false);
+            Ok(Started { runs, mark: Mark::Cgroup(worker.place.cgroup.clone()), user: self.user() })
+        })
+    }
+
+    fn user(&self) -> Option<u32> {
+        users::number(self.config.user.as_deref()?)
     }
 }

@@ -8,7 +8,7 @@ use std::{net::SocketAddr, time::Duration};
 
 use tokio::time::{Instant, sleep};
 
-use super::{ManagerError, Pending, ProcessManager, ProcessPhase, ProcessStatus, filled};
+use super::{ManagerError, Mark, Pending, ProcessManager, ProcessPhase, ProcessStatus, Started, filled};
 use crate::{
     command::{self, CommandError, Ended},
     config,
@@ -35,6 +35,11 @@ impl Exec {
     #[must_use]
     pub fn new(service: &str, config: config::Exec) -> Self {
         Self { service: service.to_owned(), config }
+    }
+
+    /// The user that the commands run as: the daemon's.
+    fn user_of_commands(&self) -> u32 {
+        self.user().unwrap_or_else(|| rustix::process::geteuid().as_raw())
     }
 
     /// Runs one of the commands; `tried` is for messages.
@@ -183,6 +188,19 @@ impl ProcessManager for Exec {
 
     fn status(&self, worker: SocketAddr) -> Pending<'_, Result<ProcessStatus, ManagerError>> {
         Box::pin(async move { self.look(worker, &format!("look at {}", self.name(worker))).await })
+    }
+
+    /// The process that `status` names; where it names none, nothing but the user tells a worker from a stranger: that of
+    /// the commands.
+    fn started(&self, worker: SocketAddr) -> Pending<'_, Result<Started, ManagerError>> {
+        Box::pin(async move {
+            let ProcessStatus { phase, pid, .. } = self.status(worker).await?;
+            let runs = phase == ProcessPhase::Running;
+            Ok(match pid {
+                Some(pid) => Started { runs, mark: Mark::Process(pid), user: self.user() },
+                None => Started { runs, mark: Mark::User, user: Some(self.user_of_commands()) },
+            })
+        })
     }
 }
 

@@ -8,7 +8,7 @@ mod systemd;
 mod tests;
 mod xmlrpc;
 
-use std::{future::Future, net::SocketAddr, pin::Pin, time::Duration};
+use std::{future::Future, net::SocketAddr, path::PathBuf, pin::Pin, time::Duration};
 
 pub use builtin::{Builtin, THIS_PROGRAM, check_accounts, launch};
 pub use exec::Exec;
@@ -27,6 +27,30 @@ pub struct ProcessStatus {
     pub pid: Option<u32>,
     /// The manager's own words ("Exited too quickly (process log may have details)"); may be empty.
     pub detail: String,
+}
+
+/// What a manager has started for a worker: by this the worker's own sockets are told from those of strangers.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Started {
+    /// Whether the worker runs, or is on its way up or down. What does not run has no sockets.
+    pub runs: bool,
+    /// What its processes are known by.
+    pub mark: Mark,
+    /// The user that its sockets must be of; `None`: none is configured, or the name is not in `/etc/passwd`.
+    pub user: Option<u32>,
+}
+
+/// What a worker's processes are known by.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Mark {
+    /// The cgroup that holds them and no others.
+    Cgroup(PathBuf),
+    /// The main process, as this machine's `/proc` numbers it; the others descend from it.
+    Process(u32),
+    /// The manager names neither, ever: the user has to do.
+    User,
+    /// The manager names none just now.
+    Nothing,
 }
 
 /// The phases that every manager can tell apart.
@@ -196,6 +220,20 @@ pub trait ProcessManager: Send + Sync {
 
     /// What the process does now.
     fn status(&self, worker: SocketAddr) -> Pending<'_, Result<ProcessStatus, ManagerError>>;
+
+    /// What it has started for a worker, as of now. By default the process that [`Self::status`] names.
+    fn started(&self, worker: SocketAddr) -> Pending<'_, Result<Started, ManagerError>> {
+        Box::pin(async move {
+            let ProcessStatus { phase, pid, .. } = self.status(worker).await?;
+            let runs = !matches!(phase, ProcessPhase::Stopped | ProcessPhase::Failed) || pid.is_some();
+            Ok(Started { runs, mark: pid.map_or(Mark::Nothing, Mark::Process), user: None })
+        })
+    }
+
+    /// The user that the configuration names for the workers, if it does: known without asking anybody.
+    fn user(&self) -> Option<u32> {
+        None
+    }
 }
 
 /// Puts a worker's facts in place of their names: `{port}`, `{address}`, `{service}`.

@@ -17,7 +17,8 @@ use self::{
     job::End,
     unit::Unit,
 };
-use super::{ManagerError, Pending, ProcessManager, ProcessStatus};
+use super::{ManagerError, Mark, Pending, ProcessManager, ProcessStatus, Started};
+use crate::kernel::{cgroup, users};
 
 const MANAGER: &str = "systemd";
 /// Between two looks at a unit whose job is waited for.
@@ -165,6 +166,22 @@ impl Systemd {
     }
 }
 
+impl Systemd {
+    async fn started_named(&self, name: &str) -> Result<Started, ManagerError> {
+        let tried = format!("look at {name}");
+        let bus = self.link.open(&tried).await?;
+        let unit = bus.unit(name, &tried).await?;
+        let (process, place) = (bus.process(&unit, &tried).await?, bus.place(&unit, &tried).await?);
+        let below = place.cgroup.trim_start_matches('/');
+        // Seen from a systemd of another cgroup namespace, the path means nothing here.
+        let group = cgroup::root().ok().map(|root| root.join(below)).filter(|path| !below.is_empty() && path.is_dir());
+        let user = if place.user.is_empty() { None } else { users::number(&place.user) };
+        let runs = !unit.is_gone() || group.is_some();
+        let by_process = process.pid().map_or(Mark::Nothing, Mark::Process);
+        Ok(Started { runs, mark: group.map_or(by_process, Mark::Cgroup), user })
+    }
+}
+
 impl ProcessManager for Systemd {
     fn name(&self, worker: SocketAddr) -> String {
         self.unit.replace("{port}", &worker.port().to_string()).replace("{address}", &worker.ip().to_string())
@@ -184,5 +201,9 @@ impl ProcessManager for Systemd {
 
     fn status(&self, worker: SocketAddr) -> Pending<'_, Result<ProcessStatus, ManagerError>> {
         Box::pin(async move { self.status_named(&self.name(worker)).await })
+    }
+
+    fn started(&self, worker: SocketAddr) -> Pending<'_, Result<Started, ManagerError>> {
+        Box::pin(async move { self.started_named(&self.name(worker)).await })
     }
 }

@@ -16,7 +16,7 @@ use zbus::{
 use super::{
     MANAGER,
     job::Job,
-    unit::{Process, Row, Unit},
+    unit::{Place, Process, Row, Unit},
 };
 use crate::workers::ManagerError;
 
@@ -203,6 +203,14 @@ impl Bus<'_> {
             result: self.property(unit, SERVICE_INTERFACE, "Result", tried).await?,
             code: self.property(unit, SERVICE_INTERFACE, "ExecMainCode", tried).await?,
             status: self.property(unit, SERVICE_INTERFACE, "ExecMainStatus", tried).await?,
+        })
+    }
+
+    /// Where a unit's processes are, and whose.
+    pub(super) async fn place(&self, unit: &Unit, tried: &str) -> Result<Place, ManagerError> {
+        Ok(Place {
+            cgroup: self.property(unit, SERVICE_INTERFACE, "ControlGroup", tried).await?,
+            user: self.property(unit, SERVICE_INTERFACE, "User", tried).await?,
         })
     }
 

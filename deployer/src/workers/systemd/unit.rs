@@ -35,6 +35,15 @@ pub(super) struct Process {
     pub(super) status: i32,
 }
 
+/// Where a service unit's processes are, and whose.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Place {
+    /// Its cgroup, from the root; empty: it has no process.
+    pub(super) cgroup: String,
+    /// `User=`; empty: systemd's own.
+    pub(super) user: String,
+}
+
 impl Unit {
     pub(super) fn read(row: Row) -> Self {
         let (id, _, load, active, sub, _, path, job, ..) = row;
