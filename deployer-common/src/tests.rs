@@ -13,8 +13,16 @@ use crate::{
     word::{LEASE_MAX_MS, LimitsWord, Mode, Policy, ServiceWord, State, WorkerWord},
 };
 
-const STATES: [State; 7] =
-    [State::Absent, State::Up, State::Draining, State::Cold, State::Down, State::Stopping, State::Failed];
+const STATES: [State; 7] = [
+    State::Absent,
+    State::Up,
+    State::Draining,
+    State::Cold,
+    State::Down,
+    State::Stopping,
+    State::Failed,
+    State::Stranger,
+];
 
 #[derive(Debug, Clone)]
 struct Host {
@@ -112,7 +120,7 @@ proptest! {
             State::Up => Rank::Up,
             State::Draining => Rank::Draining,
             State::Cold => Rank::Cold,
-            State::Absent | State::Down | State::Stopping | State::Failed => Rank::None,
+            State::Absent | State::Down | State::Stopping | State::Failed | State::Stranger => Rank::None,
         };
         prop_assert_eq!(rank(word, now_ms), expected);
     }
@@ -149,7 +157,7 @@ proptest! {
         let verdict = decide(Frontend { service: 0, pool: 0, worker: NO_WORKER }, service(refuse), &host);
         if verdict.worker != NO_WORKER {
             let state = host.words[verdict.worker as usize].state();
-            prop_assert!(!matches!(state, State::Stopping | State::Failed | State::Down | State::Absent));
+            prop_assert!(!matches!(state, State::Stopping | State::Failed | State::Down | State::Absent | State::Stranger));
         }
     }
 

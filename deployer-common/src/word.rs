@@ -23,10 +23,12 @@ pub enum State {
     Stopping = 5,
     /// Failed its start. Nothing overrides it.
     Failed = 6,
+    /// A process that is not the worker listens at its address. Nothing overrides it.
+    Stranger = 7,
 }
 
 impl State {
-    /// From the low three bits; what is unknown counts as [`State::Absent`].
+    /// From the low three bits.
     #[inline(always)]
     #[must_use]
     pub const fn from_bits(bits: u64) -> Self {
@@ -37,6 +39,7 @@ impl State {
             4 => Self::Down,
             5 => Self::Stopping,
             6 => Self::Failed,
+            7 => Self::Stranger,
             _ => Self::Absent,
         }
     }
