@@ -207,6 +207,8 @@ pub enum Phase {
     Down,
     /// Failed; stays out.
     Failed,
+    /// A process that is not the worker listens at its address: nothing is sent there.
+    Stranger,
 }
 
 impl std::fmt::Display for Phase {
@@ -221,6 +223,7 @@ impl std::fmt::Display for Phase {
             Self::Warming => "warming",
             Self::Down => "down",
             Self::Failed => "failed",
+            Self::Stranger => "stranger",
         })
     }
 }

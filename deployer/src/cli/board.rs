@@ -143,7 +143,7 @@ impl Board {
         row.enter(at, now, reason);
         let name = lines::name(spare, true);
         match (was, now) {
-            (_, Phase::Failed) => Some(format!("✗ {name}  {}", clean(reason))),
+            (_, Phase::Failed | Phase::Stranger) => Some(format!("✗ {name}  {}", clean(reason))),
             (Phase::Up | Phase::Draining | Phase::Drained, Phase::Up) => Some(row.unchanged(at, &name, reason)),
             (_, Phase::Up) => Some(row.through(at, &name, reason)),
             (_, Phase::Down) => Some(row.retired(&name)),
@@ -159,7 +159,7 @@ impl Board {
         let mut row = self.rows.remove(&worker).unwrap_or_default();
         row.enter(at, now, reason);
         match (was, now) {
-            (_, Phase::Failed) => {
+            (_, Phase::Failed | Phase::Stranger) => {
                 self.left.remove(&worker);
                 self.changed.remove(&worker);
                 self.failed.insert(worker);

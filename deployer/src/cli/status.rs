@@ -258,5 +258,6 @@ pub(super) fn word(phase: Phase) -> &'static str {
         Phase::Warming => "warming",
         Phase::Down => "down",
         Phase::Failed => "failed",
+        Phase::Stranger => "stranger",
     }
 }

@@ -206,6 +206,10 @@ impl Daemon {
                 let revived = tokio::spawn(async move { daemon.revive(&service, &worker, by).await });
                 revived.await.unwrap_or_else(|error| Err(Refusal::failed(error.to_string())))
             }
+            Phase::Stranger => {
+                let (at, reason) = (worker.at, worker.control().reason.clone());
+                Err(Refusal::failed(format!("{at} cannot be enabled: {reason}")))
+            }
             phase => Err(Refusal::busy(format!("{} is {phase}; it will be up when it is warm", worker.at))),
         }
     }
@@ -245,7 +249,7 @@ impl Daemon {
         let told = |error: std::io::Error| format!("{}: sock_diag: {error}", worker.at);
         let until = Instant::now() + service.config.warm.within;
         // Also one that listens: its manager may have been told to stop it, and would leave it down after a crash.
-        let before = start::start(&*self.world, service, worker, until).await?;
+        let before = start::start(&*self.world, service, worker, until).await.map_err(start::NotUp::why)?;
         self.ledger.stopped(worker);
         let left = until.saturating_duration_since(Instant::now());
         let warmed = warm::warm(worker.at, &service.config.warm, left).await;

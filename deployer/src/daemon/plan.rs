@@ -35,7 +35,9 @@ pub(super) fn plan(service: &Service, request: &RollRequest) -> Result<Plan, Ref
     if total > 1 && at_a_time > most {
         return Err(below_the_floor(service, request, at_a_time, most));
     }
-    let left = service.spares.iter().enumerate().filter(|(_, spare)| spare.control().phase != Phase::Down);
+    // At a stranger's there is nothing to retire.
+    let is_left = |phase| !matches!(phase, Phase::Down | Phase::Stranger);
+    let left = service.spares.iter().enumerate().filter(|(_, spare)| is_left(spare.control().phase));
     Ok(Plan {
         batches: Plan::batches_of(service.numbers(service.current()), at_a_time),
         max_failures: config.max_failures,

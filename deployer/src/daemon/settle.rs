@@ -112,6 +112,7 @@ impl Former {
             match hand.get_mut(&nth) {
                 Some((Hand { outcome: Some(Outcome::Failed(why)), .. }, _)) => failed(scene, worker, why),
                 Some((held, claim)) if held.outcome.is_none() => {
+                    worker.seen().former(&held.serving);
                     *claim = worker.claim(Owner::Roll(id.clone())).ok();
                     take_in_hand(scene, worker, held, &now);
                 }
@@ -149,8 +150,12 @@ impl Former {
         let valid = written.filter(|_| !self.rebooted);
         let verdict = judge(valid, scene.world.state(worker), &now);
         match &verdict {
+            // Whatever the worker was: a stranger has its address. The watch looks at it again.
+            Verdict::AsFound | Verdict::Up | Verdict::Cold | Verdict::Down
+                if worker.control().phase == Phase::Stranger => {}
             Verdict::AsFound => {}
             Verdict::Up => {
+                valid.into_iter().for_each(|known| worker.seen().former(&known.listeners));
                 let mut control = worker.control();
                 control.listeners = now;
                 control.version = valid.and_then(|known| known.version.clone());
@@ -158,7 +163,10 @@ impl Former {
                 worker.enter(Phase::Up, "found serving");
             }
             // The watch finds it listening, and warms it.
-            Verdict::Cold => down(scene, worker, Word::Cold, "a process that no daemon has warmed"),
+            Verdict::Cold => {
+                worker.seen().distrust();
+                down(scene, worker, Word::Cold, "a process that no daemon has warmed");
+            }
             Verdict::Down => down(scene, worker, Word::Down, "nothing listens"),
             Verdict::Failed(why) => {
                 failed(scene, worker, why);

@@ -35,6 +35,7 @@ impl Daemon {
         let lost: Vec<_> = lock(&self.lost).iter().cloned().collect();
         let own = lost.into_iter().chain(self.journal.trouble()).chain(self.keepalive.trouble());
         let own = own.chain(lock(&self.unserved).clone()).chain(self.history.unwritten());
+        let own = own.chain(self.registry.squatters().told());
         own.chain(self.fleet.troubles()).chain(self.warnings.iter().cloned()).collect()
     }
 

@@ -7,7 +7,7 @@ use super::{
 use crate::api::Phase;
 
 /// All there are, as they are written.
-const PHASES: [(Phase, &str); 9] = [
+const PHASES: [(Phase, &str); 10] = [
     (Phase::Up, "up"),
     (Phase::Draining, "draining"),
     (Phase::Drained, "drained"),
@@ -17,6 +17,7 @@ const PHASES: [(Phase, &str); 9] = [
     (Phase::Warming, "warming"),
     (Phase::Down, "down"),
     (Phase::Failed, "failed"),
+    (Phase::Stranger, "stranger"),
 ];
 
 type Single = (Kind, &'static str, &'static str, fn(&WorkerSample) -> Value);

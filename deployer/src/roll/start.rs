@@ -10,7 +10,7 @@ use std::{
 use super::world::World;
 use crate::{
     kernel::{diag, ports, procs},
-    service::{Service, Worker, blocking},
+    service::{Service, Worker, blocking, identity::seen::Listens},
     warm,
     workers::{ProcessPhase, ProcessStatus},
 };
@@ -40,25 +40,62 @@ pub(super) async fn nobody_listens(at: SocketAddr, still: io::Result<BTreeSet<u6
     Err(format!("{at}: stopped, but its port is still listened on by {who}; end that process, then roll again"))
 }
 
-/// Asks for the start and waits until the port listens.
+/// Why a worker has not come up.
+pub(crate) enum NotUp {
+    /// Its process did something else; in words.
+    Failed(String),
+    /// A stranger has its address; who, and what to do, in words.
+    Stranger(String),
+}
+
+impl From<String> for NotUp {
+    fn from(why: String) -> Self {
+        Self::Failed(why)
+    }
+}
+
+impl NotUp {
+    /// In words.
+    pub(crate) fn why(self) -> String {
+        let (Self::Failed(why) | Self::Stranger(why)) = self;
+        why
+    }
+}
+
+/// What listens where the worker should, if it is the worker.
 ///
 /// # Errors
-/// What the process did instead, in words.
+/// When it is a stranger, or cannot be looked at.
+pub(super) async fn own(world: &dyn World, service: &Service, worker: &Worker) -> Result<Listens, NotUp> {
+    let at = worker.at;
+    match world.listens(service, worker).await {
+        Ok(Listens::Stranger(who)) => Err(NotUp::Stranger(format!("{at}: {who}"))),
+        Ok(listens) => Ok(listens),
+        Err(error) => Err(NotUp::Failed(format!("{at}: sock_diag: {error}"))),
+    }
+}
+
+/// Asks for the start and waits until the worker listens.
+///
+/// # Errors
+/// What the process did instead, or who listens there.
 pub(crate) async fn start(
     world: &dyn World,
     service: &Service,
     worker: &Worker,
     until: Instant,
-) -> Result<BTreeSet<u64>, String> {
+) -> Result<BTreeSet<u64>, NotUp> {
     let at = worker.at;
     service.manager.start(at).await.map_err(|error| format!("{at}: {error}"))?;
     let mut asked = Instant::now();
     let (mut pids, mut words) = (BTreeSet::new(), String::new());
     loop {
-        let found = world.listeners(worker).await.map_err(|error| format!("{at}: sock_diag: {error}"))?;
-        if !found.is_empty() {
-            return Ok(found);
-        }
+        let other = match own(world, service, worker).await? {
+            Listens::Worker(found) => return Ok(found),
+            Listens::Doubtful(who) => Some(format!("{at}: {who}")),
+            Listens::Unknown(Some(why)) => Some(format!("{at}: whether the worker listens cannot be asked: {why}")),
+            Listens::Unknown(None) | Listens::Nothing | Listens::Stranger(_) => None,
+        };
         let late = Instant::now() >= until;
         if late || asked.elapsed() >= ASK {
             asked = Instant::now();
@@ -69,7 +106,9 @@ pub(crate) async fn start(
                 status.detail.clone_from(&words);
             }
             words.clone_from(&status.detail);
-            judge(service, at, &status, pids.len(), late).await?;
+            let judged = judge(service, at, &status, pids.len(), late).await;
+            // The worker is on its way down since its address is taken.
+            judged.map_err(|why| other.map_or(why.clone(), |other| format!("{why}; {other}")))?;
         }
         tokio::time::sleep(LOOK).await;
     }

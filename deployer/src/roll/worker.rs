@@ -20,7 +20,7 @@ use super::{
     left::Left,
     machine::Outcome,
     record::Record,
-    start,
+    start::{self, NotUp},
     world::{Moment, World},
 };
 use crate::{
@@ -30,7 +30,7 @@ use crate::{
         Hand, Journal, WorkerState,
         recover::{Onward, onward},
     },
-    service::{Claim, Service, Worker},
+    service::{Claim, Service, Worker, identity::seen::Listens},
 };
 
 /// How long a link that was lost is waited for.
@@ -119,9 +119,10 @@ impl Restart {
     }
 
     async fn begin(&self) -> Outcome {
-        let serving = match self.world.listeners(&self.worker).await {
+        let serving = match self.serving().await {
             Ok(serving) => serving,
-            Err(error) => return Outcome::Kept(format!("{}: sock_diag: {error}", self.worker.at)),
+            Err(NotUp::Stranger(who)) => return self.fail_at_stranger(who).await,
+            Err(NotUp::Failed(why)) => return Outcome::Kept(why),
         };
         let taken = {
             let control = self.worker.control();
@@ -134,10 +135,22 @@ impl Restart {
         self.drain_and_on(&taken).await
     }
 
+    /// The sockets that listen where the worker should, unless they are a stranger's. What the manager cannot be asked about
+    /// counts: it may have requests in hand.
+    async fn serving(&self) -> Result<BTreeSet<u64>, NotUp> {
+        match start::own(&*self.world, &self.service, &self.worker).await? {
+            Listens::Worker(serving) => Ok(serving),
+            _ => {
+                let all = self.world.listeners(&self.worker).await;
+                all.map_err(|error| NotUp::Failed(format!("{}: sock_diag: {error}", self.worker.at)))
+            }
+        }
+    }
+
     async fn resume(&self, hand: Hand) -> Outcome {
-        let now = match self.world.listeners(&self.worker).await {
+        let now = match self.serving().await {
             Ok(now) => now,
-            Err(error) => return self.fail(format!("{}: sock_diag: {error}", self.worker.at)).await,
+            Err(not_up) => return self.not_up(not_up).await,
         };
         let onward = onward(&hand, &now);
         let (same, is_gone) = (!now.is_disjoint(&hand.serving), now.is_empty());
@@ -204,6 +217,12 @@ impl Restart {
 
     async fn stopped_and_on(&self) -> Outcome {
         self.reach(Point::Stopped).await;
+        match start::own(&*self.world, &self.service, &self.worker).await {
+            // Whoever it is: it keeps the worker from its address.
+            Ok(Listens::Doubtful(who)) => return self.fail_at_stranger(format!("{}: {who}", self.worker.at)).await,
+            Ok(_) => {}
+            Err(not_up) => return self.not_up(not_up).await,
+        }
         let still = self.world.listeners(&self.worker).await;
         if let Err(why) = start::nobody_listens(self.worker.at, still).await {
             return self.fail(why).await;
@@ -234,7 +253,7 @@ impl Restart {
                 self.reach(Point::Up).await;
                 Outcome::Changed
             }
-            Err(why) => self.fail(why).await,
+            Err(not_up) => self.not_up(not_up).await,
         }
     }
 
@@ -252,7 +271,7 @@ impl Restart {
 
     /// Starts and warms it, and publishes it as up if it is still the process that was warmed. From here on the journal
     /// may fail: a worker that is down is brought up all the same.
-    async fn bring_up(&self) -> Result<Option<String>, String> {
+    async fn bring_up(&self) -> Result<Option<String>, NotUp> {
         let (at, world) = (self.worker.at, &*self.world);
         let until = Instant::now() + self.service.config.warm.within;
         let _ = self.intend(Phase::Starting, None).await;
@@ -268,12 +287,13 @@ impl Restart {
         self.reach(Point::Warming).await;
         let to = if let Task::Restart { to } = &self.task { to.as_deref() } else { None };
         let version = world.warm_up(&self.service, &self.worker, to, until).await?;
-        let now = world.listeners(&self.worker).await.map_err(|error| format!("{at}: sock_diag: {error}"))?;
-        if now.is_disjoint(&serving) {
-            return Err(format!(
-                "{at}: its process has ended, or was restarted, while it was being warmed; see its log"
-            ));
-        }
+        let now = match start::own(world, &self.service, &self.worker).await? {
+            Listens::Worker(now) if !now.is_disjoint(&serving) => now,
+            _ => {
+                let why = "its process has ended, or was restarted, while it was being warmed; see its log";
+                return Err(NotUp::Failed(format!("{at}: {why}")));
+            }
+        };
         self.reach(Point::Warm).await;
         {
             let mut control = self.worker.control();
@@ -285,12 +305,35 @@ impl Restart {
     }
 
     async fn fail(&self, why: String) -> Outcome {
+        self.fail_as(Phase::Failed, State::Failed, why).await
+    }
+
+    /// A stranger has its address. The roll counts it as failed; the watch brings it back when the stranger has gone and
+    /// the manager has started it.
+    async fn fail_at_stranger(&self, who: String) -> Outcome {
+        self.fail_as(Phase::Stranger, State::Stranger, who).await
+    }
+
+    async fn not_up(&self, not_up: NotUp) -> Outcome {
+        match not_up {
+            NotUp::Failed(why) => self.fail(why).await,
+            NotUp::Stranger(who) => self.fail_at_stranger(who).await,
+        }
+    }
+
+    async fn fail_as(&self, phase: Phase, state: State, why: String) -> Outcome {
         self.reach(Point::FailingBefore).await;
         let outcome = Outcome::Failed(why.clone());
-        self.settle(&outcome, WorkerState { phase: Phase::Failed, reason: why.clone(), ..self.known() }).await;
+        // A stranger outlives no reboot: what is written down then is that the worker is down.
+        let written = if phase == Phase::Failed { Phase::Failed } else { Phase::Down };
+        self.settle(&outcome, WorkerState { phase: written, reason: why.clone(), ..self.known() }).await;
         self.reach(Point::FailingJournaled).await;
-        self.world.publish(&self.worker, State::Failed);
-        self.enter(Phase::Failed, &why);
+        self.world.publish(&self.worker, state);
+        if phase == Phase::Stranger {
+            // What the watch finds there next is a process that has started by itself.
+            self.worker.control().listeners.clear();
+        }
+        self.enter(phase, &why);
         self.reach(Point::Failed).await;
         outcome
     }

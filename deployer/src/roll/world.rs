@@ -26,6 +26,7 @@ use crate::{
         drain::{Drain, DrainError},
         floor::Floor,
         holds::Held,
+        identity::{self, seen::Listens},
         listeners,
     },
     workers::Pending,
@@ -64,6 +65,9 @@ pub trait World: Send + Sync {
 
     /// Cookies of the sockets that listen where the worker should.
     fn listeners<'a>(&'a self, worker: &'a Worker) -> Pending<'a, io::Result<BTreeSet<u64>>>;
+
+    /// What listens where the worker should: the worker, or a stranger.
+    fn listens<'a>(&'a self, service: &'a Service, worker: &'a Worker) -> Pending<'a, io::Result<Listens>>;
 
     /// Warms a worker, and asks what it runs.
     fn warm_up<'a>(
@@ -203,6 +207,10 @@ impl World for Host {
 
     fn listeners<'a>(&'a self, worker: &'a Worker) -> Pending<'a, io::Result<BTreeSet<u64>>> {
         Box::pin(listeners(worker.at))
+    }
+
+    fn listens<'a>(&'a self, service: &'a Service, worker: &'a Worker) -> Pending<'a, io::Result<Listens>> {
+        Box::pin(identity::look(service, worker))
     }
 
     fn warm_up<'a>(

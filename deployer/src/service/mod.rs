@@ -5,6 +5,7 @@ pub mod callers;
 pub mod drain;
 pub mod floor;
 pub mod holds;
+pub mod identity;
 pub mod moves;
 pub mod phase;
 pub mod pools;
@@ -25,7 +26,7 @@ use deployer_common::word::{State, WorkerWord};
 use tokio::sync::Notify;
 use tracing::{Span, info};
 
-use self::moves::Moves;
+use self::{identity::seen::Seen, moves::Moves};
 use crate::{
     api::Phase,
     config,
@@ -134,6 +135,8 @@ pub struct Worker {
     /// Index of its service in the tables.
     pub pool: u32,
     control: Mutex<Control>,
+    /// What has been found out of the sockets at its address.
+    seen: Mutex<Seen>,
     /// Its service's.
     moves: Arc<Moves>,
     /// Where its phases are told.
@@ -205,7 +208,8 @@ impl Worker {
             patience: Duration::ZERO,
         };
         let (moves, history) = (Arc::default(), OnceLock::new());
-        Self { index, at, service: service.to_owned(), pool, control: Mutex::new(control), moves, history }
+        let (control, seen) = (Mutex::new(control), Mutex::default());
+        Self { index, at, service: service.to_owned(), pool, control, seen, moves, history }
     }
 
     /// The end of a quarantine of it that begins now, in milliseconds of `CLOCK_MONOTONIC`: it does not run out while a
@@ -219,6 +223,11 @@ impl Worker {
     pub fn control(&self) -> MutexGuard<'_, Control> {
         // What a panicking holder left is still a valid record.
         self.control.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// What has been found out of the sockets at its address; hold it for a moment only, and take no other lock under it.
+    pub fn seen(&self) -> MutexGuard<'_, Seen> {
+        self.seen.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Makes an owner other than the watch.
@@ -289,7 +298,8 @@ impl Control {
     #[must_use]
     pub fn known(&self) -> WorkerState {
         WorkerState {
-            phase: self.phase,
+            // Who listens is looked at anew; and a deployer that is older than this phase must be able to read it.
+            phase: if self.phase == Phase::Stranger { Phase::Down } else { self.phase },
             reason: self.reason.clone(),
             version: self.version.clone(),
             listeners: self.listeners.clone(),

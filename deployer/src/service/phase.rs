@@ -2,7 +2,8 @@
 
 use crate::api::Phase;
 
-/// The moves there are. `Failed` can be reached from any phase, and left only by being stopped, or by passing a warm-up.
+/// The moves there are. `Failed` and `Stranger` can be reached from any phase. `Failed` is left only by being stopped, or by
+/// passing a warm-up; `Stranger` only when the stranger has gone, and the worker itself listens, is warmed, or is started.
 const MOVES: &[(Phase, &[Phase])] = &[
     (Phase::Up, &[Phase::Draining, Phase::Down, Phase::Listening, Phase::Stopping]),
     (Phase::Draining, &[Phase::Drained, Phase::Up, Phase::Down]),
@@ -13,12 +14,14 @@ const MOVES: &[(Phase, &[Phase])] = &[
     (Phase::Warming, &[Phase::Up, Phase::Down, Phase::Listening, Phase::Draining, Phase::Stopping]),
     (Phase::Down, &[Phase::Listening, Phase::Stopping, Phase::Up, Phase::Draining]),
     (Phase::Failed, &[Phase::Drained, Phase::Stopping, Phase::Warming]),
+    (Phase::Stranger, &[Phase::Down, Phase::Listening, Phase::Drained, Phase::Stopping]),
 ];
 
 /// Whether a worker may go from one phase to another.
 #[must_use]
 pub fn is_move(from: Phase, to: Phase) -> bool {
-    to == Phase::Failed || MOVES.iter().any(|(phase, next)| *phase == from && next.contains(&to))
+    matches!(to, Phase::Failed | Phase::Stranger)
+        || MOVES.iter().any(|(phase, next)| *phase == from && next.contains(&to))
 }
 
 #[cfg(test)]
@@ -42,7 +45,7 @@ mod tests {
 
     #[test]
     fn nothing_serves_unwarmed() {
-        for from in [Phase::Starting, Phase::Listening, Phase::Failed] {
+        for from in [Phase::Starting, Phase::Listening, Phase::Failed, Phase::Stranger] {
             assert!(!is_move(from, Phase::Up), "{from:?}");
         }
     }

@@ -12,7 +12,7 @@ use std::{
     collections::{BTreeMap, BTreeSet},
     net::SocketAddr,
     path::PathBuf,
-    sync::{Arc, Mutex, PoisonError, RwLock},
+    sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock},
 };
 
 use anyhow::{Context, Result, bail};
@@ -26,7 +26,7 @@ use self::{
     entries::{first_lane, lanes, limits, policy, slot, tell_first},
     places::{Gone, Places, take},
 };
-use super::{Service, Worker, callers, manager, moves::Moves, watch};
+use super::{Service, Worker, callers, identity::squatters::Squatters, manager, moves::Moves, watch};
 use crate::{
     config::{self, Config},
     kernel::{Tables, host},
@@ -43,6 +43,8 @@ pub struct Registry {
     places: Mutex<Places>,
     /// By service: what it has gone through, also before a reload that left none of its workers.
     moves: Mutex<BTreeMap<String, Arc<Moves>>>,
+    /// Who listens where nothing should.
+    squatters: Mutex<Squatters>,
 }
 
 impl Registry {
@@ -72,8 +74,8 @@ impl Registry {
             }
             places.rules.insert(index, tables.callers(word.slot()).context("reading the callers' rules")?);
         }
-        let (services, moves) = Default::default();
-        Ok(Self { tables, cgroup_root, services, places: Mutex::new(places), moves })
+        let (services, moves, squatters) = Default::default();
+        Ok(Self { tables, cgroup_root, services, places: Mutex::new(places), moves, squatters })
     }
 
     /// The services of a configuration that an earlier daemon has left in the tables, steering.
@@ -99,6 +101,11 @@ impl Registry {
     /// nothing any more.
     pub fn remember(&self, flips: BTreeMap<String, FlipWord>) {
         self.places.lock().unwrap_or_else(PoisonError::into_inner).remembered = flips;
+    }
+
+    /// Who listens where nothing should.
+    pub fn squatters(&self) -> MutexGuard<'_, Squatters> {
+        self.squatters.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// The services as they are now.

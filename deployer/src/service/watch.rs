@@ -1,18 +1,24 @@
 //! The watch: workers that crash, restart or appear by themselves are noticed, warmed and put into rotation. It looks ten
 //! times a second, and touches only workers that no roll and no operator holds.
 
+mod found;
+
 use std::{
     collections::{BTreeMap, BTreeSet},
-    net::SocketAddr,
     sync::Arc,
     time::{Duration, Instant},
 };
 
 use deployer_common::word::{State, WorkerWord};
+pub use found::{adopt, take_over};
 use tokio::sync::Notify;
 use tracing::warn;
 
-use super::{Service, Worker, blocking, put_up, registry::Registry, serves};
+use super::{
+    Service, Worker, blocking,
+    identity::{self, seen::Listens},
+    registry::Registry,
+};
 use crate::{
     api::Phase,
     kernel::{Tables, diag, host},
@@ -31,13 +37,14 @@ const SLOW: Duration = Duration::from_secs(1);
 const ASKED_WITHIN: Duration = Duration::from_secs(2);
 /// The same while nobody is let in; after that it is asked once more.
 const SOON: Duration = Duration::from_millis(200);
+const BY_ITSELF: &str = "has started by itself";
 
 /// Watches for ever; `news` has it look at once.
 pub async fn run((registry, tables, ledger): (Arc<Registry>, Arc<Tables>, Arc<Ledger>), news: Arc<Notify>) {
     let mut slow = Instant::now();
     loop {
         let _ = tokio::time::timeout(TICK, news.notified()).await;
-        if let Err(error) = tick(&registry, &tables, &ledger).await {
+        if let Err(error) = tick(&registry, &tables, &ledger, &news).await {
             warn!(%error, "cannot look at the listening sockets; looking again");
         }
         if slow.elapsed() >= SLOW {
@@ -74,81 +81,55 @@ async fn ask_version(service: &Service, worker: &Worker, within: Duration) {
     }
 }
 
-/// Finds the state of every worker of services that are new here, but for `known` ones: what listens has been serving,
-/// and goes on. A spare has served nobody, nor has the pool that is not current: the watch warms them first.
-///
-/// # Errors
-/// When sock_diag fails.
-pub async fn adopt(registry: &Registry, tables: &Tables, known: &BTreeSet<String>) -> std::io::Result<()> {
-    let listening = listening().await?;
-    for service in registry.services().values().filter(|service| !known.contains(&service.config.name)) {
-        for worker in service.workers() {
-            let cookies = cookies(&listening, worker.at);
-            // What a roll had in hand, or had given up, is not to be judged by its listening.
-            let untouched = !matches!(tables.word(worker.index).state(), State::Stopping | State::Failed);
-            if untouched && !cookies.is_empty() && worker.control().phase == Phase::Down {
-                put_up(tables, worker, cookies, "found serving");
-                seed(worker, tables, u64::MAX).await?;
-            }
-        }
-    }
-    Ok(())
-}
-
-/// Takes over the workers of services that an earlier daemon has left in the tables, by what their words say of them.
-///
-/// # Errors
-/// When sock_diag fails.
-pub async fn take_over(registry: &Registry, tables: &Tables, inherited: &BTreeSet<String>) -> std::io::Result<()> {
-    let listening = listening().await?;
-    for service in registry.services().values().filter(|service| inherited.contains(&service.config.name)) {
-        for worker in service.members() {
-            let found = cookies(&listening, worker.at);
-            // A quarantine that has run out is none: callers have been let in.
-            match tables.word(worker.index).at(host::now_ms()) {
-                State::Failed => {
-                    worker.enter(Phase::Failed, "failed before this daemon was started");
-                }
-                // Whether a drain goes on, the journal says; until then its word stays.
-                State::Up | State::Draining if !found.is_empty() => {
-                    if tables.word(worker.index).state() == State::Cold {
-                        tables.publish(worker.index, State::Up, 0);
-                    }
-                    worker.control().listeners = found;
-                    worker.enter(Phase::Up, "serving, as the daemon before this one has left it");
-                }
-                State::Up | State::Draining => {
-                    tables.publish(worker.index, State::Down, 0);
-                }
-                // The watch warms what listens, once nobody else has laid hands on it.
-                State::Absent | State::Cold | State::Down | State::Stopping => {}
-            }
-        }
-    }
-    Ok(())
-}
-
 async fn listening() -> std::io::Result<Vec<diag::Socket>> {
     blocking(|| diag::sockets(diag::states::LISTEN, None)).await
 }
 
-fn cookies(listening: &[diag::Socket], at: SocketAddr) -> BTreeSet<u64> {
-    listening.iter().filter(|socket| serves(socket.local, at)).map(|socket| socket.cookie).collect()
-}
-
-async fn tick(registry: &Registry, tables: &Arc<Tables>, ledger: &Arc<Ledger>) -> std::io::Result<()> {
+async fn tick(
+    registry: &Registry,
+    tables: &Arc<Tables>,
+    ledger: &Arc<Ledger>,
+    news: &Arc<Notify>,
+) -> std::io::Result<()> {
     let words = words(registry, tables);
     let listening = listening().await?;
     for service in registry.services().values() {
+        let mut due = BTreeMap::new();
         for worker in service.members() {
+            let found = identity::at(&listening, worker.at);
+            let listens = {
+                let mut seen = worker.seen();
+                seen.retain(&found);
+                seen.listens(&found, worker.at)
+            };
             // A word that has changed since belongs to an owner that came after the look: not ours to judge by it.
             let Some(word) = words.get(&worker.index) else { continue };
-            if let Some(cold) = judge(service, worker, tables, *word, cookies(&listening, worker.at)) {
+            if let Some(cold) = judge(service, worker, tables, *word, listens) {
                 let (service, worker) = (Arc::clone(service), Arc::clone(worker));
                 tokio::spawn(warm_up(service, worker, Arc::clone(tables), Arc::clone(ledger), cold));
             }
+            if worker.seen().ask(&found) {
+                due.insert(worker.index, found);
+            }
+        }
+        if !due.is_empty() {
+            identity::ask_apart(service, due, news);
         }
     }
+    look_for_squatters(registry, listening).await
+}
+
+/// Who listens where nothing should is logged once, and stays in the daemon's trouble as long as it does.
+async fn look_for_squatters(registry: &Registry, listening: Vec<diag::Socket>) -> std::io::Result<()> {
+    let services = registry.services();
+    let mut squatters = registry.squatters().clone();
+    let looked = blocking(move || {
+        let new = squatters.look(services.values().map(|service| &**service), &listening);
+        Ok((squatters, new))
+    });
+    let (squatters, new) = looked.await?;
+    *registry.squatters() = squatters;
+    new.iter().for_each(|squatter| warn!("{squatter}"));
     Ok(())
 }
 
@@ -166,7 +147,7 @@ fn words(registry: &Registry, tables: &Tables) -> BTreeMap<u32, WorkerWord> {
 type Cold = (WorkerWord, BTreeSet<u64>);
 
 /// What is to be warmed, if that has been found.
-fn judge(service: &Service, worker: &Worker, tables: &Tables, word: WorkerWord, found: BTreeSet<u64>) -> Option<Cold> {
+fn judge(service: &Service, worker: &Worker, tables: &Tables, word: WorkerWord, listens: Listens) -> Option<Cold> {
     let (phase, known, since) = {
         let control = worker.control();
         if !control.is_watched() {
@@ -174,20 +155,33 @@ fn judge(service: &Service, worker: &Worker, tables: &Tables, word: WorkerWord, 
         }
         (control.phase, control.listeners.clone(), control.since)
     };
+    let found = match listens {
+        _ if phase == Phase::Failed => return None,
+        Listens::Nothing => BTreeSet::new(),
+        Listens::Worker(found) => found,
+        other => {
+            keep_out(worker, tables, word, other);
+            return None;
+        }
+    };
     let same = !found.is_empty() && !found.is_disjoint(&known);
     match phase {
-        Phase::Failed => {}
         Phase::Up if same && word.state() == State::Down && !is_doubtful(worker, tables) => {}
         // Another socket of it may have come and gone between two looks; what was up all the while has been warm.
-        Phase::Up if same && !matches!(word.state(), State::Cold | State::Down) => {
+        Phase::Up if same && !matches!(word.state(), State::Cold | State::Down | State::Stranger) => {
             let mut control = worker.control();
             control.listeners = found;
             control.doubted = None;
         }
         _ if found.is_empty() => {
             worker.control().doubted = None;
+            let why = if phase == Phase::Stranger {
+                "the stranger has gone"
+            } else {
+                "nothing listens: its process has ended"
+            };
             if phase != Phase::Down && tables.swap(worker.index, word, State::Down, 0).is_ok() {
-                worker.enter(Phase::Down, "nothing listens: its process has ended");
+                worker.enter(Phase::Down, why);
             }
         }
         // A warm-up ends within its limit; longer, and its task has been lost.
@@ -197,11 +191,43 @@ fn judge(service: &Service, worker: &Worker, tables: &Tables, word: WorkerWord, 
             // New listeners: a process that has started by itself. Cold first, whatever it was.
             let cold = tables.swap(worker.index, word, State::Cold, worker.quarantine(tables)).ok()?;
             worker.control().listeners.clone_from(&found);
-            worker.enter(Phase::Listening, "has started by itself");
+            worker.enter(Phase::Listening, BY_ITSELF);
             return Some((cold, found));
         }
     }
     None
+}
+
+/// Keeps callers from what is not the worker, or is not known to be.
+///
+/// - A stranger is sent nothing at all, nor is what the manager disowns just now.
+/// - What the manager could not be asked about is in quarantine: the last resort. It does not run out while this daemon
+///   lives.
+fn keep_out(worker: &Worker, tables: &Tables, word: WorkerWord, listens: Listens) {
+    let (state, phase, reason) = match listens {
+        Listens::Stranger(who) => (State::Stranger, Phase::Stranger, who),
+        Listens::Doubtful(who) => (State::Stranger, Phase::Listening, format!("not known as the worker yet: {who}")),
+        Listens::Unknown(Some(why)) => (
+            State::Cold,
+            Phase::Listening,
+            format!("stays cold until its manager says whether it is the worker: {why}"),
+        ),
+        Listens::Unknown(None) => (State::Cold, Phase::Listening, BY_ITSELF.to_owned()),
+        Listens::Worker(_) | Listens::Nothing => return,
+    };
+    let left = word.lease_ms().saturating_sub(host::now_ms());
+    let lasts = state != State::Cold || left > worker.control().patience.as_millis() as u64 / 2;
+    let is_so = word.state() == state && lasts;
+    let lease = if state == State::Cold { worker.quarantine(tables) } else { 0 };
+    if !is_so && tables.swap(worker.index, word, state, lease).is_err() {
+        return;
+    }
+    {
+        let mut control = worker.control();
+        control.listeners.clear();
+        control.doubted = None;
+    }
+    worker.enter(phase, &reason);
 }
 
 /// The kernel has seen a worker's process killed, or its last socket closed; sock_diag still sees the socket it served on.
@@ -244,7 +270,8 @@ async fn warm_up(
                 return;
             }
             ledger.up(&worker);
-            if super::listeners(worker.at).await.is_ok_and(|now| !now.is_disjoint(&listeners))
+            let now = identity::look(&service, &worker).await;
+            if matches!(now, Ok(Listens::Worker(now)) if !now.is_disjoint(&listeners))
                 && tables.swap(worker.index, cold, State::Up, 0).is_ok()
             {
                 worker.enter(Phase::Up, "warm after it had started by itself");

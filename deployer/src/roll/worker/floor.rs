@@ -9,7 +9,8 @@ impl Restart {
     /// Whether enough siblings, or spares, serve that this batch does not hold. A service of one worker is rolled without a
     /// spare only where the configuration says that it may be (`on_deadline = "kill"`).
     pub(super) fn floor(&self) -> Result<(), Short> {
-        let is_down = |spare| self.world.state(spare) == State::Down;
+        // A stranger at a spare's address must not stop a roll.
+        let is_down = |spare| matches!(self.world.state(spare), State::Down | State::Stranger);
         if self.may_be_alone() && self.service.spares.iter().all(|spare| is_down(spare)) {
             return Ok(());
         }

@@ -18,7 +18,7 @@ use crate::{
     journal::Store,
     keepalive::Closing,
     roll::world::{How, Moment, World},
-    service::{Service, Worker, drain::DrainError, holds::Held},
+    service::{Service, Worker, drain::DrainError, holds::Held, identity::seen::Listens},
     workers::{ManagerError, Pending, ProcessManager, ProcessPhase, ProcessStatus},
 };
 
@@ -297,6 +297,12 @@ impl World for Sim {
         let inner = self.0.lock().unwrap();
         let found = inner.workers[worker.index as usize].cookie.into_iter().collect();
         Box::pin(async move { Ok(found) })
+    }
+
+    fn listens<'a>(&'a self, _: &'a Service, worker: &'a Worker) -> Pending<'a, io::Result<Listens>> {
+        let cookie = self.0.lock().unwrap().workers[worker.index as usize].cookie;
+        let listens = cookie.map_or(Listens::Nothing, |cookie| Listens::Worker([cookie].into()));
+        Box::pin(async move { Ok(listens) })
     }
 
     fn warm_up<'a>(
