@@ -18,6 +18,10 @@ use crate::pace::{SOON, patient};
 use crate::process::{Process, run};
 use crate::sandbox::{Place, Sandbox};
 
+/// A manager that says of every worker that it runs, and names no process: whatever root has started is a worker.
+pub const ANY_OF_ROOT_S: &str = "{ start = [\"/bin/true\", \"{port}\"], stop = [\"/bin/true\", \"{port}\"], \
+                                 status = [\"/bin/true\", \"{port}\"] }";
+
 /// What a daemon is told about its one service.
 #[derive(Clone, Debug)]
 pub struct Setup {
@@ -39,6 +43,8 @@ pub struct Setup {
     pub callers: Option<Vec<PathBuf>>,
     /// `kernel.self_test`.
     pub self_test: &'static str,
+    /// Its process manager, in TOML.
+    pub manager: &'static str,
     /// More lines of the service.
     pub extra: &'static str,
 }
@@ -55,6 +61,7 @@ impl Default for Setup {
             lease: "10s",
             callers: None,
             self_test: "60s",
+            manager: ANY_OF_ROOT_S,
             extra: "",
         }
     }
@@ -71,16 +78,16 @@ impl Setup {
         sandbox.dir().join(self.state.map_or_else(|| format!("state-{}", self.name), str::to_owned))
     }
 
-    /// The configuration. Nothing is rolled, so the manager need not be there.
+    /// The configuration.
     fn text(&self, sandbox: &Sandbox) -> String {
         let cgroup = |place| if self.apart { sandbox.cgroup(place) } else { sandbox.root_cgroup().to_owned() };
         let callers = self.callers.clone().unwrap_or_else(|| vec![sandbox.cgroup(Place::Callers)]);
-        let Self { name, at, ports, lease, self_test, extra, .. } = self;
+        let Self { name, at, ports, lease, self_test, manager, extra, .. } = self;
         format!(
             "[daemon]\nsocket = {:?}\nstate = {:?}\n[kernel]\ncallers = {:?}\nworkers = {:?}\nlease = {lease:?}\n\
              pins = {:?}\nself_test = {self_test:?}\n\
              [service.{name}]\nworkers = \"{at}:{}-{}\"\ncallers = {callers:?}\n\
-             manager = {{ supervisord = \"/nonexistent.sock\", program = \"web:web_{{port}}\" }}\n{extra}\n",
+             manager = {manager}\n{extra}\n",
             self.socket(sandbox),
             self.state(sandbox),
             cgroup(Place::Callers),
@@ -108,8 +115,13 @@ impl Setup {
         sandbox.pins().with_file_name(self.name)
     }
 
+    /// The configuration file.
+    fn file(&self, sandbox: &Sandbox) -> PathBuf {
+        sandbox.dir().join(format!("{}.toml", self.name))
+    }
+
     fn daemon(&self, sandbox: &Sandbox, bin: &DeployerBin) -> Result<Process> {
-        let file = sandbox.dir().join(format!("{}.toml", self.name));
+        let file = self.file(sandbox);
         std::fs::write(&file, self.text(sandbox)).context("write the configuration")?;
         let mut command = bin.command(sandbox);
         command.arg("daemon").arg("--config").arg(file);
@@ -239,6 +251,11 @@ impl Rig<'_> {
     pub fn succeed_by(&mut self, bin: &DeployerBin) -> Result<()> {
         self.daemon = self.setup.daemon(self.sandbox, bin)?;
         Ok(())
+    }
+
+    /// The configuration file.
+    pub fn config(&self) -> PathBuf {
+        self.setup.file(self.sandbox)
     }
 
     /// The pins of its daemon.

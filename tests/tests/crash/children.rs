@@ -113,7 +113,7 @@ impl<'a> Family<'a> {
         let app = App::new(sandbox, &["v1"])?;
         let cgroup = sandbox.cgroup(Place::Workers).join("family");
         fs::create_dir(&cgroup).with_context(|| format!("make cgroup {}", cgroup.display()))?;
-        let manager = "{ supervisord = \"/nonexistent.sock\", program = \"web:web_{port}\" }";
+        let manager = deployer_tests::rig::ANY_OF_ROOT_S;
         let workers = format!("127.0.0.1:{}-{}", PORTS.start(), PORTS.end());
         let config = ServiceConfig::default().text_of(sandbox, &app, &workers, manager);
         let daemon = Daemon::start(sandbox, &config)?;

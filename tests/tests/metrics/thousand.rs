@@ -9,7 +9,7 @@ use deployer_tests::daemon::Daemon;
 use deployer_tests::dial::PYTHON;
 use deployer_tests::process::Process;
 use deployer_tests::prometheus::{self, PAGE};
-use deployer_tests::rig::wait;
+use deployer_tests::rig::{ANY_OF_ROOT_S, wait};
 use deployer_tests::sandbox::{Place, Sandbox};
 use serde_json::Value;
 
@@ -40,7 +40,7 @@ fn config(sandbox: &Sandbox) -> Result<String> {
         write!(
             text,
             "[service.web{service}]\nworkers = \"127.0.0.1:{first}-{end}\"\n\
-             manager = {{ supervisord = \"/nonexistent.sock\", program = \"web:web_{{port}}\" }}\n\
+             manager = {ANY_OF_ROOT_S}\n\
              version = {{ request = \"GET /version\" }}\n"
         )?;
     }
