@@ -16,7 +16,7 @@ use crate::{
     atomic,
     fields::{
         OFF_FDT_FD, OFF_FDT_MAX, OFF_FILE_COUNT, OFF_FILE_PRIVATE, OFF_FILE_REF, OFF_FILES_FDT, OFF_SIGNAL_FLAGS,
-        OFF_SIGNAL_LIVE, OFF_SK_STATE, OFF_SOCKET_SK, OFF_TASK_CHILDREN, OFF_TASK_FILES, OFF_TASK_PARENT,
+        OFF_SIGNAL_LIVE, OFF_SK_SOCKET, OFF_SK_STATE, OFF_TASK_CHILDREN, OFF_TASK_FILES, OFF_TASK_PARENT,
         OFF_TASK_SIBLING, OFF_TASK_SIGNAL, OFF_TASK_TGID, at_address, at_or_zero, is_known, place, read, value,
     },
     listeners::{self, TCP_LISTEN},
@@ -121,9 +121,11 @@ fn over(file: u64, pid: u32) {
     let (over, detour) = unsafe { (&raw mut (*entry).over, &raw mut (*entry).detour) };
     // SAFETY: as above.
     let (sk, worker) = unsafe { ((*entry).sk, (*entry).worker as u32) };
-    // The address of the file may have been used again.
-    let socket = read(file, &OFF_FILE_PRIVATE).unwrap_or(0);
-    if read::<u64>(socket, &OFF_SOCKET_SK) != Some(sk) || read::<u8>(sk, &OFF_SK_STATE) != Some(TCP_LISTEN) {
+    // The kernel may have used the address of the file again: both must still name the same `struct socket`. Of Multipath
+    // TCP the listener is a subflow, which `socket->sk` does not name; it is grafted onto the outer socket's `struct socket`.
+    let socket = read::<u64>(file, &OFF_FILE_PRIVATE).unwrap_or(0);
+    let is_same = socket != 0 && read::<u64>(sk, &OFF_SK_SOCKET) == Some(socket);
+    if !is_same || read::<u8>(sk, &OFF_SK_STATE) != Some(TCP_LISTEN) {
         return;
     }
     if atomic::set(over) == 0 {

@@ -25,7 +25,6 @@ kernel::offsets! {
     OFF_INODE_SB
     OFF_SB_DEV
     OFF_SOCKET_FILE
-    OFF_SOCKET_SK
     OFF_SK_SOCKET
     OFF_SK_ERR
     OFF_SK_STATE

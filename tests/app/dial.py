@@ -1,7 +1,8 @@
 """The small ends of the suite `steer`: servers that say who they are, callers that say what they saw.
 
-    dial.py serve HOST PORT SAY          answers SAY to whoever connects (TCP) or asks (UDP), keeps connections open, but
-                                         resets those on which `reset` is asked for
+    dial.py serve HOST PORT SAY [WORD..] answers SAY to whoever connects (TCP) or asks (UDP), keeps connections open, but
+                                         resets those on which `reset` is asked for; with `mptcp` by Multipath TCP, with
+                                         `reuseport` beside other processes, with `memory=MB` in a process of that size
     dial.py dial '[JOB, ...]'            does the jobs in order, prints what each saw as a JSON list
     dial.py hold '[JOB, ...]'            the same, and keeps the connections open until its input ends
 
@@ -28,11 +29,17 @@ LIMIT = 5.0
 KEPT = []
 
 
-def serve(host, port, say):
+def serve(host, port, say, *words):
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    tcp, udp = (socket.socket(family, kind) for kind in (socket.SOCK_STREAM, socket.SOCK_DGRAM))
+    tcp = socket.socket(family, socket.SOCK_STREAM, IPPROTO_MPTCP if "mptcp" in words else 0)
+    udp = socket.socket(family, socket.SOCK_DGRAM)
+    for megabytes in (int(word[7:]) for word in words if word.startswith("memory=")):
+        # Written to: the kernel takes long to give it back, and accepts connections meanwhile.
+        KEPT.append(bytearray(b"x") * (megabytes << 20))
     for sock in (tcp, udp):
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if "reuseport" in words:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
         if family == socket.AF_INET6:
             sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
         sock.bind((host, int(port)))

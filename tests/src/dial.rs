@@ -272,11 +272,20 @@ impl Server {
         Self::start_saying(sandbox, &Caller::at(sandbox, Place::Workers), host, port, port)
     }
 
+    /// The same, of another kind: `words` are those of dial.py's `serve`.
+    pub fn start_kind(sandbox: &Sandbox, host: &str, port: u16, words: &[&str]) -> Result<Self> {
+        Self::start_any(sandbox, &Caller::at(sandbox, Place::Workers), host, port, port, words)
+    }
+
     /// Starts it where `place` is, in the network namespace of `netns`, answering `say`.
     pub fn start_saying(netns: &Sandbox, place: &Caller<'_>, host: &str, port: u16, say: u16) -> Result<Self> {
+        Self::start_any(netns, place, host, port, say, &[])
+    }
+
+    fn start_any(netns: &Sandbox, place: &Caller<'_>, host: &str, port: u16, say: u16, words: &[&str]) -> Result<Self> {
         let reached = if host == "::" { "127.0.0.1" } else { host };
         let mut command = place.command("serve")?;
-        command.args([host, &port.to_string(), &say.to_string()]);
+        command.args([host, &port.to_string(), &say.to_string()]).args(words);
         let log = place.sandbox.dir().join(format!("server-{say}.log"));
         let mut process = Process::start("dial.py", command, &log)?;
         process.wait_ready(SOON, || {
@@ -289,6 +298,11 @@ impl Server {
     /// One a port.
     pub fn start_all(sandbox: &Sandbox, host: &str, ports: impl IntoIterator<Item = u16>) -> Result<Vec<Self>> {
         ports.into_iter().map(|port| Self::start(sandbox, host, port)).collect()
+    }
+
+    /// Its process id.
+    pub fn pid(&self) -> u32 {
+        self.process.pid()
     }
 
     /// Ends it and waits until it is gone.

@@ -45,7 +45,7 @@ pub(crate) const ARMS: (u32, u32) = (6, 12);
 pub(super) const VMLINUX: &str = "/sys/kernel/btf/vmlinux";
 
 /// Fields that programs read: global, structure, member.
-const OFFSETS: [Field; 32] = [
+const OFFSETS: [Field; 31] = [
     ("OFF_TASK_CHILDREN", "task_struct", "children"),
     ("OFF_TASK_FILES", "task_struct", "files"),
     ("OFF_TASK_FLAGS", "task_struct", "flags"),
@@ -68,7 +68,6 @@ const OFFSETS: [Field; 32] = [
     ("OFF_INODE_SB", "inode", "i_sb"),
     ("OFF_SB_DEV", "super_block", "s_dev"),
     ("OFF_SOCKET_FILE", "socket", "file"),
-    ("OFF_SOCKET_SK", "socket", "sk"),
     ("OFF_SK_SOCKET", "sock", "sk_socket"),
     ("OFF_SK_ERR", "sock", "sk_err"),
     ("OFF_SK_STATE", "sock_common", "skc_state"),

@@ -1,6 +1,7 @@
 //! The tables, as user space writes and reads them.
 
 mod address;
+mod wildcard;
 
 use std::{
     collections::{BTreeMap, HashSet},
@@ -348,11 +349,27 @@ impl Tables {
                 entries.frontends.remove(&key).context("removing a frontend")?;
             }
         }
-        let keep = keys(workers);
+        let mut keep = keys(workers);
+        keep.extend(workers.iter().flat_map(|at| wildcard::serving(*at)).map(|at| self.key(at)));
         for key in entries.listeners.keys().collect::<Result<Vec<_>, _>>().context("reading the listeners")? {
             if !keep.contains(&key) {
                 entries.listeners.remove(&key).context("removing a listener")?;
             }
+        }
+        Ok(())
+    }
+
+    /// Says for which of these workers (address and index) a listener on a wildcard address counts.
+    ///
+    /// # Errors
+    /// When the kernel refuses the write.
+    pub fn enter_wildcards(&self, workers: &[(SocketAddr, u32)]) -> Result<()> {
+        let mut entries = self.entries();
+        for (wildcard, worker) in wildcard::owners(workers) {
+            entries
+                .listeners
+                .insert(self.key(wildcard), worker, 0)
+                .with_context(|| format!("entering listener {wildcard}"))?;
         }
         Ok(())
     }

@@ -139,6 +139,9 @@ impl Registry {
         *self.services.write().unwrap_or_else(PoisonError::into_inner) = after.clone();
         let gone = places.gone(&before, &after);
         self.give_up(&mut places, &after, &gone)?;
+        let workers: Vec<_> =
+            after.values().flat_map(|new| new.members().map(|worker| (worker.at, worker.index))).collect();
+        self.tables.enter_wildcards(&workers)?;
         self.tables.count_listeners()
     }
 

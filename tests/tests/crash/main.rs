@@ -5,6 +5,7 @@
 //! 20 kills; 100 with `--full`. `CRASH_SEED=n` repeats a run's choices.
 
 mod account;
+mod anywhere;
 mod children;
 mod killer;
 mod scene;
