@@ -84,6 +84,7 @@ pub(crate) async fn run_with(
     command.args(arguments).stdin(Stdio::null()).kill_on_drop(true);
     command.envs(environment.iter().map(|(name, value)| (name, value)));
     command.stdout(output.0.try_clone().map_err(not_run)?).stderr(errors.0.try_clone().map_err(not_run)?);
+    crate::kernel::descriptors::restore(command.as_std_mut());
     let mut child = command.spawn().map_err(not_run)?;
     let ended = tokio::time::timeout(within, async {
         loop {

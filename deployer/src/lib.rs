@@ -2,6 +2,7 @@
 //!
 //! ARCHITECTURE.md in the repository's root tells how it works and why.
 
+mod admission;
 pub mod api;
 pub mod check;
 pub mod cli;

@@ -45,7 +45,7 @@ use crate::{
     config::{self, Config},
     journal::{History, Journal, events::Shelf, history::By},
     keepalive::Keepalive,
-    kernel::{Attachment, Decisions, Events, Programs, Tables},
+    kernel::{Attachment, Decisions, Events, Programs, Tables, descriptors},
     log,
     metrics::Ledger,
     report::Meters,
@@ -125,6 +125,7 @@ pub async fn run(path: &Path) -> Result<()> {
     log::to_stderr();
     // First of all: until they are caught, a reload asked for ends the process.
     let mut signals = Signals::catch()?;
+    descriptors::raise();
     let config = Config::load(path)?;
     let path_of_socket = config.daemon.socket.clone();
     let (daemon, socket, events) = start::start(config).await?;

@@ -1,5 +1,6 @@
 //! The API: HTTP and JSON over a unix socket that root and one group may open.
 
+mod connections;
 mod fleet;
 
 use std::{
@@ -15,16 +16,15 @@ use anyhow::{Context, Result, anyhow, bail};
 use axum::{
     Json, Router,
     body::{Body, Bytes},
-    extract::{DefaultBodyLimit, Path as Name, Query, Request, State, connect_info::Connected},
+    extract::{DefaultBodyLimit, Path as Name, Query, Request, State},
     http::header::CONTENT_TYPE,
     response::{IntoResponse, Response},
     routing::{get, post},
-    serve::IncomingStream,
 };
 use serde::de::DeserializeOwned;
 use tokio::{
     io::DuplexStream,
-    net::UnixListener,
+    net::{UnixListener, UnixStream},
     sync::{Notify, Semaphore},
 };
 
@@ -37,23 +37,30 @@ use crate::{
 /// Requests are a line or two.
 const MOST: usize = 64 * 1024;
 
-/// Clients that read the history at a time: each holds up to two files open, for as long as it likes.
-const READERS: usize = 64;
+/// Clients that read the history at a time, of root and of all others: each holds up to two files open, for as long as it
+/// likes.
+const READERS: usize = 96;
 static READING: Semaphore = Semaphore::const_new(READERS);
+static ROOT_READING: Semaphore = Semaphore::const_new(READERS);
 
 /// Stands for the id of the roll that began last; no roll is called so.
 const LAST: &str = "last";
 
-/// Who is at the other end.
-#[derive(Clone)]
-struct Peer(String);
+/// The number of a user.
+type Uid = u32;
+const ROOT: Uid = 0;
 
-impl Connected<IncomingStream<'_, UnixListener>> for Peer {
-    fn connect_info(stream: IncomingStream<'_, UnixListener>) -> Self {
-        Self(match stream.io().peer_cred() {
+/// The process at the other end, in words, and its user.
+#[derive(Clone)]
+struct Peer(String, Uid);
+
+impl Peer {
+    fn of(stream: &UnixStream, uid: Uid) -> Self {
+        let said = match stream.peer_cred() {
             Ok(peer) => format!("uid {} (pid {})", peer.uid(), peer.pid().unwrap_or_default()),
-            Err(error) => format!("somebody unknown ({error})"),
-        })
+            Err(error) => format!("an unknown user ({error})"),
+        };
+        Self(said, uid)
     }
 }
 
@@ -131,10 +138,7 @@ pub(super) async fn run(listener: UnixListener, daemon: Arc<Daemon>, end: Arc<No
         .layer(DefaultBodyLimit::max(MOST))
         .layer(axum::middleware::map_response(in_json))
         .with_state(daemon);
-    let served = axum::serve(listener, router.into_make_service_with_connect_info::<Peer>());
-    if let Err(error) = served.with_graceful_shutdown(async move { end.notified().await }).await {
-        tracing::error!(%error, "the API has ended");
-    }
+    connections::serve(listener, router, end).await;
 }
 
 type Answer<T> = Result<Json<T>, Refusal>;
@@ -249,9 +253,10 @@ struct Lines {
 }
 
 /// What happened on this host, a line each.
-async fn history(State(daemon): Shared, Query(wanted): Query<Lines>) -> Result<Response, Refusal> {
+async fn history(State(daemon): Shared, who: Who, Query(wanted): Query<Lines>) -> Result<Response, Refusal> {
     let busy = |_| Refusal::busy(format!("{READERS} clients read the history already; end some of them"));
-    let permit = READING.try_acquire().map_err(busy)?;
+    let reading = if who.0.1 == ROOT { &ROOT_READING } else { &READING };
+    let permit = reading.try_acquire().map_err(busy)?;
     let reader = daemon.history.reader(wanted.from, wanted.follow);
     // Asked for the next as soon as the client has taken the last; dropped when it is gone.
     let lines = futures_util::stream::unfold((reader, permit), |(mut reader, permit)| async {

@@ -1,10 +1,17 @@
 //! Gives the page to whoever asks for it: HTTP/1 on a TCP port, one request a connection.
 //!
 //! Not by axum's own server, which sets no time limit: a peer that says nothing, or reads nothing, would keep its
-//! connection for ever. There are [`AT_ONCE`] connections at a time and each is over after [`WITHIN`]; others wait in the
-//! socket's queue. One page is made at a time.
+//! connection for ever. Each connection is over after [`WITHIN`]. Where [`LIMITS`] are reached, one that has not sent a
+//! request yet gives way to a newer one, then one that leaves its page unread, so that no peer can keep Prometheus out by
+//! holding connections. One page is made at a time; requests that wait meanwhile share the next.
 
-use std::{convert::Infallible, io, net::SocketAddr, sync::Arc, time::Duration};
+use std::{
+    convert::Infallible,
+    io,
+    net::{IpAddr, SocketAddr},
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use bytes::Bytes;
 use http_body_util::Full;
@@ -18,15 +25,23 @@ use hyper::{
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::{
     net::{TcpListener, TcpStream},
-    sync::{Mutex, Semaphore},
-    task::{JoinSet, spawn_blocking},
+    sync::Mutex,
+    task::{JoinError, JoinSet, spawn_blocking},
 };
 use tracing::{debug, info, warn};
 
 use super::page;
+use crate::{
+    admission::{Admission, Limits, Place},
+    kernel::descriptors,
+};
 
-/// Connections that are served at a time.
-const AT_ONCE: usize = 4;
+/// Connections that are open at a time. Local users share one address with a Prometheus on this host, so what counts there
+/// is that the oldest gives way: it takes 128 connections within the milliseconds between a scrape's connection and its
+/// request to send that away.
+const LIMITS: Limits = Limits { total: 256, per_peer: 128, reserved: 0 };
+/// The page may use one in so many of the descriptors that the process may have.
+const SHARE: u64 = 8;
 /// How long a connection may take in all: Prometheus gives up after 10 s unless told otherwise.
 const WITHIN: Duration = Duration::from_secs(10);
 /// How long a request's head may take.
@@ -81,22 +96,23 @@ pub fn unbound(at: SocketAddr, error: &io::Error) -> String {
 
 /// Serves those who come to a socket, for ever.
 pub(super) async fn serve(listener: TcpListener, make: Make) {
-    let (permits, turn) = (Arc::new(Semaphore::new(AT_ONCE)), Arc::new(Mutex::new(())));
+    let admission = Admission::new(LIMITS.within(descriptors::limit(), SHARE));
+    let pages = Arc::new(Pages { make, last: Mutex::default() });
     let mut connections = JoinSet::new();
     loop {
-        // Nobody closes it.
-        let Ok(permit) = Arc::clone(&permits).acquire_owned().await else { return };
         match listener.accept().await {
-            Ok((stream, _)) => {
-                let (make, turn) = (Arc::clone(&make), Arc::clone(&turn));
-                connections.spawn(async move {
-                    let served = tokio::time::timeout(WITHIN, connection(stream, make, turn)).await;
-                    drop(permit);
-                    if let Ok(Err(error)) = served {
-                        debug!(%error, "a connection for metrics has ended early");
-                    }
-                });
-            }
+            Ok((stream, peer)) => match admission.admit(peer.ip().to_canonical(), false) {
+                Ok(place) => {
+                    let pages = Arc::clone(&pages);
+                    connections.spawn(async move {
+                        let served = tokio::time::timeout(WITHIN, connection(stream, place, pages)).await;
+                        if let Ok(Err(error)) = served {
+                            debug!(%error, "a connection for metrics has ended early");
+                        }
+                    });
+                }
+                Err(full) => debug!(?full, %peer, "there is no room for a connection for metrics"),
+            },
             Err(error) => {
                 // Out of descriptors, as a rule.
                 debug!(%error, "cannot accept a connection for metrics");
@@ -107,17 +123,56 @@ pub(super) async fn serve(listener: TcpListener, make: Make) {
     }
 }
 
-async fn connection(stream: TcpStream, make: Make, turn: Arc<Mutex<()>>) -> Result<(), hyper::Error> {
+async fn connection(stream: TcpStream, place: Place<IpAddr>, pages: Arc<Pages>) -> Result<(), hyper::Error> {
+    let place = Arc::new(place);
+    let asked = Arc::clone(&place);
     let service = service_fn(move |request| {
-        let (make, turn) = (Arc::clone(&make), Arc::clone(&turn));
-        async move { Ok::<_, Infallible>(answer(&request, make, turn).await) }
+        let (pages, place) = (Arc::clone(&pages), Arc::clone(&asked));
+        async move {
+            place.busy();
+            let answer = answer(&request, pages).await;
+            place.sending();
+            Ok::<_, Infallible>(answer)
+        }
     });
     let mut http = http1::Builder::new();
     http.timer(TokioTimer::new()).header_read_timeout(HEAD_WITHIN).max_buf_size(HEAD).keep_alive(false);
-    http.serve_connection(TokioIo::new(stream), service).await
+    tokio::select! {
+        served = http.serve_connection(TokioIo::new(stream), service) => served,
+        () = place.gives_way() => {
+            debug!("a connection for metrics gives way to a newer one");
+            Ok(())
+        }
+    }
 }
 
-async fn answer(request: &Request<Incoming>, make: Make, turn: Arc<Mutex<()>>) -> Response<Full<Bytes>> {
+/// Makes pages.
+struct Pages {
+    make: Make,
+    /// The last page, and when its making began. Locked while one is made.
+    last: Mutex<Option<(Instant, Bytes)>>,
+}
+
+impl Pages {
+    /// A page that is not older than this call.
+    async fn page(self: Arc<Self>) -> Result<Bytes, JoinError> {
+        let asked = Instant::now();
+        // Not given up with its connection: the next would have another page made beside it.
+        let made = tokio::spawn(async move {
+            let mut last = self.last.lock().await;
+            if let Some((_, page)) = last.as_ref().filter(|(begun, _)| *begun >= asked) {
+                return Ok(page.clone());
+            }
+            let (begun, make) = (Instant::now(), Arc::clone(&self.make));
+            let page = Bytes::from(spawn_blocking(move || make()).await?);
+            *last = Some((begun, page.clone()));
+            Ok(page)
+        });
+        made.await?
+    }
+}
+
+async fn answer(request: &Request<Incoming>, pages: Arc<Pages>) -> Response<Full<Bytes>> {
     if request.uri().path() != PATH {
         return plain(StatusCode::NOT_FOUND, format!("There is one page here: {PATH}\n"));
     }
@@ -126,16 +181,9 @@ async fn answer(request: &Request<Incoming>, make: Make, turn: Arc<Mutex<()>>) -
         refused.headers_mut().insert(ALLOW, HeaderValue::from_static("GET, HEAD"));
         return refused;
     }
-    let turn = turn.lock_owned().await;
-    // With its turn: whoever gives up waiting does not have another page made beside it.
-    let made = spawn_blocking(move || {
-        let page = make();
-        drop(turn);
-        page
-    });
-    match made.await {
+    match pages.page().await {
         // Of the answer to HEAD, hyper sends the head alone.
-        Ok(text) => with(StatusCode::OK, page::CONTENT_TYPE, text),
+        Ok(page) => with(StatusCode::OK, page::CONTENT_TYPE, page),
         Err(error) => {
             plain(StatusCode::INTERNAL_SERVER_ERROR, format!("the page could not be made, by a bug: {error}\n"))
         }
@@ -143,11 +191,11 @@ async fn answer(request: &Request<Incoming>, make: Make, turn: Arc<Mutex<()>>) -
 }
 
 fn plain(status: StatusCode, text: String) -> Response<Full<Bytes>> {
-    with(status, PLAIN, text)
+    with(status, PLAIN, text.into())
 }
 
-fn with(status: StatusCode, kind: &'static str, text: String) -> Response<Full<Bytes>> {
-    let mut response = Response::new(Full::new(Bytes::from(text)));
+fn with(status: StatusCode, kind: &'static str, text: Bytes) -> Response<Full<Bytes>> {
+    let mut response = Response::new(Full::new(text));
     *response.status_mut() = status;
     response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static(kind));
     response

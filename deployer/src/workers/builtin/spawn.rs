@@ -97,6 +97,7 @@ pub(super) async fn spawn(launcher: &Path, plan: &Plan) -> Result<Process, Troub
     let mut command = Command::new(launcher);
     command.arg("launch").env_clear().current_dir("/");
     command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::null());
+    crate::kernel::descriptors::restore(command.as_std_mut());
     let shown = launcher.display().to_string();
     let failed = |error: io::Error| Trouble::new(format!("running {shown} launch"), error, "");
     let mut child = command.spawn().map_err(failed)?;
