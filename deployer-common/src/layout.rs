@@ -21,7 +21,7 @@ pub const MAX_FRONTENDS: usize = 8 * MAX_WORKERS;
 
 /// Name and layout version of every table. Tables outlive the daemon, so whoever changes an entry raises its table's
 /// version here, and says in deployer's `kernel/versions.rs` where each word goes.
-pub const TABLES: [(&str, u32); 18] = [
+pub const TABLES: [(&str, u32); 19] = [
     ("SWITCHBOARD", if cfg!(feature = "next-layout") { 2 } else { 1 }),
     ("FRONTENDS", 1),
     ("LISTENERS", 1),
@@ -40,6 +40,7 @@ pub const TABLES: [(&str, u32); 18] = [
     ("EVENTS", 1),
     ("LANES", 1),
     ("LANE_COUNTS", 1),
+    ("WORKER_EVIDENCE", 1),
 ];
 
 /// Words that the tests' next layout has more at the beginning of an entry; none in what is shipped.
@@ -286,6 +287,49 @@ pub struct ListenerNote {
     pub worker: u64,
 }
 
+/// What a drain must know beside the counters of open connections and tickets, by worker. The programs write it with atomic
+/// adds, but for `unnoted_ns`; the daemon adds to `outsiders_cut`.
+#[repr(C)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct WorkerEvidence {
+    /// Of [`WorkerCount::tickets`], those that callers hold which are not steered. A program raises it after `tickets` and
+    /// lowers it before, so it is never more than there are such tickets.
+    pub outsider_tickets: u64,
+    /// Tickets that came back because `connect()` failed when its SYN was about to go out.
+    pub returned: u64,
+    /// `connect()` calls that went on without a ticket, because the kernel refused socket storage.
+    pub unnoted: u64,
+    /// When the last steered caller's call among them passed the hook, in nanoseconds of `CLOCK_MONOTONIC`; 0: never.
+    pub unnoted_ns: u64,
+    /// Workers' ends of connections that are not in [`WorkerCount::open`], because the kernel refused socket storage.
+    pub uncounted: u64,
+    /// Connections whose time to connect was not measured, because the kernel refused socket storage.
+    pub unmeasured: u64,
+    /// Listening sockets of which the end of their process is seen late or not at all: the kernel refused socket storage,
+    /// or the table of listening sockets was full.
+    pub unlisted: u64,
+    /// Events that the daemon did not get, because the ring was full.
+    pub untold: u64,
+    /// Connections of callers that are not steered which a drain has cut at its deadline.
+    pub outsiders_cut: u64,
+}
+
+/// A process that has a socket with a ticket open: what the iterator over open files writes. Not a table's entry.
+#[repr(C)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct TicketHolder {
+    /// Address of the `struct sock`, which tells sockets apart that several processes or descriptors share.
+    pub sk: u64,
+    /// The process, as the machine's own pid namespace numbers it.
+    pub pid: u32,
+    /// The worker.
+    pub worker: u32,
+    /// 1: the caller is not steered; else 0.
+    pub outsider: u32,
+    /// 1: the connect() that took the ticket has failed, so no SYN will come of it; else 0.
+    pub stale: u32,
+}
+
 /// What the programs tell the daemon as it happens.
 #[repr(C)]
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -359,7 +403,7 @@ pub struct SockNote {
     pub target: [u32; 4],
     /// Port dialled, host byte order.
     pub dialled_port: u32,
-    /// Port steered to, host byte order.
+    /// Port steered to, host byte order. Where `dialled_port` is 0: [`SockNote::OUTSIDER`], or nothing.
     pub target_port: u16,
     /// Worker + 1 to which a steered caller's connection goes, whether that was dialled or chosen; 0: nobody's business.
     pub to: u16,
@@ -370,6 +414,16 @@ pub struct SockNote {
 }
 
 impl SockNote {
+    /// In place of a port that a connection was steered to: its caller is not steered.
+    pub const OUTSIDER: u16 = 1;
+
+    /// Whether the socket belongs to a caller that is not steered and has dialled a worker.
+    #[inline(always)]
+    #[must_use]
+    pub const fn is_outsiders(&self) -> bool {
+        self.dialled_port == 0 && self.target_port == Self::OUTSIDER && self.counted == 0
+    }
+
     /// When the connection was established, in nanoseconds of `CLOCK_MONOTONIC`. Kept for sockets that are `counted`,
     /// which are a worker's end and so have dialled nobody.
     #[inline(always)]
@@ -403,4 +457,6 @@ const _: () = assert!(size_of::<Listening>() == 32);
 const _: () = assert!(size_of::<ListenerNote>() == 16);
 const _: () = assert!(size_of::<Event>() == 48);
 const _: () = assert!(size_of::<Trace>() == 64);
+const _: () = assert!(size_of::<WorkerEvidence>() == 72);
+const _: () = assert!(size_of::<TicketHolder>() == 24);
 const _: () = assert!(size_of::<Switchboard>() == 8 * (MORE + 1 + MAX_SERVICES + 2 * MAX_WORKERS));

@@ -15,13 +15,14 @@ use deployer_common::{
     layout::{
         BYPASS_MARK, Frontend, LANE_FRONTEND, MAX_SERVICES, MAX_WORKERS, NO_WORKER, ServiceCount, Slot, SockNote,
         Switchboard, TRACE_BYPASSED, TRACE_DAEMON, TRACE_DECIDED, TRACE_OBSERVED, TRACE_UNSTEERED, WorkerCount,
-        WorkerProof,
+        WorkerEvidence, WorkerProof,
     },
     word::{LimitsWord, Mode, ServiceWord, State, WorkerWord},
 };
 
 use crate::{
     address, callers, count,
+    listeners::now_ns,
     maps::{LIMITS, SLOTS, SWITCHBOARD, WORKER_ADDRS, WORKER_COUNTS},
     notes,
     pools::{self, Pool},
@@ -143,6 +144,7 @@ fn route(ctx: &SockAddrContext, dialled: &Endpoint) -> Action {
             observe(frontend, verdict);
             pass(ctx, frontend, 0)
         }
+        TRACE_UNSTEERED => pass_outsider(ctx, frontend),
         _ => pass(ctx, frontend, 0),
     };
     // Last, when there is least that the verifier has to tell apart.
@@ -162,6 +164,16 @@ fn previews(slot: &Slot, frontend: Frontend) -> bool {
 fn pass(ctx: &SockAddrContext, frontend: Frontend, to: u32) -> Action {
     if frontend.worker != NO_WORKER {
         note(ctx, SockNote { ticket: frontend.worker + 1, to: to as u16, ..SockNote::default() });
+    }
+    Action::Pass
+}
+
+/// The same for a caller that is not steered: its ticket and its connection do not stop a roll.
+#[inline(always)]
+fn pass_outsider(ctx: &SockAddrContext, frontend: Frontend) -> Action {
+    if frontend.worker != NO_WORKER {
+        let target_port = SockNote::OUTSIDER;
+        note(ctx, SockNote { ticket: frontend.worker + 1, target_port, ..SockNote::default() });
     }
     Action::Pass
 }
@@ -230,10 +242,13 @@ fn shown(dialled: [u32; 4]) -> [u32; 4] {
     }
 }
 
-/// Writes the socket's note and opens its ticket; a ticket of an earlier connect() that came to nothing is handed back.
+/// Writes the socket's note and opens its ticket. A ticket that an earlier connect() of the socket has left is handed back.
+///
+/// Where the kernel refuses socket storage (`net.core.optmem_max`), nothing could ever hand a ticket back, so none is
+/// taken: the connection is counted as unnoted, and a drain waits a little longer.
 #[inline(always)]
 fn note(ctx: &SockAddrContext, new: SockNote) {
-    count::worker(new.ticket - 1, 1, offset_of!(WorkerCount, tickets));
+    let worker = new.ticket - 1;
     let mut blank = SockNote::default();
     // SAFETY: the context is valid, and its socket is there in every connect hook.
     let sk = unsafe { (*ctx.sock_addr).__bindgen_anon_1.sk };
@@ -242,16 +257,19 @@ fn note(ctx: &SockAddrContext, new: SockNote) {
     }
     let kept = notes::of(notes::owner(sk.cast()), &raw mut blank);
     if kept.is_null() {
-        // Out of memory. A ticket proves that somebody may be on the way, so it stays taken, and a drain of this worker
-        // ends at its deadline instead of early.
+        count::evidence(worker, 1, offset_of!(WorkerEvidence, unnoted));
+        if !new.is_outsiders() {
+            count::unnoted_at(worker, now_ns());
+        }
         return;
     }
-    // SAFETY: the kernel gave a pointer to a SockNote that lives as long as the socket, whose lock connect() holds.
-    let kept = unsafe { &mut *kept };
-    if kept.ticket != 0 {
-        count::worker(kept.ticket - 1, -1, offset_of!(WorkerCount, tickets));
+    notes::hand_back(kept);
+    count::worker(worker, 1, offset_of!(WorkerCount, tickets));
+    if new.is_outsiders() {
+        count::evidence(worker, 1, offset_of!(WorkerEvidence, outsider_tickets));
     }
-    *kept = new;
+    // SAFETY: the kernel gave a pointer to a SockNote that lives as long as the socket, whose lock connect() holds.
+    unsafe { *kept = new };
 }
 
 /// Counts a decision that is carried out.

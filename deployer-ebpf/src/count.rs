@@ -5,7 +5,10 @@ use deployer_common::layout::{MAX_SERVICES, MAX_WORKERS, WorkerLife};
 
 use crate::{
     atomic,
-    maps::{LANE_COUNTS, MMAPABLE, SERVICE_COUNTS, WORKER_COUNTS, WORKER_LIVES, WORKER_PROOFS, WORKER_TIMES},
+    maps::{
+        LANE_COUNTS, MMAPABLE, SERVICE_COUNTS, WORKER_COUNTS, WORKER_EVIDENCE, WORKER_LIVES, WORKER_PROOFS,
+        WORKER_TIMES,
+    },
 };
 
 /// Adds to the field at byte `offset` of a worker's counters.
@@ -42,6 +45,21 @@ pub fn time(index: u32, by: u64, offset: usize) {
 #[inline(always)]
 pub fn life(index: u32, offset: usize) {
     add::<_, MAX_WORKERS>(&WORKER_LIVES, index, 1, offset);
+}
+
+/// Adds to the field at byte `offset` of a worker's evidence.
+#[inline(always)]
+pub fn evidence(index: u32, by: i64, offset: usize) {
+    add::<_, MAX_WORKERS>(&WORKER_EVIDENCE, index, by, offset);
+}
+
+/// Notes when a steered caller's connect() went on without a ticket.
+#[inline(always)]
+pub fn unnoted_at(index: u32, now_ns: u64) {
+    if let Some(entry) = WORKER_EVIDENCE.get_ptr_mut(index) {
+        // SAFETY: an entry of an array map; volatile, since user space reads this word at any time.
+        unsafe { (&raw mut (*entry).unnoted_ns).write_volatile(now_ns) };
+    }
 }
 
 /// Adds to the number of a worker's listening sockets, or takes one off; returns what it was. Below 0 it does not go: it

@@ -25,6 +25,9 @@ kernel::offsets! {
     OFF_INODE_SB
     OFF_SB_DEV
     OFF_SOCKET_FILE
+    OFF_SOCKET_SK
+    OFF_SOCKET_STATE
+    OFF_SK_OWNED
     OFF_SK_SOCKET
     OFF_SK_ERR
     OFF_SK_STATE

@@ -11,7 +11,7 @@ use deployer_common::{
     endpoint::Endpoint,
     layout::{
         EVENT_CLOSED, EVENT_KILLED, EVENT_LISTENS, Event, ListenerNote, Listening, MAX_SERVICES, WorkerCount,
-        WorkerLife,
+        WorkerEvidence, WorkerLife,
     },
     word::{LimitsWord, State, WorkerWord},
 };
@@ -35,7 +35,10 @@ const ALIVE: u32 = 1 << State::Up as u32 | 1 << State::Draining as u32 | 1 << St
 #[inline(always)]
 pub fn counted(sk: *mut c_void, address: u64, worker: u32) -> bool {
     let mut blank = ListenerNote::default();
-    let Some(note) = note(sk, &raw mut blank) else { return false };
+    let Some(note) = note(sk, &raw mut blank) else {
+        count::evidence(worker, 1, offset_of!(WorkerEvidence, unlisted));
+        return false;
+    };
     if note.worker == u64::from(worker) + 1 {
         return false;
     }
@@ -45,7 +48,9 @@ pub fn counted(sk: *mut c_void, address: u64, worker: u32) -> bool {
     if file != 0 {
         let entry = Listening { sk: address, worker: u64::from(worker), ..Listening::default() };
         // Where the table is full, the socket's close is seen all the same.
-        let _ = LISTENING.insert(file, entry, u64::from(BPF_ANY));
+        if LISTENING.insert(file, entry, u64::from(BPF_ANY)).is_err() {
+            count::evidence(worker, 1, offset_of!(WorkerEvidence, unlisted));
+        }
     }
     count::life(worker, offset_of!(WorkerLife, listened));
     count::listeners(worker, 1) == Some(0)
@@ -160,10 +165,12 @@ fn tell(worker: u32, kind: u32, pid: u32) {
     send(Event { at_ns: now_ns(), kind, worker, pid, value: open, ..Event::default() });
 }
 
-/// Sends an event; one for which there is no room is dropped.
+/// Sends an event; one for which there is no room is dropped, and counted.
 #[inline(always)]
 pub fn send(event: Event) {
-    let _ = EVENTS.output(event, 0);
+    if EVENTS.output(event, 0).is_err() {
+        count::evidence(event.worker, 1, offset_of!(WorkerEvidence, untold));
+    }
 }
 
 /// The current process, as the machine's own pid namespace numbers it.

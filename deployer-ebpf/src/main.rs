@@ -8,6 +8,8 @@
 //! | sockets | sock_ops, cgroup/sock_release | hands tickets back, counts open connections, sees workers begin to listen and end |
 //! | deaths | signal_generate, sched_process_exit | marks a worker down whose process is being killed |
 //! | trace | | tells decisions one by one, while somebody asks for them |
+//! | failed | inet_sock_set_state | hands the ticket of a connect() that fails back |
+//! | ticketed | iter/task_file | names the processes that hold tickets |
 //! | arm | iter/tcp | makes sockets that are older than the programs report their close |
 #![no_std]
 #![no_main]
@@ -21,6 +23,7 @@ mod callers;
 mod connect;
 mod count;
 mod deaths;
+mod failed;
 mod fields;
 mod listeners;
 mod maps;
@@ -28,6 +31,7 @@ mod notes;
 mod peername;
 mod pools;
 mod sockets;
+mod ticketed;
 mod trace;
 
 #[panic_handler]

@@ -10,7 +10,7 @@ use deployer_common::{
     layout::{
         Dial, EVENT_BYTES, Event, Frontend, LaneCount, Lanes, Limits, ListenerNote, Listening, MAX_FRONTENDS,
         MAX_LISTENING, MAX_SERVICES, MAX_SLOTS, MAX_WORKERS, ServiceCount, Slot, SockNote, Switchboard, Trace,
-        WorkerAddr, WorkerCount, WorkerLife, WorkerProof, WorkerTimes,
+        WorkerAddr, WorkerCount, WorkerEvidence, WorkerLife, WorkerProof, WorkerTimes,
     },
 };
 
@@ -71,6 +71,10 @@ pub static WORKER_PROOFS: Array<WorkerProof, MAX_WORKERS, MMAPABLE> = Array::new
 /// Durations, by worker.
 #[btf_map]
 pub static WORKER_TIMES: Array<WorkerTimes, MAX_WORKERS, MMAPABLE> = Array::new();
+
+/// What a drain must know beside the counters, by worker.
+#[btf_map]
+pub static WORKER_EVIDENCE: Array<WorkerEvidence, MAX_WORKERS, MMAPABLE> = Array::new();
 
 /// Callers' connections that are being established; freed with the socket.
 #[btf_map]

@@ -1,15 +1,15 @@
 //! What is remembered of a socket, and with which socket.
 
-use core::ffi::c_void;
+use core::{ffi::c_void, mem::offset_of};
 
 use aya_ebpf::{
     bindings::BPF_SK_STORAGE_GET_F_CREATE,
     btf_maps::SkStorage,
     helpers::generated::{bpf_sk_storage_get, bpf_skc_to_mptcp_sock},
 };
-use deployer_common::layout::SockNote;
+use deployer_common::layout::{SockNote, WorkerCount, WorkerEvidence};
 
-use crate::maps::NOTES;
+use crate::{count, maps::NOTES};
 
 /// Whether the kernel has Multipath TCP, and the helper that leads from a subflow to its socket (5.19); set before loading.
 #[unsafe(no_mangle)]
@@ -42,4 +42,18 @@ pub fn stored<T>(table: &'static SkStorage<T>, sk: *mut c_void, blank: *mut T) -
     let flags = if blank.is_null() { 0 } else { u64::from(BPF_SK_STORAGE_GET_F_CREATE) };
     // SAFETY: `sk` is a socket, `blank` null or a whole entry, which is copied; the map is ours.
     unsafe { bpf_sk_storage_get((&raw const *table).cast_mut().cast(), sk, blank.cast(), flags) }.cast()
+}
+
+/// Hands back the ticket of a note, if it has one. `note` is null, or what [`of`] has returned for a socket that is locked.
+#[inline(always)]
+pub fn hand_back(note: *mut SockNote) {
+    // SAFETY: null, or a SockNote that lives as long as the socket.
+    let Some(note) = (unsafe { note.as_mut() }) else { return };
+    if note.ticket != 0 {
+        if note.is_outsiders() {
+            count::evidence(note.ticket - 1, -1, offset_of!(WorkerEvidence, outsider_tickets));
+        }
+        count::worker(note.ticket - 1, -1, offset_of!(WorkerCount, tickets));
+        note.ticket = 0;
+    }
 }

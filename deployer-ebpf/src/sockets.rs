@@ -15,13 +15,13 @@ use aya_ebpf::{
 use deployer_common::{
     endpoint::{Endpoint, MAPPED},
     histogram::{self, BUCKETS},
-    layout::{Dial, EVENT_CUT, Event, SockNote, WorkerCount, WorkerLife, WorkerProof, WorkerTimes},
+    layout::{Dial, EVENT_CUT, Event, SockNote, WorkerCount, WorkerEvidence, WorkerLife, WorkerProof, WorkerTimes},
     word::State,
 };
 
 use crate::{
     atomic, count,
-    fields::{OFF_SK_ERR, OFF_TASK_FLAGS, address_of, read},
+    fields::{OFF_SK_ERR, OFF_SK_SOCKET, OFF_TASK_FLAGS, address_of, read},
     listeners::{self, now_ns},
     maps::{DIALS, LISTENERS},
     notes,
@@ -58,7 +58,7 @@ pub fn sockets(ctx: SockOpsContext) -> u32 {
 #[cgroup_sock(sock_release)]
 pub fn released(ctx: SockContext) -> i32 {
     // The context is the socket itself.
-    hand_back(notes::of(ctx.as_ptr(), core::ptr::null_mut()));
+    notes::hand_back(notes::of(ctx.as_ptr(), core::ptr::null_mut()));
     1
 }
 
@@ -66,16 +66,20 @@ pub fn released(ctx: SockContext) -> i32 {
 #[inline(always)]
 fn syn_is_out(ctx: &SockOpsContext) {
     let note = callers(ctx);
-    hand_back(note);
-    // SAFETY: as in hand_back.
+    notes::hand_back(note);
+    // SAFETY: as in notes::hand_back.
     if !note.is_null() && unsafe { (*note).to } != 0 {
         report_state(ctx);
         if let Some(sk) = socket(ctx) {
             let mut now = Dial { since: now_ns() };
             let dial = notes::stored(&DIALS, sk, &raw mut now);
-            // SAFETY: as in hand_back. A socket that dials once more has the time of before.
-            if let Some(dial) = unsafe { dial.as_mut() } {
-                *dial = now;
+            // SAFETY: as in notes::hand_back. A socket that dials once more has the time of before.
+            match unsafe { dial.as_mut() } {
+                Some(dial) => *dial = now,
+                // SAFETY: as above.
+                None => {
+                    count::evidence(u32::from(unsafe { (*note).to }) - 1, 1, offset_of!(WorkerEvidence, unmeasured))
+                }
             }
         }
     }
@@ -85,7 +89,7 @@ fn syn_is_out(ctx: &SockOpsContext) {
 #[inline(always)]
 fn dialled(ctx: &SockOpsContext, worker: u32) {
     let Some(sk) = socket(ctx) else { return };
-    // SAFETY: as in hand_back.
+    // SAFETY: as in notes::hand_back.
     let Some(dial) = (unsafe { notes::stored(&DIALS, sk, core::ptr::null_mut()).as_mut() }) else { return };
     if dial.since == 0 {
         return;
@@ -97,24 +101,11 @@ fn dialled(ctx: &SockOpsContext, worker: u32) {
     count::time(worker, took, offset_of!(WorkerTimes, connect_us));
 }
 
-#[inline(always)]
-fn hand_back(note: *mut SockNote) {
-    if note.is_null() {
-        return;
-    }
-    // SAFETY: the kernel gave a pointer to a SockNote that lives as long as the socket, whose lock is held.
-    let note = unsafe { &mut *note };
-    if note.ticket != 0 {
-        count::worker(note.ticket - 1, -1, offset_of!(WorkerCount, tickets));
-        note.ticket = 0;
-    }
-}
-
 /// A steered caller's connection is established: to a worker that should have got none?
 #[inline(always)]
 fn reached(ctx: &SockOpsContext) {
     let note = callers(ctx);
-    // SAFETY: as in hand_back.
+    // SAFETY: as in notes::hand_back.
     let to = if note.is_null() { 0 } else { unsafe { (*note).to } };
     if to == 0 {
         return;
@@ -135,12 +126,15 @@ fn reached(ctx: &SockOpsContext) {
 #[inline(always)]
 fn opened(ctx: &SockOpsContext) {
     let Some(worker) = worker_at(ctx) else { return };
+    if dialled_itself(ctx) {
+        return;
+    }
     let mut blank = SockNote::default();
     let note = note(ctx, &raw mut blank);
     if note.is_null() {
-        return;
+        return count::evidence(worker, 1, offset_of!(WorkerEvidence, uncounted));
     }
-    // SAFETY: as in hand_back.
+    // SAFETY: as in notes::hand_back.
     let note = unsafe { &mut *note };
     // Two attachments (callers' and workers' cgroups) may run this program twice for one socket.
     if note.counted == 0 {
@@ -150,6 +144,13 @@ fn opened(ctx: &SockOpsContext) {
         count::worker(worker, 1, offset_of!(WorkerCount, open));
         report_state(ctx);
     }
+}
+
+/// Whether the context's socket has dialled, although it is now established passively: two sockets have dialled each other,
+/// or one has dialled itself. No listener has accepted it: what a listener accepts has no process before accept().
+#[inline(always)]
+fn dialled_itself(ctx: &SockOpsContext) -> bool {
+    socket(ctx).and_then(|sk| read::<u64>(address_of(sk), &OFF_SK_SOCKET)).is_some_and(|socket| socket != 0)
 }
 
 /// A socket begins to listen.
@@ -175,13 +176,13 @@ fn state_changed(ctx: &SockOpsContext) {
     if new == ESTABLISHED || new == CLOSE_WAIT {
         return;
     }
-    // SAFETY: as in hand_back.
+    // SAFETY: as in notes::hand_back.
     if let Some(note) = unsafe { note(ctx, core::ptr::null_mut()).as_mut() }
         && note.counted != 0
     {
         return over(ctx, note);
     }
-    // SAFETY: as in hand_back.
+    // SAFETY: as in notes::hand_back.
     if let Some(note) = unsafe { callers(ctx).as_mut() }
         && note.to != 0
     {

@@ -386,10 +386,35 @@ pub struct WorkerStatus {
     /// So many more hold it than are listed.
     #[serde(default, skip_serializing_if = "is_none")]
     pub more_holds: usize,
+    /// While it is draining: the processes whose `connect()` calls hold it, as of the last second.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub ticket_holds: Vec<TicketHold>,
+    /// Of `tickets`, those of callers that are not steered.
+    #[serde(default)]
+    pub outsider_tickets: u64,
+    /// Connections of callers that are not steered which drains have cut at their deadline.
+    #[serde(default)]
+    pub outsiders_cut: u64,
+    /// Connections of which the kernel has refused to remember anything (socket storage).
+    #[serde(default)]
+    pub unnoted: u64,
 }
 
 fn is_none(number: &usize) -> bool {
     *number == 0
+}
+
+/// A process whose `connect()` call holds a drain.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TicketHold {
+    /// Its command.
+    pub process: String,
+    /// Its process id.
+    pub pid: u32,
+    /// The user as which it runs; `None`: not known.
+    pub user: Option<String>,
+    /// It is not steered: a roll does not wait for it beyond the deadline, unless `drain.outsiders` is `hold`.
+    pub outsider: bool,
 }
 
 /// A connection that holds a drain.
@@ -401,6 +426,12 @@ pub struct Hold {
     pub process: Option<String>,
     /// Its process id.
     pub pid: Option<u32>,
+    /// The user as which that process runs.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub user: Option<String>,
+    /// The caller is not steered: a roll does not wait for it beyond the deadline, unless `drain.outsiders` is `hold`.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub outsider: bool,
     /// State of the connection as `ss` writes it, at the caller's end where that is on this host.
     pub state: String,
     /// Seconds since it was established; `None`: unknown, since it is older than the programs, say.

@@ -185,6 +185,21 @@ pub enum What {
         #[serde(default, skip_serializing_if = "Option::is_none")]
         floor: Option<String>,
     },
+    /// A drain's deadline has passed, and connections of callers that the service does not steer were cut: they do not stop a
+    /// roll.
+    OutsidersCut {
+        /// The worker.
+        worker: SocketAddr,
+        /// It is a spare.
+        #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+        spare: bool,
+        /// Connections that were open.
+        connections: u64,
+        /// `connect()` calls on their way. They are not cut: their connections arrive at the worker after its restart.
+        tickets: u64,
+        /// Whose they were, by process, user and state: "python3 (pid 4711, user nobody): 1 established, 127.0.0.1:43210".
+        by: Vec<String>,
+    },
     /// A worker's process has ended, which nobody had asked for, or requests were inside it when it did.
     Ended {
         /// The worker.

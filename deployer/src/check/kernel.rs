@@ -5,13 +5,15 @@ use std::{fs, io, path::Path};
 use rustix::thread::{MembarrierQuery, membarrier_query};
 
 use super::Finding;
-use crate::kernel::{ARMS, COUNTS_RELATIVES, can_load, cgroup, diag, host, reaper::Reaper};
+use crate::kernel::{ARMS, COUNTS_RELATIVES, can_load, cgroup, diag, host, reaper::Reaper, without};
 
 /// Sockets, links and the netns cookie are all there from here on.
 const NEEDED: (u32, u32) = (5, 15);
 /// `bpf_set_retval` in connect hooks.
 const REFUSES: (u32, u32) = (6, 1);
 const BTF: &str = "/sys/kernel/btf/vmlinux";
+const OPTMEM: &str = "/proc/sys/net/core/optmem_max";
+const LEAST_OPTMEM: u64 = 4096;
 const NOHZ_FULL: &str = "/sys/devices/system/cpu/nohz_full";
 
 pub(super) fn findings() -> Vec<Finding> {
@@ -31,6 +33,7 @@ pub(super) fn findings() -> Vec<Finding> {
     found.push(sock_diag(diag::sockets(diag::states::LISTEN, None)));
     found.push(programs(can_load()));
     found.push(crashes(host::version()));
+    found.extend(fs::read_to_string(OPTMEM).ok().and_then(|text| storage(&text)));
     found.push(reaper(Reaper::load().map(drop)));
     found
 }
@@ -116,9 +119,9 @@ fn programs(loaded: anyhow::Result<Vec<(&'static str, anyhow::Error)>>) -> Findi
             Finding::ok("eBPF programs", "the kernel accepts all of them (loaded, not attached, dropped)")
         }
         Ok(missing) => {
-            let whys: Vec<_> = missing.iter().map(|(_, error)| format!("{error:#}")).collect();
-            let what = "a worker that crashes is noticed within 0.1 s instead of at once";
-            Finding::warn("eBPF programs", format!("this kernel does without some, so {what}: {}", whys.join("; ")))
+            let why = |(name, error): &(&str, anyhow::Error)| format!("{}: {error:#}", without(name));
+            let whys: Vec<_> = missing.iter().map(why).collect();
+            Finding::warn("eBPF programs", format!("this kernel does without some, so {}", whys.join("; ")))
         }
         Err(error) => Finding::fail("eBPF programs", format!("{error:#}")),
     }
@@ -139,6 +142,21 @@ fn crashes(version: (u32, u32)) -> Finding {
         return Finding::ok(what, "are marked down at once, servers that fork and older ones, too");
     }
     Finding::warn(what, format!("are marked down at once, with exceptions: {}", late.join("; ")))
+}
+
+/// Room for the programs' notes on a socket: two elements of socket storage and their list take about 600 bytes (6.18, and
+/// more with other users of it). Kernels give 20480 bytes a socket, or 131072 from 6.6 on.
+fn storage(text: &str) -> Option<Finding> {
+    let bytes: u64 = text.trim().parse().ok()?;
+    let what = "socket storage";
+    if bytes >= LEAST_OPTMEM {
+        return Some(Finding::ok(what, format!("up to {bytes} bytes a socket (net.core.optmem_max)")));
+    }
+    let detail = format!(
+        "net.core.optmem_max is {bytes} bytes, so the kernel may refuse the notes that steering keeps with each socket: \
+         connections are still steered, but drains wait longer, and open connections are not counted in full"
+    );
+    Some(Finding::warn(what, detail).fix("run", "sysctl -w net.core.optmem_max=131072"))
 }
 
 fn reaper(loaded: anyhow::Result<()>) -> Finding {
@@ -186,6 +204,15 @@ mod tests {
             assert!(old.detail.contains(said), "{old}");
         }
         assert!(old.to_string().ends_with("after it was killed"), "shortened: {old}");
+    }
+
+    #[test]
+    fn little_room_for_socket_storage_is_told() {
+        let level = |text| storage(text).map(|finding| finding.level);
+        assert_eq!(level("131072\n"), Some(Level::Ok));
+        assert_eq!(level("4095\n"), Some(Level::Warn));
+        assert_eq!(level("0"), Some(Level::Warn));
+        assert_eq!(level("much"), None);
     }
 
     #[test]

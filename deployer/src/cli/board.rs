@@ -96,6 +96,7 @@ impl Board {
             | What::Ill { .. }
             | What::Asked { .. }
             | What::Command { .. }
+            | What::OutsidersCut { .. }
             | What::Ended { .. }
             | What::Resumed { .. }
             | What::StopAsked { .. } => Some(lines::text(&event.what)),

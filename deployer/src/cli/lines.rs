@@ -75,6 +75,9 @@ pub(super) fn text(what: &What) -> String {
         What::Held { worker, spare, open, tickets, by, floor } => {
             format!("{} held by {}", name(*worker, *spare), held(*open, *tickets, by, floor.as_deref()))
         }
+        What::OutsidersCut { worker, spare, connections, tickets, by } => {
+            format!("{} {}", name(*worker, *spare), outsiders_cut(*connections, *tickets, by))
+        }
         What::Ended { worker, text, cut, callers } => format!("{worker} {}; {}", clean(text), was_cut(*cut, callers)),
         What::Resumed { text } => format!("the roll {}", clean(text)),
         What::StopAsked { by } => format!("{} asked for a stop after the batch in hand", clean(by)),
@@ -89,6 +92,21 @@ pub(super) fn text(what: &What) -> String {
             format!("{ended}, {} changed{failed}{text}", counted(*changed, "worker"))
         }
     }
+}
+
+/// What a drain has cut at its deadline.
+fn outsiders_cut(connections: u64, tickets: u64, by: &[String]) -> String {
+    let plural = |count: u64| if count == 1 { "" } else { "s" };
+    let connections = (connections > 0).then(|| format!("cut {connections} connection{}", plural(connections)));
+    let tickets = (tickets > 0).then(|| format!("did not wait for {tickets} connect() call{}", plural(tickets)));
+    let what: Vec<_> = connections.into_iter().chain(tickets).collect();
+    let by: Vec<_> = by.iter().map(|who| clean(who)).collect();
+    let by = if by.is_empty() { String::new() } else { format!(": {}", by.join("; ")) };
+    format!(
+        "drain deadline passed: {} of processes that are not among the service's callers{by}. They do not stop the roll; \
+         drain.outsiders = \"hold\" has it wait for them",
+        what.join(" and ")
+    )
 }
 
 fn again(workers: &[SocketAddr], back: bool, seconds: f64) -> String {

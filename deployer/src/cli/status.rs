@@ -7,7 +7,9 @@ use super::{
     happened, lines,
     out::{self, clean, short},
 };
-use crate::api::{Exit, Hold, Phase, PoolStatus, SelfTest, ServiceStatus, Status, TestResult, WorkerStatus};
+use crate::api::{
+    Exit, Hold, Phase, PoolStatus, SelfTest, ServiceStatus, Status, TestResult, TicketHold, WorkerStatus,
+};
 
 const HEADINGS: [&str; 12] = [
     "address",
@@ -23,6 +25,8 @@ const HEADINGS: [&str; 12] = [
     "fallbacks",
     "reason",
 ];
+/// Said of what does not stop a roll.
+const NOT_STEERED: &str = "not one of the service's callers, so cut at a roll's deadline";
 /// The columns of numbers.
 const FLUSH_RIGHT: [usize; 8] = [2, 4, 5, 6, 7, 8, 9, 10];
 
@@ -184,6 +188,8 @@ fn proofs(workers: &[WorkerStatus]) -> Vec<String> {
         (sum(|worker| worker.failed), "could not be established"),
         (sum(|worker| worker.reset), "reset by a worker"),
         (sum(|worker| worker.cut), "cut by the end of a worker"),
+        (sum(|worker| worker.outsiders_cut), "of other callers cut at the deadline of a drain"),
+        (sum(|worker| worker.unnoted), "without a note, as the kernel refused socket storage (net.core.optmem_max)"),
     ];
     let counts = counts.iter().filter(|(count, _)| *count > 0);
     counts.map(|(count, what)| format!("{count} {what}")).collect()
@@ -208,6 +214,9 @@ fn holds(worker: &WorkerStatus) -> String {
     let rows: Vec<_> = worker.holds.iter().map(hold).collect();
     let lines = out::columns(&rows, &[]);
     let mut text: String = lines.lines().map(|line| format!("    {line}\n")).collect();
+    let calls: Vec<_> = worker.ticket_holds.iter().map(call).collect();
+    let lines = out::columns(&calls, &[]);
+    lines.lines().for_each(|line| text.push_str(&format!("    {line}\n")));
     if worker.more_holds > 0 {
         text.push_str(&format!("      and {} more\n", worker.more_holds));
     }
@@ -216,12 +225,24 @@ fn holds(worker: &WorkerStatus) -> String {
 
 fn hold(hold: &Hold) -> Vec<String> {
     let who = match (&hold.process, hold.pid) {
-        (Some(process), Some(pid)) => format!("{} (pid {pid})", clean(process)),
+        (Some(process), Some(pid)) => who(process, pid, hold.user.as_deref()),
         _ => "no process on this host".to_owned(),
     };
     let age = hold.age_s.map_or("age unknown".to_owned(), |age| format!("open for {}", out::short(age)));
     let idle = hold.idle_s.map(|idle| format!("quiet for {}", out::short(idle))).unwrap_or_default();
-    vec![format!("held by {}", hold.peer), who, age, idle, clean(&hold.why)]
+    let why = if hold.outsider { format!("{}; {NOT_STEERED}", clean(&hold.why)) } else { clean(&hold.why) };
+    vec![format!("held by {}", hold.peer), who, age, idle, why]
+}
+
+/// A process whose connect() call holds a worker's drain.
+fn call(hold: &TicketHold) -> Vec<String> {
+    let why = if hold.outsider { format!("no SYN sent yet; {NOT_STEERED}") } else { "no SYN sent yet".to_owned() };
+    vec!["held by a connect() call".to_owned(), who(&hold.process, hold.pid, hold.user.as_deref()), why]
+}
+
+fn who(process: &str, pid: u32, user: Option<&str>) -> String {
+    let user = user.map(|user| format!(", user {}", clean(user))).unwrap_or_default();
+    format!("{} (pid {pid}{user})", clean(process))
 }
 
 fn row(worker: &WorkerStatus) -> Vec<String> {

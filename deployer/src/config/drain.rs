@@ -3,7 +3,7 @@
 use std::{ops::RangeInclusive, time::Duration};
 
 use super::{
-    Drain, OnDeadline, Policy,
+    Drain, OnDeadline, Outsiders, Policy,
     raw::{Table, Value},
 };
 
@@ -11,7 +11,7 @@ const DEADLINE: RangeInclusive<Duration> = Duration::from_secs(1)..=Duration::fr
 const LEAVE_MAX: RangeInclusive<Duration> = Duration::from_secs(1)..=Duration::from_hours(7 * 24);
 const QUIET_AFTER: RangeInclusive<Duration> = Duration::from_secs(1)..=Duration::from_hours(24);
 
-/// `drain = { policy, deadline, on_deadline, leave_max, quiet_after }`
+/// `drain = { policy, deadline, on_deadline, leave_max, quiet_after, outsiders }`
 pub(super) fn drain(mut table: Table<'_>) -> Option<Drain> {
     let policies = [("steer", Policy::Steer), ("refuse", Policy::Refuse)];
     let ends = [("stop-roll", OnDeadline::StopRoll), ("kill", OnDeadline::Kill), ("leave", OnDeadline::Leave)];
@@ -20,6 +20,8 @@ pub(super) fn drain(mut table: Table<'_>) -> Option<Drain> {
     let on_deadline = table.or("on_deadline", OnDeadline::StopRoll, |value| value.choice(&ends));
     let leave_max = table.or("leave_max", Duration::from_hours(1), |value| leave_max(value, on_deadline));
     let quiet_after = table.maybe("quiet_after", |value| value.duration(QUIET_AFTER));
+    let fates = [("cut", Outsiders::Cut), ("hold", Outsiders::Hold)];
+    let outsiders = table.or("outsiders", Outsiders::Cut, |value| value.choice(&fates));
     table.done();
     Some(Drain {
         policy: policy?,
@@ -27,6 +29,7 @@ pub(super) fn drain(mut table: Table<'_>) -> Option<Drain> {
         on_deadline: on_deadline?,
         leave_max: leave_max?,
         quiet_after: quiet_after?,
+        outsiders: outsiders?,
     })
 }
 

@@ -186,6 +186,16 @@ pub enum OnDeadline {
 /// streams wait between two pings, shorter than the default deadline of a drain.
 pub const POOLED_QUIET: Duration = Duration::from_secs(45);
 
+/// What a drain does at its deadline with connections of callers that are not steered.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Outsiders {
+    /// It cuts them, and counts and names them; they do not stop a roll.
+    Cut,
+    /// They hold it like any other.
+    Hold,
+}
+
 /// How a worker is emptied.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 pub struct Drain {
@@ -201,6 +211,9 @@ pub struct Drain {
     /// Connections that are not plain HTTP/1 (WebSocket, SSE, TLS, HTTP/2, unknown) are closed once nothing has passed on
     /// them for this long, 1 s to 24 h; `None`: they hold the drain.
     pub quiet_after: Option<Duration>,
+    /// Where the service has `callers`: what becomes of other callers' connections at the deadline; default
+    /// [`Outsiders::Cut`].
+    pub outsiders: Outsiders,
 }
 
 /// A number of workers, or a share of them.

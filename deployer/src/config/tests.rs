@@ -54,7 +54,7 @@ min_up = "50%"
 cold_limit = "5m"
 callers = ["/sys/fs/cgroup/lb.slice", "/usr/sbin/nginx"]
 manager = { supervisord = "/run/supervisor.sock", program = "web:web_{port}", username = "u", password = "pw", stop_within = "250ms" }
-drain = { policy = "refuse", deadline = "2h", on_deadline = "kill", quiet_after = "5m" }
+drain = { policy = "refuse", deadline = "2h", on_deadline = "kill", quiet_after = "5m", outsiders = "hold" }
 version = { request = { path = "/version" }, header = "X-Version" }
 
 [service.web.roll]
@@ -114,6 +114,7 @@ fn plain(name: &str, workers: &[&str], program: &str) -> Service {
             on_deadline: OnDeadline::StopRoll,
             leave_max: Duration::from_secs(3600),
             quiet_after: None,
+            outsiders: Outsiders::Cut,
         },
         roll: Roll {
             batch: Batch::Count(1),
@@ -156,6 +157,7 @@ fn full_web() -> Service {
             on_deadline: OnDeadline::Kill,
             leave_max: Duration::from_secs(3600),
             quiet_after: Some(Duration::from_secs(300)),
+            outsiders: Outsiders::Hold,
         },
         roll: Roll {
             batch: Batch::Percent(10),

@@ -15,7 +15,7 @@ use crate::{
     kernel::host,
     service::{
         blocking,
-        holds::{self, Holds},
+        holds::{self, Draining, Holds},
     },
 };
 
@@ -53,10 +53,10 @@ impl Daemon {
         held
     }
 
-    fn draining(&self) -> Vec<SocketAddr> {
+    fn draining(&self) -> Vec<Draining> {
         let (services, now) = (self.registry.services(), host::now_ms());
         let members = services.values().flat_map(|service| service.members());
         let draining = members.filter(|worker| self.tables.word(worker.index).at(now) == State::Draining);
-        draining.map(|worker| worker.at).collect()
+        draining.map(|worker| Draining { at: worker.at, places: worker.places() }).collect()
     }
 }

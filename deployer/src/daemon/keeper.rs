@@ -32,6 +32,7 @@ impl Daemon {
 
     /// What was lost, or cannot be looked at.
     fn look(&self) -> Option<Vec<String>> {
+        self.look_for_losses();
         // A cgroup that was made anew is another one, also to the rules of who is steered. First, so that nobody relies on
         // links under which callers pass for strangers.
         let refreshed = self.registry.refresh_callers();

@@ -147,6 +147,7 @@ impl Daemon {
             version: control.version.clone(),
             open: count.open + self.tables.seed(worker.index),
             pending: count.tickets,
+            evidence: counts.evidence(worker.index),
             listeners: life.listeners,
             crashes: life.ended,
             restarts: control.restarts,

@@ -10,6 +10,7 @@ mod history;
 mod holds;
 mod keeper;
 mod lives;
+mod losses;
 mod manual;
 mod metrics;
 mod plan;
@@ -95,6 +96,8 @@ pub(crate) struct Daemon {
     links_lost: AtomicU64,
     /// Why the page of metrics is not served that is asked for.
     unserved: Mutex<Option<String>>,
+    /// What the kernel has refused to the programs.
+    losses: Mutex<losses::Losses>,
     /// When it was started, milliseconds since 1970.
     begun_ms: u64,
     /// The last self-test.

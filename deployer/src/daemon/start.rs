@@ -101,6 +101,7 @@ fn assemble(
         lost: Default::default(),
         links_lost: Default::default(),
         unserved: Default::default(),
+        losses: Default::default(),
         begun_ms: unix_ms(),
         holds: Default::default(),
         self_test: Default::default(),

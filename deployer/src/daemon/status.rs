@@ -34,6 +34,7 @@ impl Daemon {
     pub(super) fn trouble(&self) -> Vec<String> {
         let lost: Vec<_> = lock(&self.lost).iter().cloned().collect();
         let own = lost.into_iter().chain(self.journal.trouble()).chain(self.keepalive.trouble());
+        let own = own.chain(lock(&self.losses).trouble());
         let own = own.chain(lock(&self.unserved).clone()).chain(self.history.unwritten());
         let own = own.chain(self.registry.squatters().told());
         own.chain(self.fleet.troubles()).chain(self.warnings.iter().cloned()).collect()
@@ -76,6 +77,7 @@ impl Daemon {
         let let_in = self.let_in(service, worker).map(|short| format!("connections go on to it: {short}"));
         let counts = self.tables.counts();
         let (count, life, proof) = (counts.worker(worker.index), counts.life(worker.index), counts.proof(worker.index));
+        let evidence = counts.evidence(worker.index);
         let holds = held.get(&worker.at).cloned().unwrap_or_default();
         let closed = self.keepalive.closed(worker.at);
         let control = worker.control();
@@ -109,6 +111,10 @@ impl Daemon {
             closed: closed.complete + closed.quiet,
             holds: holds.listed,
             more_holds: holds.more,
+            ticket_holds: holds.tickets,
+            outsider_tickets: evidence.outsider_tickets,
+            outsiders_cut: evidence.outsiders_cut,
+            unnoted: evidence.unnoted + evidence.uncounted,
         }
     }
 }

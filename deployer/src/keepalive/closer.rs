@@ -14,7 +14,10 @@ use tracing::{Span, debug, warn};
 use super::{Closed, ground::ground};
 use crate::{
     framing::{Framing, FramingWatch, Seen},
-    kernel::{Answer, Ground, Pair, Reaper, diag},
+    kernel::{
+        Answer, Ground, Pair, Reaper,
+        diag::{Doors, Evidence},
+    },
 };
 
 /// Between two strikes, at least; and at least as long as the last one took, as it locks every TCP socket in passing.
@@ -59,8 +62,8 @@ struct Draining {
     scope: Scope,
     /// A drain may begin before the hold on a worker that was left ends.
     users: usize,
-    /// Where others listen at the worker's port, on other addresses; `None`: not looked at yet.
-    others: Option<HashSet<SocketAddr>>,
+    /// Where the worker is reached; `None`: not looked at yet.
+    doors: Option<Doors>,
     /// What the last strike said of its connections.
     answers: HashMap<Pair, Answer>,
     /// Connections that are aimed at as they have been quiet, not as their last answer is complete.
@@ -142,7 +145,7 @@ impl Closer {
         watch.set_draining(worker, true);
         let (answers, quiet, span) = (HashMap::new(), HashSet::new(), Span::current());
         let scope = if former { Scope::Former } else { Scope::All };
-        let new = || Draining { watch, quiet_after, scope, users: 0, others: None, answers, quiet, span };
+        let new = || Draining { watch, quiet_after, scope, users: 0, doors: None, answers, quiet, span };
         let draining = state.draining.entry(worker).or_insert_with(new);
         draining.users += 1;
         if !former {
@@ -226,10 +229,12 @@ impl State {
 }
 
 impl Draining {
-    /// Whether a connection is one to the worker `at`, and to nobody else who listens at its port.
+    /// Whether a connection is one to the worker `at`, and to no other process that listens at its port.
     fn owns(&self, at: SocketAddr, pair: &Pair) -> bool {
-        let is_others = || self.others.as_ref().is_none_or(|others| others.contains(&pair.worker));
-        self.scope.has(pair) && (pair.worker == at || diag::is_end(pair.worker, pair.caller, at) && !is_others())
+        let is_reached = || self.doors.as_ref().is_some_and(|doors| doors.take(pair.worker.ip(), false));
+        self.scope.has(pair)
+            && pair.worker != pair.caller
+            && (pair.worker == at || pair.worker.port() == at.port() && is_reached())
     }
 }
 
@@ -239,6 +244,7 @@ struct Task {
     watch: Arc<FramingWatch>,
     quiet_after: Option<Duration>,
     is_new: bool,
+    wildcard: bool,
     span: Span,
 }
 
@@ -283,16 +289,17 @@ impl Shared {
             worker: *worker,
             watch: Arc::clone(&it.watch),
             quiet_after: it.quiet_after,
-            is_new: it.others.is_none(),
+            is_new: it.doors.is_none(),
+            wildcard: it.doors.as_ref().is_some_and(Doors::is_wildcard),
             span: it.span.clone(),
         };
         (!state.is_over).then(|| state.draining.iter().map(task).collect())
     }
 
     /// Aims at all connections to a worker that there is a ground for.
-    fn survey(&self, Task { worker, watch, quiet_after, span, .. }: &Task) {
+    fn survey(&self, Task { worker, watch, quiet_after, wildcard, span, .. }: &Task) {
         let _in = span.enter();
-        let (pairs, others) = match look(*worker) {
+        let (pairs, doors) = match look(*worker, *wildcard) {
             Ok(found) => found,
             Err(error) => return debug!(%worker, %error, "cannot list the connections to a worker that drains"),
         };
@@ -301,7 +308,7 @@ impl Shared {
         let now = Instant::now();
         let mut state = self.state();
         let Some(draining) = state.draining.get_mut(worker) else { return };
-        draining.others = Some(others);
+        draining.doors = Some(doors);
         draining.quiet.clear();
         draining.scope.look(&seen);
         for (pair, seen) in &seen {
@@ -349,15 +356,13 @@ fn tell(tasks: &[Task], error: &io::Error) {
     }
 }
 
-/// The connections of callers on this host to a worker, perhaps those of others at its port among them, and where else
-/// somebody listens at that port.
-fn look(worker: SocketAddr) -> io::Result<(Vec<Pair>, HashSet<SocketAddr>)> {
-    let sockets = diag::holders(worker, false)?;
-    let callers = sockets.iter().filter(|socket| diag::is_end(socket.peer, socket.local, worker));
-    let pairs = callers.map(|socket| Pair { caller: socket.local, worker: socket.peer }).collect();
-    let listening = diag::sockets(diag::states::LISTEN, Some(worker.port()))?;
-    let listening = listening.into_iter().map(|socket| socket.local);
-    Ok((pairs, listening.filter(|at| at.port() == worker.port() && *at != worker).collect()))
+/// The connections of callers on this host to a worker, and where that is reached. `wildcard`: it has been seen to listen on
+/// every address.
+fn look(worker: SocketAddr, wildcard: bool) -> io::Result<(Vec<Pair>, Doors)> {
+    let Evidence { sockets, doors, .. } = Evidence::look(worker, wildcard, None)?;
+    let callers =
+        sockets.iter().filter(|socket| socket.peer.port() == worker.port() && doors.take(socket.peer.ip(), false));
+    Ok((callers.map(|socket| Pair { caller: socket.local, worker: socket.peer }).collect(), doors))
 }
 
 /// How long nothing is struck, at least and at most, after a strike that took so long, and so many in vain.

@@ -6,7 +6,10 @@ use anyhow::Result;
 use aya::Ebpf;
 use deployer_common::{
     histogram::BUCKETS,
-    layout::{LaneCount, MAX_SERVICES, MAX_WORKERS, ServiceCount, WorkerCount, WorkerLife, WorkerProof, WorkerTimes},
+    layout::{
+        LaneCount, MAX_SERVICES, MAX_WORKERS, ServiceCount, WorkerCount, WorkerEvidence, WorkerLife, WorkerProof,
+        WorkerTimes,
+    },
 };
 
 use super::{mapping::Mapping, tables::map};
@@ -21,6 +24,7 @@ pub struct Counts {
     lives: Mapping,
     proofs: Mapping,
     times: Mapping,
+    evidence: Mapping,
 }
 
 impl Counts {
@@ -32,6 +36,7 @@ impl Counts {
             lives: map(ebpf, "WORKER_LIVES", size_of::<WorkerLife>() * MAX_WORKERS)?,
             proofs: map(ebpf, "WORKER_PROOFS", size_of::<WorkerProof>() * MAX_WORKERS)?,
             times: map(ebpf, "WORKER_TIMES", size_of::<WorkerTimes>() * MAX_WORKERS)?,
+            evidence: map(ebpf, "WORKER_EVIDENCE", size_of::<WorkerEvidence>() * MAX_WORKERS)?,
         })
     }
 
@@ -117,6 +122,30 @@ impl Counts {
             connect_us: count(offset_of!(WorkerTimes, connect_us)),
             connects: std::array::from_fn::<_, BUCKETS, _>(|nth| count(connects + WORD * nth)),
         }
+    }
+
+    /// What a drain of a worker must know beside the counters.
+    #[must_use]
+    pub fn evidence(&self, worker: u32) -> WorkerEvidence {
+        let count = reader::<WorkerEvidence>(&self.evidence, worker);
+        WorkerEvidence {
+            outsider_tickets: count(offset_of!(WorkerEvidence, outsider_tickets)),
+            returned: count(offset_of!(WorkerEvidence, returned)),
+            unnoted: count(offset_of!(WorkerEvidence, unnoted)),
+            unnoted_ns: count(offset_of!(WorkerEvidence, unnoted_ns)),
+            uncounted: count(offset_of!(WorkerEvidence, uncounted)),
+            unmeasured: count(offset_of!(WorkerEvidence, unmeasured)),
+            unlisted: count(offset_of!(WorkerEvidence, unlisted)),
+            untold: count(offset_of!(WorkerEvidence, untold)),
+            outsiders_cut: count(offset_of!(WorkerEvidence, outsiders_cut)),
+        }
+    }
+
+    /// Counts connections of callers that are not steered which a drain has cut.
+    pub fn add_outsiders_cut(&self, worker: u32, connections: u64) {
+        let at =
+            size_of::<WorkerEvidence>() / WORD * worker as usize + offset_of!(WorkerEvidence, outsiders_cut) / WORD;
+        self.evidence.words()[at].fetch_add(connections, SeqCst);
     }
 
     /// Begins to count anew what is told of the worker at a place: it is another one. What is told by version has a

@@ -1,6 +1,8 @@
 //! sock_diag: which sockets there are, as `ss` sees them (`linux/inet_diag.h`, `linux/sock_diag.h`).
 
 mod activity;
+mod destroy;
+mod evidence;
 
 use std::{
     io,
@@ -8,7 +10,11 @@ use std::{
     os::fd::OwnedFd,
 };
 
-pub use self::activity::{Activity, activity};
+pub use self::{
+    activity::{Activity, activity},
+    destroy::destroy,
+    evidence::{Doors, Evidence, Note, Noted, half_closed},
+};
 use rustix::net::{AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType, netlink, recv, sendto, socket_with};
 
 /// `TCPDIAG_GETSOCK`, which asks for both families at once; `SOCK_DIAG_BY_FAMILY` would go over all sockets once for each.
@@ -44,6 +50,8 @@ pub mod states {
     /// Every state in which a request may be on its way, or being served. Not LISTEN, TIME_WAIT, or the FIN states, in
     /// which the kernel alone finishes what has been written.
     pub const ALIVE: u32 = SYN_SENT | SYN_RECV | ESTABLISHED | CLOSE_WAIT;
+    /// The socket's own half is closed, its peer's may not be.
+    pub const HALF_CLOSED: u32 = 1 << 4 | 1 << 5;
     /// Every state but LISTEN: whatever may still have its port.
     pub const CONNECTED: u32 = ALIVE | 1 << 4 | 1 << 5 | 1 << 6 | 1 << 9 | 1 << 11;
 }
@@ -111,42 +119,23 @@ pub fn sockets(states: u32, port: Option<u16>) -> io::Result<Vec<Socket>> {
 
 /// The sockets that hold a drain of `worker`: every one, at either end, in which a request may be on its way or being
 /// served. The callers' ends count too: behind a full accept queue they wait in SYN_SENT, and nothing shows at the
-/// worker's end. With `wildcard` the worker listens on every address, so every socket at its port is its own, also those
-/// of callers on other hosts. Without, those are not that have its port at an address where nobody listens: they are
-/// somebody's outgoing connections.
+/// worker's end. Only connections count that the worker's own listener has accepted or will accept; see [`Doors`].
+/// `wildcard`: the worker has been seen to listen on every address; then callers on other hosts count as well.
 ///
 /// # Errors
 /// As [`sockets`].
 pub fn holders(worker: SocketAddr, wildcard: bool) -> io::Result<Vec<Socket>> {
-    let mut found = sockets(states::ALIVE | states::LISTEN, Some(worker.port()))?;
-    let listening: Vec<IpAddr> =
-        found.extract_if(.., |socket| socket.is_in(states::LISTEN)).map(|socket| socket.local.ip()).collect();
-    found.retain(|socket| holds(socket, worker, wildcard, &listening));
-    Ok(found)
+    Ok(Evidence::look(worker, wildcard, None)?.sockets)
 }
 
-/// Whether a socket holds a drain of `worker`, on whose port there are listeners at these addresses.
-fn holds(socket: &Socket, worker: SocketAddr, wildcard: bool, listening: &[IpAddr]) -> bool {
-    let Socket { local, peer, .. } = *socket;
-    // Where nobody listens, nobody can have accepted: there the port is the source of somebody's own connection. Of a
-    // worker that has closed its listener and is still serving, nothing can be said.
-    let accepts = |ip: IpAddr| {
-        let takes = |at: &IpAddr| *at == ip || at.is_unspecified() && (at.is_ipv6() || ip.is_ipv4());
-        wildcard || ip == worker.ip() || listening.is_empty() || listening.iter().any(takes)
-    };
-    // Who is still calling has not been accepted, whatever the port that it calls from.
-    let is_accepted = !socket.is_in(states::SYN_SENT) && accepts(local.ip());
-    let is_at_worker = wildcard && local.port() == worker.port() || is_end(local, peer, worker);
-    is_accepted && is_at_worker || is_end(peer, local, worker) && accepts(peer.ip())
-}
-
-/// Whether anything listens on a port at a wildcard address.
+/// Whether the worker listens at a wildcard address: something does, and nothing listens at the worker's own.
 ///
 /// # Errors
 /// As [`sockets`].
-pub fn listens_on_all(port: u16) -> io::Result<bool> {
-    let found = sockets(states::LISTEN, Some(port))?;
-    Ok(found.iter().any(|socket| socket.local.port() == port && socket.local.ip().is_unspecified()))
+pub fn listens_on_all(worker: SocketAddr) -> io::Result<bool> {
+    let found = sockets(states::LISTEN, Some(worker.port()))?;
+    let mut at = found.iter().filter(|socket| socket.local.port() == worker.port()).map(|socket| socket.local.ip());
+    Ok(at.clone().all(|ip| ip != worker.ip()) && at.any(|ip| ip.is_unspecified()))
 }
 
 /// Whether `end` of a connection is the worker's: its port, at its own address, at any loopback address (a worker on a
@@ -335,52 +324,6 @@ mod tests {
         let caller = from("127.0.0.3", &listener)?;
         assert_eq!(holders(worker, false)?.len(), 2);
         drop((caller, stranger));
-        Ok(())
-    }
-
-    /// Who holds a drain of 127.0.0.1:8003, by the states of the socket and the listeners on port 8003.
-    #[test]
-    fn who_holds() -> Result<(), std::net::AddrParseError> {
-        const ESTABLISHED: u8 = 1;
-        const SYN_SENT: u8 = 2;
-        let cases = [
-            (ESTABLISHED, "127.0.0.1:8003", "127.0.0.1:43210", &["127.0.0.1"][..], true),
-            (ESTABLISHED, "127.0.0.1:43210", "127.0.0.1:8003", &["127.0.0.1"], true),
-            (SYN_SENT, "127.0.0.1:43210", "127.0.0.1:8003", &["127.0.0.1"], true),
-            (SYN_SENT, "127.0.0.1:8003", "127.0.0.1:8003", &[], true),
-            (SYN_SENT, "127.0.0.1:8003", "127.0.0.1:5432", &[], false),
-            (SYN_SENT, "127.0.0.2:8003", "127.0.0.1:5432", &["0.0.0.0"], false),
-            // Its listener is closed, another's is not.
-            (ESTABLISHED, "127.0.0.1:8003", "127.0.0.1:43210", &["10.0.0.1"], true),
-            (ESTABLISHED, "127.0.0.2:8003", "127.0.0.1:5432", &["127.0.0.1"], false),
-            (ESTABLISHED, "127.0.0.1:5432", "127.0.0.2:8003", &["127.0.0.1"], false),
-            (ESTABLISHED, "10.0.0.1:8003", "10.0.0.1:5432", &["127.0.0.1"], false),
-            (ESTABLISHED, "10.0.0.1:8003", "10.0.0.1:43210", &["0.0.0.0"], true),
-            (ESTABLISHED, "10.0.0.1:8003", "10.0.0.1:43210", &["::"], true),
-            (ESTABLISHED, "[::1]:8003", "[::1]:43210", &["127.0.0.1"], false),
-            (ESTABLISHED, "[::1]:8003", "[::1]:43210", &["127.0.0.1", "::1"], true),
-            (ESTABLISHED, "[::1]:8003", "[::1]:43210", &["0.0.0.0"], false),
-            // Nobody listens any more: whatever may be the worker's.
-            (ESTABLISHED, "127.0.0.2:8003", "127.0.0.1:43210", &[], true),
-            (ESTABLISHED, "10.0.0.1:8003", "10.0.0.2:43210", &[], false),
-        ];
-        for (state, local, peer, listening, held) in cases {
-            let socket = Socket {
-                state,
-                local: local.parse()?,
-                peer: peer.parse()?,
-                cookie: 1,
-                inode: 1,
-                origin: Origin::default(),
-            };
-            let listening: Vec<IpAddr> = listening.iter().map(|at| at.parse()).collect::<Result<_, _>>()?;
-            let worker = SocketAddr::from(([127, 0, 0, 1], 8003));
-            assert_eq!(holds(&socket, worker, false, &listening), held, "{socket:?}, listening {listening:?}");
-        }
-        // From other hosts, to a worker on every address.
-        let (local, peer) = ("10.0.0.1:8003".parse()?, "10.0.0.2:43210".parse()?);
-        let socket = Socket { state: ESTABLISHED, local, peer, cookie: 1, inode: 1, origin: Origin::default() };
-        assert!(holds(&socket, SocketAddr::from(([127, 0, 0, 1], 8003)), true, &[Ipv4Addr::UNSPECIFIED.into()]));
         Ok(())
     }
 

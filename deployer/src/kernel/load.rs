@@ -21,7 +21,7 @@ use super::{
     host,
     links::{self, Link, Steering},
     pins::{self, Generation, Pins},
-    tables::Tables,
+    tables::{Iterators, Tables},
     trace::Decisions,
     versions,
 };
@@ -45,7 +45,7 @@ pub(crate) const ARMS: (u32, u32) = (6, 12);
 pub(super) const VMLINUX: &str = "/sys/kernel/btf/vmlinux";
 
 /// Fields that programs read: global, structure, member.
-const OFFSETS: [Field; 31] = [
+const OFFSETS: [Field; 34] = [
     ("OFF_TASK_CHILDREN", "task_struct", "children"),
     ("OFF_TASK_FILES", "task_struct", "files"),
     ("OFF_TASK_FLAGS", "task_struct", "flags"),
@@ -68,6 +68,9 @@ const OFFSETS: [Field; 31] = [
     ("OFF_INODE_SB", "inode", "i_sb"),
     ("OFF_SB_DEV", "super_block", "s_dev"),
     ("OFF_SOCKET_FILE", "socket", "file"),
+    ("OFF_SOCKET_SK", "socket", "sk"),
+    ("OFF_SOCKET_STATE", "socket", "state"),
+    ("OFF_SK_OWNED", "sock", "sk_lock.owned"),
     ("OFF_SK_SOCKET", "sock", "sk_socket"),
     ("OFF_SK_ERR", "sock", "sk_err"),
     ("OFF_SK_STATE", "sock_common", "skc_state"),
@@ -157,8 +160,12 @@ impl Programs {
         pins.publish(&generation)?;
         let steering = Arc::new(Steering::new(links));
         let (events, decisions) = (Events::take(&mut ebpf)?, Decisions::take(&mut ebpf)?);
-        let arm = program(&ebpf, "arm").ok().map(|arm| arm.try_clone_to_owned()).transpose().context("program arm")?;
-        let taken = Tables::take(&mut ebpf, netns, Arc::clone(&steering), arm)?;
+        let iterator = |name| -> Result<Option<OwnedFd>> {
+            let found = program(&ebpf, name).ok().map(|it| it.try_clone_to_owned()).transpose();
+            found.with_context(|| format!("program {name}"))
+        };
+        let iterators = Iterators { arm: iterator("arm")?, ticketed: iterator("ticketed")? };
+        let taken = Tables::take(&mut ebpf, netns, Arc::clone(&steering), iterators)?;
         let programs = Self { ebpf, tables, steering, pins, generation };
         Ok(Attached { programs, tables: taken, events, decisions })
     }
@@ -252,8 +259,25 @@ pub fn detach_leftovers(pins: &Path) -> Result<bool> {
 }
 
 /// Programs that see processes end, and sockets that are older than they. A kernel that lacks what they need (the iterator
-/// may set a socket's flags from 6.12 on) does without: user space notices by itself, later.
-const TRACING: [&str; 3] = ["signalled", "exits", "arm"];
+/// may set a socket's flags from 6.12 on) does without: user space notices by itself, later. The last two are about
+/// tickets; they need socket storage in tracing programs, and `bpf_sock_from_file` (5.11).
+const TRACING: [&str; 5] = ["signalled", "exits", "arm", "failed", "ticketed"];
+/// Those of them that are iterators: they are run, not attached.
+const ITERATORS: [&str; 2] = ["arm", "ticketed"];
+
+/// What is lost without an optional program, in words.
+pub(crate) fn without(program: &str) -> &'static str {
+    match program {
+        "failed" => {
+            "the number of pending connect() calls includes some that have failed, until their sockets are closed"
+        }
+        "ticketed" => {
+            "a connect() that has failed may hold a drain until its socket connects again or is closed, and status and \
+             rolls cannot name the process whose connect() call holds a drain"
+        }
+        _ => "a worker that crashes is noticed within 0.1 s instead of at once",
+    }
+}
 
 /// Loads every program. Returns those that this kernel does without, and why.
 fn load_programs(ebpf: &mut Ebpf) -> Result<Vec<(&'static str, anyhow::Error)>> {
@@ -265,7 +289,9 @@ fn load_programs(ebpf: &mut Ebpf) -> Result<Vec<(&'static str, anyhow::Error)>> 
             Program::CgroupSock(program) => program.load(),
             Program::SockOps(program) => program.load(),
             Program::BtfTracePoint(program) if name == "signalled" => program.load("signal_generate", &btf),
+            Program::BtfTracePoint(program) if name == "failed" => program.load("inet_sock_set_state", &btf),
             Program::BtfTracePoint(program) => program.load("sched_process_exit", &btf),
+            Program::Iter(program) if name == "ticketed" => program.load("task_file", &btf),
             Program::Iter(program) => program.load("tcp", &btf),
             other => return Err(anyhow!("program {name} is of an unexpected type, {:?}", other.prog_type())),
         };
@@ -279,26 +305,27 @@ fn load_programs(ebpf: &mut Ebpf) -> Result<Vec<(&'static str, anyhow::Error)>> 
     Ok(missing)
 }
 
-/// Attaches what sees processes end, as far as this kernel can, and says so of what it cannot.
+/// Attaches what sees processes end and connect() calls fail, as far as this kernel can, and says so of what it cannot.
 fn attach_tracing(
     ebpf: &Ebpf,
     missing: Vec<(&'static str, anyhow::Error)>,
     generation: &Generation,
 ) -> Result<Vec<Link>> {
-    let mut links = Vec::new();
-    let without: Vec<_> = missing.iter().map(|(name, _)| *name).collect();
-    let mut missing: Vec<_> = missing.into_iter().map(|(_, error)| error).collect();
-    for wanted in links::tracing(TRACING.into_iter().filter(|name| *name != "arm" && !without.contains(name))) {
-        match Link::attach(wanted.clone(), program(ebpf, wanted.program)?) {
+    let (mut links, mut missing) = (Vec::new(), missing);
+    let not_loaded: Vec<_> = missing.iter().map(|(name, _)| *name).collect();
+    let attached = TRACING.into_iter().filter(|name| !ITERATORS.contains(name) && !not_loaded.contains(name));
+    for wanted in links::tracing(attached) {
+        let name = wanted.program;
+        match Link::attach(wanted, program(ebpf, name)?) {
             Ok(link) => {
                 link.pin(generation)?;
                 links.push(link);
             }
-            Err(error) => missing.push(error),
+            Err(error) => missing.push((name, error)),
         }
     }
-    for error in missing {
-        warn!("a worker that crashes is noticed a little later than on other kernels: {error:#}");
+    for (name, error) in missing {
+        warn!(program = name, "this kernel does without an optional program: {}: {error:#}", without(name));
     }
     Ok(links)
 }

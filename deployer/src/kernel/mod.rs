@@ -28,7 +28,7 @@ mod versions;
 
 pub use counts::Counts;
 pub use events::Events;
-pub(crate) use load::{ARMS, COUNTS_RELATIVES};
+pub(crate) use load::{ARMS, COUNTS_RELATIVES, without};
 pub use load::{Attached, Attachment, Programs, attachment, can_load, detach_leftovers};
 pub use pair::Pair;
 pub use pins::{Survey, is_bpffs, survey};

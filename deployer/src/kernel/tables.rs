@@ -1,6 +1,7 @@
 //! The tables, as user space writes and reads them.
 
 mod address;
+mod tickets;
 mod wildcard;
 
 use std::{
@@ -44,10 +45,17 @@ pub struct Tables {
     entries: Mutex<Entries>,
     netns: u64,
     steering: Arc<Steering>,
-    /// The iterator over sockets; `None`: this kernel does without.
-    arm: Option<OwnedFd>,
+    iterators: Iterators,
     /// The programs' notes on sockets.
     notes: Option<OwnedFd>,
+}
+
+/// Programs that are run now and then; `None`: this kernel does without.
+pub(super) struct Iterators {
+    /// Goes over TCP sockets.
+    pub(super) arm: Option<OwnedFd>,
+    /// Goes over open files.
+    pub(super) ticketed: Option<OwnedFd>,
 }
 
 /// What an earlier daemon has entered into the tables.
@@ -84,7 +92,7 @@ struct Entries {
 
 impl Tables {
     /// Takes the tables out of loaded programs. `netns`: the cookie of the namespace whose connections are steered.
-    pub(super) fn take(ebpf: &mut Ebpf, netns: u64, steering: Arc<Steering>, arm: Option<OwnedFd>) -> Result<Self> {
+    pub(super) fn take(ebpf: &mut Ebpf, netns: u64, steering: Arc<Steering>, iterators: Iterators) -> Result<Self> {
         let entries = Entries {
             frontends: HashMap::try_from(take(ebpf, "FRONTENDS")?)?,
             listeners: HashMap::try_from(take(ebpf, "LISTENERS")?)?,
@@ -103,7 +111,7 @@ impl Tables {
             entries: Mutex::new(entries),
             netns,
             steering,
-            arm,
+            iterators,
             notes,
         })
     }
@@ -276,7 +284,7 @@ impl Tables {
     /// # Errors
     /// When the kernel refuses.
     pub fn count_listeners(&self) -> Result<()> {
-        let Some(arm) = &self.arm else { return Ok(()) };
+        let Some(arm) = &self.iterators.arm else { return Ok(()) };
         bpf::iterate(arm.as_fd()).context("counting the sockets that listen (an iterator over TCP sockets)")
     }
 

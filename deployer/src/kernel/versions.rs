@@ -15,7 +15,7 @@ use deployer_common::{
     layout::{
         Dial, EVENT_BYTES, Frontend, LaneCount, Lanes, Limits, ListenerNote, Listening, MAX_FRONTENDS, MAX_LISTENING,
         MAX_SERVICES, MAX_SLOTS, MAX_WORKERS, ServiceCount, Slot, SockNote, Switchboard, TABLES, WorkerAddr,
-        WorkerCount, WorkerLife, WorkerProof, WorkerTimes,
+        WorkerCount, WorkerEvidence, WorkerLife, WorkerProof, WorkerTimes,
     },
 };
 
@@ -123,6 +123,7 @@ fn shape(table: &str) -> (u32, u32, u32) {
         "WORKER_LIVES" => array(size_of::<WorkerLife>(), MAX_WORKERS),
         "WORKER_PROOFS" => array(size_of::<WorkerProof>(), MAX_WORKERS),
         "WORKER_TIMES" => array(size_of::<WorkerTimes>(), MAX_WORKERS),
+        "WORKER_EVIDENCE" => array(size_of::<WorkerEvidence>(), MAX_WORKERS),
         "LISTENING" => (size_of::<u64>() as u32, size_of::<Listening>() as u32, MAX_LISTENING as u32),
         "EVENTS" => (0, 0, EVENT_BYTES as u32),
         // Storage of sockets has no entries of its own.

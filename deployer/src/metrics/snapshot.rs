@@ -2,7 +2,7 @@
 
 use std::{fs, net::SocketAddr, time::Duration};
 
-use deployer_common::layout::ServiceCount;
+use deployer_common::layout::{ServiceCount, WorkerEvidence};
 use rustix::time::{ClockId, clock_gettime};
 
 use super::{Figures, FleetFigures};
@@ -137,6 +137,8 @@ pub struct WorkerSample {
     pub open: u64,
     /// `connect()` calls on their way to it.
     pub pending: u64,
+    /// Callers that are not steered, and what could not be counted.
+    pub evidence: WorkerEvidence,
     /// Sockets that listen at its address.
     pub listeners: u64,
     /// Ends that nobody asked for.

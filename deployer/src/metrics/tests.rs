@@ -17,6 +17,7 @@ fn service(name: &str, workers: u16) -> ServiceSample {
         version: Some("v2".to_owned()),
         open: 3,
         pending: 1,
+        evidence: Default::default(),
         listeners: 1,
         crashes: 0,
         restarts: 2,

@@ -22,7 +22,7 @@ const PHASES: [(Phase, &str); 10] = [
 
 type Single = (Kind, &'static str, &'static str, fn(&WorkerSample) -> Value);
 
-const SINGLE: [Single; 8] = [
+const SINGLE: [Single; 12] = [
     (
         Kind::Gauge,
         "deployer_worker_open_connections",
@@ -32,6 +32,30 @@ const SINGLE: [Single; 8] = [
     (Kind::Gauge, "deployer_worker_pending_connects", "connect() calls on their way to the worker.", |worker| {
         worker.pending.into()
     }),
+    (
+        Kind::Gauge,
+        "deployer_worker_pending_outsider_connects",
+        "Of the pending connect() calls, those of callers that the service does not steer.",
+        |worker| worker.evidence.outsider_tickets.into(),
+    ),
+    (
+        Kind::Counter,
+        "deployer_worker_outsider_connections_cut_total",
+        "Connections of callers that the service does not steer which drains have cut at their deadline.",
+        |worker| worker.evidence.outsiders_cut.into(),
+    ),
+    (
+        Kind::Counter,
+        "deployer_worker_unnoted_connections_total",
+        "Connections of which the programs could not keep a note, because the kernel refused socket storage.",
+        |worker| (worker.evidence.unnoted + worker.evidence.uncounted).into(),
+    ),
+    (
+        Kind::Counter,
+        "deployer_worker_lost_observations_total",
+        "Events, listening sockets and connect times of the worker that the daemon could not be told of.",
+        |worker| (worker.evidence.unmeasured + worker.evidence.unlisted + worker.evidence.untold).into(),
+    ),
     (Kind::Gauge, "deployer_worker_listeners", "Sockets that listen at the worker's address.", |worker| {
         worker.listeners.into()
     }),

@@ -27,7 +27,7 @@ impl Source for Tables {
             connections: count.established,
             failed: proof.failed,
             reset: proof.reset,
-            cut: life.cut,
+            cut: life.cut + self.counts().evidence(index).outsiders_cut,
             refused: count.refused,
             late: proof.late,
             to_cold: proof.cold,

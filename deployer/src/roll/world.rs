@@ -28,6 +28,7 @@ use crate::{
         holds::Held,
         identity::{self, seen::Listens},
         listeners,
+        outsiders::Cut,
     },
     workers::Pending,
 };
@@ -126,6 +127,8 @@ pub struct How<'a> {
     pub on_held: &'a (dyn Fn(&Held) + Sync),
     /// Is told when nothing new goes to the worker.
     pub on_published: &'a (dyn Fn() + Sync),
+    /// Hears which connections of callers that are not steered were cut at the deadline; `None`: they hold it like any other.
+    pub on_cut: Option<&'a (dyn Fn(&Cut) + Sync)>,
     /// Whether enough others serve.
     pub floor: &'a Floor<'a>,
     /// After how long of silence a connection is closed that is not plain HTTP/1.
@@ -186,7 +189,7 @@ impl World for Host {
     fn drain<'a>(&'a self, worker: &'a Worker, how: How<'a>) -> Pending<'a, Result<(), DrainError>> {
         Box::pin(async move {
             let drain = Drain::new(&self.tables, worker, how.lease, how.deadline, how.on_held);
-            let mut drain = drain.above(how.floor);
+            let mut drain = drain.above(how.floor).cutting(how.on_cut);
             drain.allowed().await?;
             drain.publish();
             (how.on_published)();
@@ -201,7 +204,8 @@ impl World for Host {
     fn empty<'a>(&'a self, worker: &'a Worker, how: How<'a>) -> Pending<'a, Result<(), DrainError>> {
         Box::pin(async move {
             let _closing = self.closing(worker, how.quiet_after);
-            Drain::new(&self.tables, worker, how.lease, how.deadline, how.on_held).stopping_at_once().await
+            let drain = Drain::new(&self.tables, worker, how.lease, how.deadline, how.on_held);
+            drain.cutting(how.on_cut).stopping_at_once().await
         })
     }
 

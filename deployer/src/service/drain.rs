@@ -9,6 +9,9 @@
 //!
 //! Before 1 and 4 enough others must be up ([`super::floor`]): it waits for them.
 //!
+//! At the deadline, connections and tickets of callers that the service does not steer are cut, and the drain is complete if
+//! nothing else is left ([`super::outsiders`]).
+//!
 //! A lease that ran out under us (the daemon was stopped for a while) has put the worker back into rotation: all of it
 //! begins again.
 
@@ -25,10 +28,11 @@ use super::{
     Worker, blocking,
     floor::{Floor, Short},
     holds::{Held, held},
+    outsiders::{self, Cut, Sorted},
 };
 use crate::kernel::{
     Tables,
-    diag::{self, Socket},
+    diag::{self, Evidence, Socket},
     host,
 };
 
@@ -37,12 +41,20 @@ const POLL: Duration = Duration::from_millis(2);
 /// Between two looks at the sockets while the counter says that something is open, and at least ten times as long as the
 /// last one took: the end of the last connection should not have to wait for a look that began before it.
 const LOOK: Duration = Duration::from_millis(50);
+/// Between two looks at all open files for the sockets that have tickets.
+const ASK: Duration = Duration::from_secs(1);
 /// Between two looks for others who serve.
 const SHORT: Duration = Duration::from_millis(20);
 /// What a lease must still be worth when STOPPING is entered.
 const ROOM: Duration = Duration::from_millis(500);
 /// Between two words on what holds it.
 const TELL: Duration = Duration::from_secs(1);
+
+/// A steered caller's connect() that has no ticket, because the kernel refused socket storage, is waited for so long: from the
+/// hook to its SYN it takes microseconds, unless it is preempted.
+const UNNOTED: Duration = Duration::from_secs(1);
+/// So often in a row nothing but outsiders' connections must be found before those are cut.
+const PASSES: u32 = 2;
 
 /// Why a worker was not emptied.
 #[derive(Debug, thiserror::Error)]
@@ -63,6 +75,8 @@ pub enum DrainError {
 struct Counted {
     tickets: u64,
     open: u64,
+    /// Connections that are not in `open`, although they may be there.
+    uncounted: u64,
 }
 
 /// A worker being emptied.
@@ -74,6 +88,7 @@ pub struct Drain<'a> {
     deadline: Instant,
     on_held: &'a (dyn Fn(&Held) + Sync),
     floor: &'a Floor<'a>,
+    on_cut: Option<&'a (dyn Fn(&Cut) + Sync)>,
     told: Instant,
     last: Held,
     /// Whoever comes now is counted: every connect() has ended that may have missed the drain.
@@ -100,6 +115,7 @@ impl<'a> Drain<'a> {
             deadline,
             on_held,
             floor: &|| Ok(()),
+            on_cut: None,
             told: Instant::now(),
             last: Held::default(),
             sealed: false,
@@ -110,6 +126,11 @@ impl<'a> Drain<'a> {
     /// The same, where others must serve before it is drained, and before it is stopped.
     pub fn above(self, floor: &'a Floor<'a>) -> Self {
         Self { floor, ..self }
+    }
+
+    /// The same, where connections of callers that the service does not steer are cut at the deadline; `on_cut` hears which.
+    pub fn cutting(self, on_cut: Option<&'a (dyn Fn(&Cut) + Sync)>) -> Self {
+        Self { on_cut, ..self }
     }
 
     /// Waits until enough others serve for it to be drained.
@@ -208,20 +229,22 @@ impl<'a> Drain<'a> {
     /// Grace, tickets, sockets; `Ok(false)`: the lease was lost meanwhile.
     async fn look(&mut self, leased: bool) -> Result<bool, DrainError> {
         blocking(host::grace_period).await?;
-        let port = self.worker.at.port();
-        self.wildcard |= blocking(move || diag::listens_on_all(port)).await?;
+        let at = self.worker.at;
+        self.wildcard |= blocking(move || diag::listens_on_all(at)).await?;
+        let (mut passes, mut asked) = (0, None);
         let (mut empty, mut next, mut took, mut quiet) = (0, Instant::now(), Duration::ZERO, Instant::now());
         self.told = Instant::now();
         loop {
             if leased && !self.keep() {
                 return Ok(false);
             }
-            let Counted { tickets, open } = self.counted();
+            let Counted { tickets, open, .. } = self.counted();
             let mut sockets = Vec::new();
             let begun = Instant::now();
             // The worker's end closes a moment after the caller's: a look that takes long is put off for a part of that.
             quiet = if open == 0 { quiet } else { begun };
-            if tickets == 0 && (open == 0 && begun - quiet >= took / 8 || begun >= next) {
+            let is_ticketed = tickets > 0 && !self.are_stale(&mut asked).await;
+            if !is_ticketed && !self.is_unsure() && (open == 0 && begun - quiet >= took / 8 || begun >= next) {
                 sockets = self.sockets().await?;
                 took = begun.elapsed();
                 next = begun + LOOK.max(10 * took);
@@ -237,25 +260,75 @@ impl<'a> Drain<'a> {
                     return Ok(true);
                 }
             }
-            if tickets > 0 || !sockets.is_empty() {
+            if is_ticketed || !sockets.is_empty() {
                 self.tell(sockets, tickets).await;
             }
-            if Instant::now() >= self.deadline {
-                let held = held(self.sockets().await?, tickets, self.worker.at).await;
-                return Err(DrainError::Deadline(Held { short: self.above_floor().err(), ..held }));
+            if Instant::now() >= self.deadline && self.is_over(&mut passes).await? {
+                return Ok(true);
             }
             tokio::time::sleep(POLL).await;
         }
     }
 
+    /// The deadline has passed: whether nothing is left but connections and tickets of callers that are not steered, twice in
+    /// a row. Those are cut then.
+    async fn is_over(&mut self, passes: &mut u32) -> Result<bool, DrainError> {
+        let (tables, at, places, wildcard) =
+            (Arc::clone(self.tables), self.worker.at, self.worker.places(), self.wildcard);
+        let sorted = blocking(move || Sorted::look(&tables, at, places, wildcard)).await?;
+        let Some(on_cut) = self.on_cut.filter(|_| sorted.is_without_callers()) else {
+            let tickets = self.counted().tickets;
+            let held = held(self.tables, self.worker, self.sockets().await?, tickets).await;
+            return Err(DrainError::Deadline(Held { short: self.above_floor().err(), ..held }));
+        };
+        *passes += 1;
+        if *passes < PASSES {
+            return Ok(false);
+        }
+        let (tables, index) = (Arc::clone(self.tables), self.worker.index);
+        let cut = blocking(move || Ok(sorted.cut(&tables, index))).await?;
+        if cut != Cut::default() {
+            on_cut(&cut);
+        }
+        Ok(true)
+    }
+
+    /// Whether all tickets are of connect() calls that have failed, as of a moment ago. `asked`: when that was looked at last,
+    /// and what came of it; tickets that come later are of others than steered callers, which the drain leads elsewhere.
+    async fn are_stale(&self, asked: &mut Option<(Instant, u64, bool)>) -> bool {
+        let tickets = self.counted().tickets;
+        if let Some((at, of, are_stale)) = *asked
+            && at.elapsed() < ASK
+            && (of == tickets || !are_stale)
+        {
+            return are_stale;
+        }
+        let (tables, index) = (Arc::clone(self.tables), self.worker.index);
+        let are_stale = blocking(move || Ok(outsiders::are_stale(&tables, index))).await.unwrap_or(false);
+        *asked = Some((Instant::now(), tickets, are_stale));
+        are_stale
+    }
+
     fn counted(&self) -> Counted {
-        let count = self.tables.counts().worker(self.worker.index);
-        Counted { tickets: count.tickets, open: count.open + self.tables.seed(self.worker.index) }
+        let (count, evidence) = {
+            let counts = self.tables.counts();
+            (counts.worker(self.worker.index), counts.evidence(self.worker.index))
+        };
+        let open = count.open + self.tables.seed(self.worker.index);
+        Counted { tickets: count.tickets, open, uncounted: evidence.uncounted }
+    }
+
+    /// Whether a connect() may be on its way that has no ticket. While the worker drains none is added, but for want of others
+    /// that serve, so this ends.
+    fn is_unsure(&self) -> bool {
+        let last = self.tables.counts().evidence(self.worker.index).unnoted_ns / 1_000_000;
+        last != 0 && host::now_ms().saturating_sub(last) < UNNOTED.as_millis() as u64
     }
 
     async fn sockets(&self) -> io::Result<Vec<Socket>> {
-        let (at, wildcard) = (self.worker.at, self.wildcard);
-        blocking(move || diag::holders(at, wildcard)).await
+        let (tables, at, index, wildcard) = (Arc::clone(self.tables), self.worker.at, self.worker.index, self.wildcard);
+        let look = move || Evidence::look(at, wildcard, tables.notes().map(|notes| (notes, index)));
+        Ok(blocking(look).await?.sockets)
     }
 
     /// Says what holds it: from the second second on, once a second, and only what is new.
@@ -264,7 +337,7 @@ impl<'a> Drain<'a> {
             return;
         }
         self.told = Instant::now();
-        let held = held(sockets, tickets, self.worker.at).await;
+        let held = held(self.tables, self.worker, sockets, tickets).await;
         let held = Held { short: self.above_floor().err(), ..held };
         if held != self.last {
             self.last = held;

@@ -4,14 +4,17 @@ use std::{
     collections::{BTreeMap, BTreeSet},
     io,
     net::SocketAddr,
+    sync::Arc,
 };
 
-use super::{blocking, floor::Short};
+use deployer_common::layout::{CallerRule, TicketHolder};
+
+use super::{Worker, blocking, floor::Short, outsiders};
 use crate::{
-    api::Hold,
+    api::{Hold, TicketHold},
     kernel::{
         Pair, Tables,
-        diag::{self, Activity, Socket, states},
+        diag::{self, Activity, Evidence, Socket, states},
         procs::{self, Process},
     },
 };
@@ -57,18 +60,20 @@ pub struct Holds {
     pub listed: Vec<Hold>,
     /// So many more.
     pub more: usize,
+    /// The processes whose `connect()` calls hold it.
+    pub tickets: Vec<TicketHold>,
 }
 
 /// A connection, by those of its ends that are on this host.
 #[derive(Debug, Clone, Copy)]
-struct Connection<'a> {
-    pair: Pair,
-    caller: Option<&'a Socket>,
+pub(super) struct Connection<'a> {
+    pub(super) pair: Pair,
+    pub(super) caller: Option<&'a Socket>,
     worker: Option<&'a Socket>,
 }
 
 /// Sockets of which some are two ends of one connection to a worker.
-fn connections(sockets: &[Socket], at: SocketAddr) -> Vec<Connection<'_>> {
+pub(super) fn connections(sockets: &[Socket], at: SocketAddr) -> Vec<Connection<'_>> {
     let mut found: BTreeMap<Pair, Connection<'_>> = BTreeMap::new();
     for socket in sockets {
         let (local, peer) = (socket.local, socket.peer);
@@ -92,12 +97,17 @@ impl<'a> Connection<'a> {
         self.caller.or(self.worker)
     }
 
+    /// Its ends that are on this host.
+    pub(super) fn ends(&self) -> impl Iterator<Item = &'a Socket> {
+        self.caller.into_iter().chain(self.worker)
+    }
+
     /// Who calls; `None`: nobody here.
     fn process<'p>(&self, holders: &'p Holders) -> Option<&'p Process> {
         holders.get(&self.caller?.inode)
     }
 
-    fn state(&self) -> &'static str {
+    pub(super) fn state(&self) -> &'static str {
         self.end().map_or("closing", Socket::state_name)
     }
 
@@ -135,13 +145,16 @@ fn holders<'a>(connections: impl Iterator<Item = &'a Connection<'a>>) -> Holders
     if inodes.is_empty() { Holders::new() } else { procs::holding(&inodes) }
 }
 
-/// Says who holds it, in short.
-pub(super) async fn held(sockets: Vec<Socket>, tickets: u64, at: SocketAddr) -> Held {
-    if sockets.is_empty() {
-        return Held { tickets, ..Held::default() };
-    }
+/// Names what holds it, in short.
+pub(super) async fn held(tables: &Arc<Tables>, worker: &Worker, sockets: Vec<Socket>, tickets: u64) -> Held {
+    let (at, index, tables) = (worker.at, worker.index, Arc::clone(tables));
     let open = connections(&sockets, at).len() as u64;
-    let by = blocking(move || Ok(named(&sockets, at))).await.unwrap_or_default();
+    let look = move || {
+        let calls = if tickets == 0 { Vec::new() } else { outsiders::Tickets::look(&tables, index).live };
+        let connections = if sockets.is_empty() { Vec::new() } else { named(&sockets, at) };
+        Ok(connections.into_iter().chain(outsiders::waiting(&calls)).take(NAMED).collect())
+    };
+    let by = blocking(look).await.unwrap_or_default();
     Held { open, tickets, by, short: None }
 }
 
@@ -157,8 +170,17 @@ fn named(sockets: &[Socket], at: SocketAddr) -> Vec<String> {
         let who = holders.get(&end.inode).map_or_else(|| "no process".to_owned(), ToString::to_string);
         groups.entry((who, end.state_name())).or_default().push(end.local);
     }
-    let by = groups.iter().take(NAMED).map(|((who, state), of)| format!("{who}: {} {state}, {}", of.len(), of[0]));
+    let by = groups.iter().map(|((who, state), of)| format!("{who}: {} {state}, {}", of.len(), of[0]));
     by.collect()
+}
+
+/// A worker whose drain is looked at.
+#[derive(Debug, Clone, Copy)]
+pub struct Draining {
+    /// Where it listens.
+    pub at: SocketAddr,
+    /// Its index and its service's in the tables.
+    pub places: (u32, u32),
 }
 
 /// What holds the drains of several workers, by their addresses, with one walk over /proc. `explain` says of a connection why
@@ -168,22 +190,49 @@ fn named(sockets: &[Socket], at: SocketAddr) -> Vec<String> {
 /// When sock_diag fails.
 pub fn look(
     tables: &Tables,
-    workers: &[SocketAddr],
+    workers: &[Draining],
     explain: &dyn Fn(&Pair) -> Option<String>,
 ) -> io::Result<BTreeMap<SocketAddr, Holds>> {
     let mut seen = Vec::with_capacity(workers.len());
-    for at in workers {
-        let wildcard = diag::listens_on_all(at.port())?;
-        seen.push((*at, diag::holders(*at, wildcard)?, diag::activity(at.port(), tables.notes())?));
+    for Draining { at, places: (index, _) } in workers {
+        let wildcard = diag::listens_on_all(*at)?;
+        let evidence = Evidence::look(*at, wildcard, tables.notes().map(|notes| (notes, *index)))?;
+        seen.push((*at, evidence, diag::activity(at.port(), tables.notes())?));
     }
-    let mut listed: Vec<_> =
-        seen.iter().map(|(at, sockets, past)| (*at, oldest(connections(sockets, *at), past))).collect();
-    let holders = holders(listed.iter().flat_map(|(_, (listed, _))| listed).map(|(connection, _)| connection));
-    let holds = listed.drain(..).map(|(at, (listed, more))| {
-        let hold = |(connection, past): &(Connection<'_>, Activity)| hold(connection, *past, &holders, explain);
-        (at, Holds { listed: listed.iter().map(hold).collect(), more })
+    let listed: Vec<_> =
+        seen.iter().map(|(at, evidence, past)| (oldest(connections(&evidence.sockets, *at), past), evidence)).collect();
+    let holders = holders(listed.iter().flat_map(|((listed, _), _)| listed).map(|(connection, _)| connection));
+    let is_ticketed = |worker: &Draining| tables.counts().worker(worker.places.0).tickets > 0;
+    let tickets =
+        if workers.iter().any(is_ticketed) { tables.ticket_holders()?.unwrap_or_default() } else { Vec::new() };
+    let holds = workers.iter().zip(listed).map(|(worker, ((listed, more), evidence))| {
+        let rules = tables.callers(tables.service_word(worker.places.1).slot()).unwrap_or_default();
+        let mut listed: Vec<_> = listed.iter().map(|(it, past)| hold(it, *past, &holders, explain)).collect();
+        mark_outsiders(&mut listed, evidence, &rules);
+        let is_its = |holder: &&TicketHolder| holder.worker == worker.places.0 && holder.stale == 0;
+        let tickets = tickets.iter().filter(is_its).map(ticket);
+        (worker.at, Holds { listed, more, tickets: tickets.take(LISTED).collect() })
     });
     Ok(holds.collect())
+}
+
+/// Says of each connection whether its caller is not steered.
+fn mark_outsiders(listed: &mut [Hold], evidence: &Evidence, rules: &[CallerRule]) {
+    let end = |hold: &Hold| evidence.sockets.iter().find(|socket| socket.local == hold.peer);
+    let note = |socket: &Socket| evidence.notes.get(&socket.cookie).copied().unwrap_or_default();
+    let is_unknown = |socket: &&Socket| note(socket).leads_to.is_none() && socket.inode != 0;
+    let unknown = listed.iter().filter_map(end).filter(is_unknown).map(|socket| socket.inode).collect();
+    let strangers = outsiders::strangers_among(rules, &unknown);
+    for hold in listed {
+        let found = end(hold);
+        hold.outsider = outsiders::tell_apart(rules)
+            && found.is_some_and(|socket| note(socket).outsider || strangers.contains(&socket.inode));
+    }
+}
+
+fn ticket(holder: &TicketHolder) -> TicketHold {
+    let process = procs::process(holder.pid);
+    TicketHold { pid: holder.pid, user: process.user(), process: process.command, outsider: holder.outsider != 0 }
 }
 
 /// The oldest, and how many are left out.
@@ -216,6 +265,8 @@ fn hold(
         peer: connection.pair.caller,
         process: process.map(|process| process.command.clone()),
         pid: process.map(|process| process.pid),
+        user: process.and_then(Process::user),
+        outsider: false,
         state: connection.state().to_owned(),
         age_s: past.age.map(|age| age.as_secs_f64()),
         idle_s: past.idle.map(|idle| idle.as_secs_f64()),

@@ -7,6 +7,7 @@ pub mod floor;
 pub mod holds;
 pub mod identity;
 pub mod moves;
+pub mod outsiders;
 pub mod phase;
 pub mod pools;
 pub mod registry;

@@ -293,9 +293,9 @@ async fn warm_up(
 /// one or two too low; it steers the choice of a worker and never proves one empty.
 async fn seed(worker: &Worker, tables: &Tables, most: u64) -> std::io::Result<()> {
     let (at, index) = (worker.at, worker.index);
+    let evidence = blocking(move || diag::Evidence::look(at, diag::listens_on_all(at)?, None)).await?;
     let states = diag::states::ESTABLISHED | diag::states::CLOSE_WAIT;
-    let sockets = blocking(move || diag::sockets(states, Some(at.port()))).await?;
-    let at_worker = sockets.iter().filter(|socket| socket.local.port() == at.port()).count() as u64;
+    let at_worker = evidence.accepted(at).filter(|socket| socket.is_in(states)).count() as u64;
     tables.set_seed(index, at_worker.saturating_sub(tables.counts().worker(index).open).min(most));
     Ok(())
 }

@@ -6,6 +6,11 @@ fn held_by(open: u64, tickets: u64, by: &[&str]) -> What {
     What::Held { worker: AT.parse().unwrap(), spare: false, open, tickets, by, floor: None }
 }
 
+fn outsiders(connections: u64, tickets: u64, by: &[&str]) -> What {
+    let by = by.iter().map(|by| (*by).to_owned()).collect();
+    What::OutsidersCut { worker: AT.parse().unwrap(), spare: false, connections, tickets, by }
+}
+
 fn below_the_floor(open: u64) -> What {
     let (worker, floor) = (AT.parse().unwrap(), Some("1 other is up, and min_up = 2".to_owned()));
     What::Held { worker, spare: false, open, tickets: 0, by: Vec::new(), floor }
@@ -35,6 +40,12 @@ fn each_event_is_a_line() {
         (held_by(0, 1, &[]), "127.0.0.1:8003 held by 0 open, 1 on the way"),
         (below_the_floor(0), "127.0.0.1:8003 held by the floor: 1 other is up, and min_up = 2"),
         (below_the_floor(3), "127.0.0.1:8003 held by 3 open; the floor: 1 other is up, and min_up = 2"),
+        (
+            outsiders(2, 1, &["sh\n (pid 7, user nobody): 2 established, 127.0.0.1:43210"]),
+            "127.0.0.1:8003 drain deadline passed: cut 2 connections and did not wait for 1 connect() call of processes that \
+             are not among the service's callers: sh\\n (pid 7, user nobody): 2 established, 127.0.0.1:43210. They do not stop \
+             the roll; drain.outsiders = \"hold\" has it wait for them",
+        ),
         (What::StopAsked { by: "root".to_owned() }, "root asked for a stop after the batch in hand"),
     ] {
         assert_eq!(line(&event(104_200, what), 101_000), format!("  3.2s {expected}"));

@@ -1,5 +1,5 @@
 use super::{super::status::*, *};
-use crate::api::{Hold, LaneCounts, PoolStatus, ServiceStatus, Status, WorkerStatus};
+use crate::api::{Hold, LaneCounts, PoolStatus, ServiceStatus, Status, TicketHold, WorkerStatus};
 
 fn worker(port: u16, phase: Phase, reason: &str) -> WorkerStatus {
     WorkerStatus {
@@ -29,6 +29,10 @@ fn worker(port: u16, phase: Phase, reason: &str) -> WorkerStatus {
         cut: 0,
         holds: Vec::new(),
         more_holds: 0,
+        ticket_holds: Vec::new(),
+        outsider_tickets: 0,
+        outsiders_cut: 0,
+        unnoted: 0,
         closed: 0,
     }
 }
@@ -158,6 +162,8 @@ fn what_holds_a_drain_stands_beneath_it() {
         peer: ([127, 0, 0, 1], 43210).into(),
         process: Some("ng\tinx".to_owned()),
         pid: Some(4711),
+        user: None,
+        outsider: false,
         state: "established".to_owned(),
         age_s: Some(125.0),
         idle_s: Some(3.12),
@@ -183,6 +189,29 @@ fn what_holds_a_drain_stands_beneath_it() {
     let json = serde_json::to_string(&status).unwrap();
     assert!(json.contains("\"more_holds\":12") && json.contains("\"age_s\":null"), "{json}");
     assert_eq!(json.matches("holds").count(), 2, "{json}");
+    assert_eq!(serde_json::from_str::<Status>(&json).unwrap(), status);
+}
+
+#[test]
+fn a_call_that_holds_a_drain_is_named_with_its_user() {
+    let call = TicketHold { process: "py\tthon".to_owned(), pid: 7, user: Some("nobody".to_owned()), outsider: true };
+    let mut status = status();
+    let counted = WorkerStatus {
+        tickets: 1,
+        outsider_tickets: 1,
+        outsiders_cut: 3,
+        unnoted: 2,
+        ..worker(8000, Phase::Draining, "")
+    };
+    status.services[0].workers[0] = WorkerStatus { ticket_holds: vec![call], ..counted };
+    let text = table(&status);
+    let expected =
+        "held by a connect() call  py\\tthon (pid 7, user nobody)  no SYN sent yet; not one of the service's callers";
+    assert!(text.contains(expected), "{text}");
+    for said in ["3 of other callers cut at the deadline of a drain", "2 without a note"] {
+        assert!(text.contains(said), "{text}");
+    }
+    let json = serde_json::to_string(&status).unwrap();
     assert_eq!(serde_json::from_str::<Status>(&json).unwrap(), status);
 }
 

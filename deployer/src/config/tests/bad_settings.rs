@@ -118,6 +118,8 @@ fn rolls() {
         refused(&with(&format!("roll.{value}")), &[(line, &format!("service.web.roll.{name}"), reason)]);
     }
     assert!(parse(&with("roll.on_failure = \"rollback\"")).is_ok());
+    let reason = "\"wait\" is unknown; write \"cut\" or \"hold\"";
+    refused(&with("drain.outsiders = \"wait\""), &[(4, "service.web.drain.outsiders", reason)]);
     refused(&with("drain.policy = \"drop\""), &[(4, "service.web.drain.policy", "write \"steer\" or \"refuse\"")]);
 }
 

@@ -19,10 +19,10 @@ const INFO: u16 = 2;
 const LAST_SENT: usize = 44;
 const LAST_RECEIVED: usize = 52;
 /// `INET_DIAG_REQ_SK_BPF_STORAGES` and, in it, `SK_DIAG_BPF_STORAGE_REQ_MAP_FD`.
-const REQ_STORAGES: u16 = 2;
-const REQ_STORAGE_MAP: u16 = 1;
+pub(super) const REQ_STORAGES: u16 = 2;
+pub(super) const REQ_STORAGE_MAP: u16 = 1;
 /// `INET_DIAG_SK_BPF_STORAGES`, in it `SK_DIAG_BPF_STORAGE`, in it `SK_DIAG_BPF_STORAGE_MAP_VALUE`.
-const STORAGES: u16 = 20;
+pub(super) const STORAGES: u16 = 20;
 const STORAGE: u16 = 1;
 const STORAGE_VALUE: u16 = 3;
 /// `NLA_F_NESTED` and `NLA_F_NET_BYTEORDER` are no part of an attribute's type.
@@ -81,18 +81,32 @@ fn read(message: &[u8], now_ns: u64) -> Activity {
 
 /// When a worker's end was established, as the programs have noted it.
 fn since(storages: &[u8]) -> Option<u64> {
+    let note = sock_note(storages)?;
+    (note.counted > 0 && note.since() > 0).then(|| note.since())
+}
+
+/// The programs' note on a socket, from the attribute that has its storages.
+pub(super) fn sock_note(storages: &[u8]) -> Option<SockNote> {
     let (_, storage) = Attributes(storages).find(|(kind, _)| *kind == STORAGE)?;
     let (_, value) = Attributes(storage).find(|(kind, _)| *kind == STORAGE_VALUE)?;
     if value.len() < size_of::<SockNote>() {
         return None;
     }
     let words: [u32; 12] = std::array::from_fn(|nth| u32_at(value, 4 * nth));
-    let note = SockNote { dialled: std::array::from_fn(|nth| words[nth]), counted: words[11], ..SockNote::default() };
-    (note.counted > 0 && note.since() > 0).then(|| note.since())
+    let short = |at: usize| u16::from_ne_bytes([value[at], value[at + 1]]);
+    Some(SockNote {
+        dialled: std::array::from_fn(|nth| words[nth]),
+        target: std::array::from_fn(|nth| words[4 + nth]),
+        dialled_port: words[8],
+        target_port: short(36),
+        to: short(38),
+        ticket: words[10],
+        counted: words[11],
+    })
 }
 
 /// An attribute: its length, its type, its value up to the next multiple of four.
-fn attribute(kind: u16, value: &[u8]) -> Vec<u8> {
+pub(super) fn attribute(kind: u16, value: &[u8]) -> Vec<u8> {
     let len = 4 + value.len();
     let mut attribute = Vec::with_capacity(len.next_multiple_of(4));
     attribute.extend((len as u16).to_ne_bytes());
@@ -103,7 +117,14 @@ fn attribute(kind: u16, value: &[u8]) -> Vec<u8> {
 }
 
 /// Attributes one after the other, up to the first that does not fit.
-struct Attributes<'a>(&'a [u8]);
+pub(super) struct Attributes<'a>(&'a [u8]);
+
+impl<'a> Attributes<'a> {
+    /// Those that follow the socket in a message, which is at least [`MESSAGE`] long.
+    pub(super) fn of(message: &'a [u8]) -> Self {
+        Self(&message[MESSAGE..])
+    }
+}
 
 impl<'a> Iterator for Attributes<'a> {
     type Item = (u16, &'a [u8]);
@@ -164,6 +185,7 @@ mod tests {
             attribute(STORAGE, &[attribute(2, &[1, 0, 0, 0]), attribute(STORAGE_VALUE, &value)].concat())
         };
         assert_eq!(since(&storages(&note)), Some(7 << 33 | 5));
+        assert_eq!(sock_note(&storages(&note)).map(|note| note.counted), Some(3));
         // A caller's end has dialled somebody.
         assert_eq!(since(&storages(&SockNote { counted: 0, ..note })), None);
         let all = storages(&note);

@@ -5,7 +5,12 @@ use std::time::Instant;
 use deployer_common::word::State;
 
 use super::Restart;
-use crate::{api::Phase, config::OnDeadline, roll::world::How, service::drain::DrainError};
+use crate::{
+    api::Phase,
+    config::{OnDeadline, Outsiders},
+    roll::world::How,
+    service::{drain::DrainError, outsiders::Cut},
+};
 
 /// Why a worker is not emptied.
 pub(super) struct Missed {
@@ -24,11 +29,14 @@ impl From<String> for Missed {
 impl Restart {
     /// Empties the worker, and makes that final.
     pub(super) async fn empty(&self, before: Phase) -> Result<(), Missed> {
+        let is_cut = self.service.config.drain.outsiders == Outsiders::Cut;
+        let on_cut: &(dyn Fn(&Cut) + Sync) = &|cut| self.cut(cut);
         let how = How {
             lease: self.lease,
             deadline: self.deadline(),
             on_held: &|held| self.held(held),
             on_published: &|| self.enter(Phase::Draining, ""),
+            on_cut: is_cut.then_some(on_cut),
             floor: &|| self.floor(),
             quiet_after: self.service.config.drain.quiet_after,
         };

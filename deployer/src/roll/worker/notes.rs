@@ -6,7 +6,7 @@ use crate::{
     failpoint::{Point, reach},
     journal::{Hand, WorkerState},
     roll::machine::Outcome,
-    service::{holds::Held, phase},
+    service::{holds::Held, outsiders::Cut, phase},
 };
 
 impl Restart {
@@ -66,6 +66,15 @@ impl Restart {
         }
         let spare = self.service.is_spare(&self.worker);
         self.record.add(What::Held { worker: self.worker.at, spare, open, tickets, by, floor });
+    }
+
+    /// Connections of callers that are not steered were cut at the deadline.
+    pub(super) fn cut(&self, cut: &Cut) {
+        let Cut { connections, tickets, by } = cut.clone();
+        let (service, worker) = (&self.worker.service, self.worker.at);
+        tracing::warn!(service, %worker, connections, tickets, by = by.join("; "), "cut callers that are not steered");
+        let spare = self.service.is_spare(&self.worker);
+        self.record.add(What::OutsidersCut { worker, spare, connections, tickets, by });
     }
 
     pub(super) async fn reach(&self, point: Point) {
