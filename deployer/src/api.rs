@@ -47,6 +47,7 @@ pub use self::{
     report::{Latency, Proof, Report, Tally, Window},
     trace::{Outcome, TraceRequest, Traced},
 };
+use crate::version::Version;
 
 /// Exit codes of every verb.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -109,7 +110,7 @@ pub struct Done {
 pub struct RollRequest {
     /// The version that workers must say they run afterwards; `None`: the one that is in place.
     #[serde(default)]
-    pub to: Option<String>,
+    pub to: Option<Version>,
     /// `4` or `10%`; `None`: as configured.
     #[serde(default)]
     pub batch: Option<String>,
@@ -336,6 +337,9 @@ pub struct WorkerStatus {
     pub for_s: f64,
     /// The version it last said it runs.
     pub version: Option<String>,
+    /// What it said instead of a valid version: quoted, cut, in printable ASCII.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub invalid_version: Option<String>,
     /// Connections now open, those older than the programs included.
     pub open: u64,
     /// `connect()` calls on their way to it.

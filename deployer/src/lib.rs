@@ -21,5 +21,6 @@ pub mod metrics;
 pub mod report;
 pub mod roll;
 pub mod service;
+pub mod version;
 pub mod warm;
 pub mod workers;

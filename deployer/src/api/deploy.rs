@@ -3,13 +3,14 @@
 use serde::{Deserialize, Serialize};
 
 use super::DoubleBarrier;
+use crate::version::Version;
 
 /// Starts a deploy.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct DeployRequest {
     /// The version that the workers of the other pool must say they run.
-    pub to: String,
+    pub to: Version,
     /// Wait after the gate until somebody asks for the flip.
     #[serde(default)]
     pub hold: bool,
@@ -31,6 +32,23 @@ pub struct DeployRequest {
     /// Entered before the flip, and left at the end.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub double_barrier: Option<DoubleBarrier>,
+}
+
+impl DeployRequest {
+    /// Of this version, with all defaults.
+    #[must_use]
+    pub fn new(to: Version) -> Self {
+        Self {
+            to,
+            hold: false,
+            at_ms: None,
+            bake_ms: None,
+            supersede: false,
+            force: false,
+            barrier: None,
+            double_barrier: None,
+        }
+    }
 }
 
 /// A deploy that has begun.

@@ -4,8 +4,8 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-use crate::config::Batch;
 pub use crate::fleet::state::FleetState;
+use crate::{config::Batch, version::Version};
 
 /// Milliseconds from GO to the flip that may be asked for.
 const LEAD_MS: std::ops::RangeInclusive<u64> = 500..=600_000;
@@ -99,7 +99,7 @@ pub struct ServiceFleet {
 #[serde(deny_unknown_fields)]
 pub struct FleetDeploy {
     /// The version that the workers of the other pools must say they run.
-    pub to: String,
+    pub to: Version,
     /// Share of the roster's enabled hosts that must be ready, 1 to 100.
     #[serde(default = "quorum")]
     pub quorum: u8,
@@ -123,7 +123,7 @@ pub struct FleetDeploy {
 pub struct FleetRoll {
     /// The version that workers must say they run afterwards; `None`: the one that is in place.
     #[serde(default)]
-    pub to: Option<String>,
+    pub to: Option<Version>,
     /// Hosts at a time: `2` or `10%`.
     pub host_batch: String,
     /// A barrier node that must be gone before the first hosts.
@@ -159,9 +159,9 @@ fn lead_ms() -> u64 {
 impl FleetDeploy {
     /// Of this version, with all defaults.
     #[must_use]
-    pub fn new(to: &str) -> Self {
+    pub fn new(to: Version) -> Self {
         let (quorum, lead_ms) = (quorum(), lead_ms());
-        Self { to: to.to_owned(), quorum, lead_ms, bake_ms: None, allow_unsynchronised: false, barrier: None }
+        Self { to, quorum, lead_ms, bake_ms: None, allow_unsynchronised: false, barrier: None }
     }
 
     /// Whether its numbers and its path can be meant.
@@ -169,9 +169,6 @@ impl FleetDeploy {
     /// # Errors
     /// What cannot, and what to write.
     pub fn is_sound(&self) -> Result<(), String> {
-        if self.to.is_empty() {
-            return Err("`to` is empty; write the version".to_owned());
-        }
         if !(1..=100).contains(&self.quorum) {
             return Err(format!("a quorum of {} % makes no sense; write 1 to 100", self.quorum));
         }
@@ -219,16 +216,15 @@ mod tests {
     #[test]
     fn what_is_not_said_of_a_deploy_is_supposed() {
         let read: FleetDeploy = serde_json::from_str(r#"{"to":"v2"}"#).unwrap();
-        assert_eq!(read, FleetDeploy::new("v2"));
+        assert_eq!(read, FleetDeploy::new("v2".into()));
         assert_eq!((read.quorum, read.lead_ms, read.is_sound()), (95, 2000, Ok(())));
         assert!(serde_json::from_str::<FleetDeploy>(r#"{"to":"v2","qourum":1}"#).is_err());
     }
 
     #[test]
     fn what_cannot_be_meant_is_refused() {
-        let sound = FleetDeploy::new("v2");
+        let sound = FleetDeploy::new("v2".into());
         for wrong in [
-            FleetDeploy { to: String::new(), ..sound.clone() },
             FleetDeploy { quorum: 0, ..sound.clone() },
             FleetDeploy { quorum: 101, ..sound.clone() },
             FleetDeploy { lead_ms: 499, ..sound.clone() },

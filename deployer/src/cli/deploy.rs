@@ -12,7 +12,10 @@ use super::{
     roll::{Follow, patience},
     signals::Signals,
 };
-use crate::api::{DeployRequest, DeployStarted, Done, Exit, FlipRequest, RollbackStarted};
+use crate::{
+    api::{DeployRequest, DeployStarted, Done, Exit, FlipRequest, RollbackStarted},
+    version::Version,
+};
 
 /// What to deploy, and how.
 #[derive(Debug, Args)]
@@ -21,8 +24,8 @@ pub(super) struct Options {
     #[arg(value_parser = NonEmptyStringValueParser::new())]
     service: String,
     /// The version that the workers of the other pool must say they run
-    #[arg(long, value_name = "VERSION", value_parser = NonEmptyStringValueParser::new())]
-    to: String,
+    #[arg(long, value_name = "VERSION", allow_hyphen_values = true)]
+    to: Version,
     /// Flip at this instant, if all is ready by then: +30s, 14:30:00Z, 2026-01-31T14:30:00Z, or seconds since 1970
     #[arg(long, value_name = "TIME", value_parser = instant, conflicts_with = "hold")]
     at: Option<u64>,
@@ -74,7 +77,7 @@ pub(super) async fn run(client: &Client, options: &Options) -> Result<Exit, Fail
     let (barrier, double_barrier) = (options.barriers.barrier.clone(), options.barriers.double());
     if options.fleet.fleet {
         let following = fleet::Following { detach: options.detach, json: options.json, wait: options.wait };
-        let what = (options.service.as_str(), options.to.as_str());
+        let what = (options.service.as_str(), &options.to);
         return fleet::deploy(client, what, (&options.fleet, options.bake, barrier), &following).await;
     }
     let mut signals = caught()?;

@@ -19,6 +19,7 @@ use super::{
 use crate::{
     api::{Done, Exit, RollRequest, RollStarted, What},
     config::Batch,
+    version::Version,
 };
 
 /// How often times on the screen move.
@@ -38,8 +39,8 @@ pub(super) struct Options {
     #[arg(value_parser = NonEmptyStringValueParser::new())]
     service: String,
     /// The version that workers must say they run afterwards [default: the one that is in place]
-    #[arg(long, value_name = "VERSION", value_parser = NonEmptyStringValueParser::new())]
-    to: Option<String>,
+    #[arg(long, value_name = "VERSION", allow_hyphen_values = true)]
+    to: Option<Version>,
     /// Workers taken out at a time: 4 or 10% [default: as configured]
     #[arg(long, value_name = "N|N%", value_parser = batch)]
     batch: Option<String>,

@@ -28,6 +28,7 @@ use crate::{
         run::{Roll, version_before},
     },
     service::Service,
+    version::Version,
 };
 
 impl Daemon {
@@ -68,7 +69,7 @@ impl Daemon {
         let mut started = RollStarted {
             id: String::new(),
             batches: plan.batches.iter().map(addresses).collect(),
-            to: request.to.clone(),
+            to: request.to.clone().map(String::from),
             spares: addresses(&plan.surge),
             switch: if plan.switch { service.config.roll.switch.as_ref().map(|it| it.argv.clone()) } else { None },
         };
@@ -86,7 +87,7 @@ impl Daemon {
         &self,
         service: Arc<Service>,
         record: Arc<Record>,
-        to: Option<String>,
+        to: Option<Version>,
         machine: Machine,
     ) -> Roll {
         let before = version_before(&service);
@@ -142,7 +143,7 @@ impl Daemon {
             let id = format!("{service}-{}", unix_ms());
             let log = self.shelf.log(&id, 0);
             let record = Record::resumed(id, service.clone(), by, Vec::new(), Some(log));
-            let record = Arc::new(record.telling(&self.history, before));
+            let record = Arc::new(record.telling(&self.history, before.map(String::from)));
             rolls.push(Arc::clone(&record));
             record
         };

@@ -18,6 +18,7 @@ use crate::{
         record::unix_ms,
     },
     service::{Service, blocking},
+    version::Version,
 };
 
 /// How long a deploy that is superseded may take to make room, beyond what its workers' drains may.
@@ -190,7 +191,7 @@ impl Daemon {
                 )));
             }
             running.order(Order::Rollback { by: by.clone() }, "rollback", &by);
-            return Ok(RollbackStarted { id: running.id.clone(), to, is_deploy: false });
+            return Ok(RollbackStarted { id: running.id.clone(), to: to.map(String::from), is_deploy: false });
         }
         let former = self.journal.read(|state| state.services.get(name)?.former.clone());
         let Some(to) = former else {
@@ -198,9 +199,9 @@ impl Daemon {
                 "nobody knows what {name} ran before; deploy a version by name: deployer deploy {name} --to VERSION"
             )));
         };
-        let request = DeployRequest { to: to.clone(), ..DeployRequest::default() };
+        let request = DeployRequest::new(to.clone());
         let started = self.deploy(name, request, by).await?;
-        Ok(RollbackStarted { id: started.id, to: Some(to), is_deploy: true })
+        Ok(RollbackStarted { id: started.id, to: Some(to.into()), is_deploy: true })
     }
 
     /// Whether a roll may be stopped.
@@ -235,8 +236,7 @@ fn wanted(request: &DeployRequest) -> Wanted {
 
 fn is_sound(service: &Service, request: &DeployRequest) -> Result<(), Refusal> {
     let name = &service.config.name;
-    super::plan::is_version(service, &request.to)?;
-    super::plan::can_be_told(&request.to)?;
+    super::plan::can_ask_versions(service)?;
     if request.hold && request.at_ms.is_some() {
         return Err(Refusal::usage("--hold and --at exclude each other: deployer flip takes --at, too"));
     }
@@ -298,7 +298,7 @@ fn plan(service: &Service, config: &config::Deploy, request: &DeployRequest, fle
 }
 
 /// What the workers of a pool say they run, if they all say the same.
-pub(super) fn version(service: &Service, pool: u32) -> Option<String> {
+pub(super) fn version(service: &Service, pool: u32) -> Option<Version> {
     let mut said = service.pool(pool).iter().filter_map(|worker| worker.control().version.clone());
     let first = said.next()?;
     said.all(|other| other == first).then_some(first)
@@ -318,7 +318,7 @@ impl Daemon {
     pub(super) async fn begin_roll(
         self: &Arc<Self>,
         service: Arc<Service>,
-        to: Option<String>,
+        to: Option<Version>,
         plan: Plan,
         by: String,
     ) -> Result<String, Refusal> {

@@ -92,7 +92,7 @@ impl Former {
             let log = self.shelf.log(&roll.id, len);
             let (id, service, by) = (roll.id.clone(), roll.service.clone(), roll.by.clone());
             let record = Record::resumed(id, service, by, events, Some(log));
-            let record = Arc::new(record.telling(&self.history, roll.before.clone()));
+            let record = Arc::new(record.telling(&self.history, roll.before.clone().map(String::from)));
             self.take_up(roll, &record, scene, &mut resumed);
             resumed.records.push(record);
         }

@@ -144,7 +144,7 @@ impl Daemon {
             spare: service.is_spare(worker),
             phase: control.phase,
             for_seconds: control.entered.elapsed().as_secs_f64(),
-            version: control.version.clone(),
+            version: control.version.clone().map(String::from),
             open: count.open + self.tables.seed(worker.index),
             pending: count.tickets,
             evidence: counts.evidence(worker.index),

@@ -6,7 +6,7 @@ use crate::{
     config::{Batch, OnDeadline, OnFailure},
     fleet::barrier::Wanted,
     roll::machine::Plan,
-    service::{Service, pools},
+    service::Service,
 };
 
 /// What a request comes to for a service.
@@ -16,11 +16,8 @@ pub(super) fn plan(service: &Service, request: &RollRequest) -> Result<Plan, Ref
         Some(text) => text.parse().map_err(|why| Refusal::usage(format!("--batch: {why}")))?,
         None => config.batch,
     };
-    if let Some(to) = &request.to {
-        is_version(service, to)?;
-        if service.config.deploy.is_some() {
-            can_be_told(to)?;
-        }
+    if request.to.is_some() {
+        can_ask_versions(service)?;
     }
     let switch = config.switch.is_some() && request.to.is_some();
     let (total, surge) = (service.workers().len(), config.surge.min(service.spares.len()));
@@ -68,34 +65,16 @@ fn below_the_floor(service: &Service, request: &RollRequest, at_a_time: usize, m
     }
 }
 
-/// Whether workers can be told a version: a shell may read it.
-pub(super) fn can_be_told(to: &str) -> Result<(), Refusal> {
-    if pools::is_plain(to) {
+/// Whether a version can be asked for.
+pub(super) fn can_ask_versions(service: &Service) -> Result<(), Refusal> {
+    if service.config.version.is_some() {
         return Ok(());
     }
-    Err(Refusal::usage(format!(
-        "--to `{}`: the version is told to workers as DEPLOYER_VERSION, and is made of letters, digits and ._+-~:@, alone",
-        to.escape_debug()
-    )))
-}
-
-/// Whether a version can be asked for.
-pub(super) fn is_version(service: &Service, to: &str) -> Result<(), Refusal> {
     let name = &service.config.name;
-    let fine = !to.is_empty() && to.len() <= 128 && to.chars().all(|c| c.is_ascii_graphic() && c != '/');
-    if !fine || to.starts_with('.') {
-        return Err(Refusal::usage(format!(
-            "--to `{}`: a version is 1-128 printable ASCII characters without blanks or slashes, not beginning with a dot",
-            to.escape_debug()
-        )));
-    }
-    if service.config.version.is_none() {
-        return Err(Refusal::usage(format!(
-            "--to needs a way to ask a worker what it runs: add `version` to [service.{name}], \
-             for example version = {{ request = \"GET /version\" }}"
-        )));
-    }
-    Ok(())
+    Err(Refusal::usage(format!(
+        "--to needs a way to ask a worker what it runs: add `version` to [service.{name}], \
+         for example version = {{ request = \"GET /version\" }}"
+    )))
 }
 
 /// A roll would have to overrule an operator who has drained a worker.

@@ -90,7 +90,8 @@ impl Daemon {
             phase: control.phase,
             reason: reasons.join("; "),
             for_s: control.since.elapsed().as_secs_f64(),
-            version: control.version.clone(),
+            version: control.version.clone().map(String::from),
+            invalid_version: control.invalid_version.clone(),
             open: count.open + self.tables.seed(worker.index),
             tickets: count.tickets,
             established: count.established,
@@ -135,7 +136,7 @@ impl Daemon {
         let workers = service.pool(pool);
         let opened =
             |worker: &Arc<Worker>| self.tables.counts().worker(worker.index).open + self.tables.seed(worker.index);
-        let version = super::deploy::version(service, pool);
+        let version = super::deploy::version(service, pool).map(String::from);
         let mine = recent.get(&version).copied().unwrap_or_default();
         let former: Vec<_> = workers.iter().filter_map(|worker| self.keepalive.former(worker.at)).collect();
         let since = workers.iter().map(|worker| worker.control().entered.elapsed()).min().unwrap_or_default();

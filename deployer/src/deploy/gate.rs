@@ -13,6 +13,7 @@ use super::door::Door;
 use crate::{
     command::{CommandError, run_with},
     config::{Command, Gate, Request},
+    version::Version,
     warm,
 };
 
@@ -21,13 +22,16 @@ const AT_A_TIME: usize = 8;
 /// Workers that are named in a message.
 const NAMED: usize = 3;
 
+/// Stands for the version in a word of a command.
+pub const VERSION: &str = "{version}";
+
 /// What is deployed, for commands.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct About<'a> {
     /// Name of the service.
     pub service: &'a str,
-    /// What the new pool runs.
-    pub version: &'a str,
+    /// What the new pool runs; `None`: it is not known, and `{version}` must not be used.
+    pub version: Option<&'a Version>,
     /// Name of the new pool.
     pub pool: &'a str,
     /// Its lane.
@@ -38,11 +42,10 @@ impl About<'_> {
     /// Puts the facts in place of their names in a word of a command: `{version}`, `{service}`, `{pool}`, `{lane}`.
     #[must_use]
     pub fn fill(&self, word: &str) -> String {
-        // The version last: it alone may have braces in it, and is not looked into.
         word.replace("{service}", self.service)
             .replace("{pool}", self.pool)
             .replace("{lane}", &self.lane.to_string())
-            .replace("{version}", self.version)
+            .replace(VERSION, self.version.map_or("", Version::as_str))
     }
 
     /// What a command finds in its environment, beside the daemon's own: the same facts, and the workers' addresses with
@@ -50,13 +53,14 @@ impl About<'_> {
     #[must_use]
     pub fn environment(&self, workers: &[SocketAddr]) -> Vec<(&'static str, String)> {
         let workers: Vec<_> = workers.iter().map(SocketAddr::to_string).collect();
-        vec![
+        let version = self.version.map(|version| ("DEPLOYER_VERSION", version.to_string()));
+        let always = [
             ("DEPLOYER_SERVICE", self.service.to_owned()),
-            ("DEPLOYER_VERSION", self.version.to_owned()),
             ("DEPLOYER_LANE", self.lane.to_string()),
             ("DEPLOYER_POOL", self.pool.to_owned()),
             ("DEPLOYER_WORKERS", workers.join(" ")),
-        ]
+        ];
+        always.into_iter().chain(version).collect()
     }
 }
 

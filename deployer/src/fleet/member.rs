@@ -7,6 +7,8 @@ use super::{
     state::{FORMAT, FleetState, Phase, Release},
 };
 
+use crate::version::Version;
+
 /// How a service stands on this host.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Local {
@@ -70,7 +72,7 @@ pub enum Goal {
         /// For this epoch.
         epoch: u64,
         /// The version aimed at; `None`: as they are.
-        to: Option<String>,
+        to: Option<Version>,
     },
     /// Say something to the fleet, once.
     Say(Mark),

@@ -2,6 +2,8 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::version::Version;
+
 /// Version of the format. One of a later format is left alone.
 pub const FORMAT: u32 = 1;
 
@@ -9,7 +11,7 @@ pub const FORMAT: u32 = 1;
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Release {
     /// What the workers say they run.
-    pub version: String,
+    pub version: Version,
     /// 1-255.
     pub lane: u8,
 }
@@ -62,7 +64,7 @@ pub struct Order {
     /// When, milliseconds since 1970.
     pub at_ms: u64,
     /// The version aimed at; `None`: a roll that restarts workers as they are.
-    pub to: Option<String>,
+    pub to: Option<Version>,
     /// Share of the hosts expected that must be ready, 1 to 100.
     pub quorum: u8,
     /// From GO to the flip, milliseconds.

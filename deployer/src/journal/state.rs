@@ -12,6 +12,7 @@ use crate::{
     api::{Exit, Phase},
     config::Caller,
     roll::machine::{End, Machine, Outcome},
+    version::{self, Version},
 };
 
 /// Version of the format. A file of a later one is for a later deployer; fields that are not known here are ignored, so
@@ -52,8 +53,8 @@ pub struct ServiceState {
     #[serde(default)]
     pub lanes: Option<LaneState>,
     /// Of a service with two pools, what the pool ran that was retired last.
-    #[serde(default)]
-    pub former: Option<String>,
+    #[serde(default, deserialize_with = "version::known")]
+    pub former: Option<Version>,
     /// What it has done for its fleet.
     #[serde(default)]
     pub fleet: Option<FleetMemory>,
@@ -138,7 +139,8 @@ pub struct WorkerState {
     /// Why.
     pub reason: String,
     /// What it last said it runs.
-    pub version: Option<String>,
+    #[serde(default, deserialize_with = "version::known")]
+    pub version: Option<Version>,
     /// Cookies of its listening sockets, of the process that `phase` is about.
     pub listeners: BTreeSet<u64>,
     /// Drained by an operator.
@@ -168,9 +170,11 @@ pub struct RollState {
     /// Who asked for it.
     pub by: String,
     /// The version aimed at.
-    pub to: Option<String>,
+    #[serde(default, deserialize_with = "version::known")]
+    pub to: Option<Version>,
     /// What the workers said they run before it.
-    pub before: Option<String>,
+    #[serde(default, deserialize_with = "version::known")]
+    pub before: Option<Version>,
     /// The workers that the machine's numbers stand for.
     pub workers: Vec<SocketAddr>,
     /// The spares, whose numbers come after those of the workers.

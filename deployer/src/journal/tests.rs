@@ -27,7 +27,7 @@ pub(crate) fn state() -> State {
     let worker = |phase| WorkerState {
         phase,
         reason: "why \"not\"".to_owned(),
-        version: Some("v2".to_owned()),
+        version: Some("v2".into()),
         listeners: [1, u64::MAX].into(),
         drained: Some(ByHand { reason: "by uid 0".to_owned(), until_ms: Some(u64::MAX), by: "uid 0".to_owned() }),
     };
@@ -38,7 +38,7 @@ pub(crate) fn state() -> State {
         bypassed: true,
         workers: workers.map(|at| (at, worker(Phase::Up))).into(),
         lanes: Some(LaneState { lanes: [3, 4], open: [true, false], from: 0, to: 1, at_ms: u64::MAX, last: 4 }),
-        former: Some("v1".to_owned()),
+        former: Some("v1".into()),
         fleet: Some(FleetMemory { epoch: 7, ended: Some(FleetEnd { epoch: 6, error: Some("ill".to_owned()) }) }),
         ..ServiceState::default()
     };
@@ -54,7 +54,7 @@ pub(crate) fn state() -> State {
         id: "web-1".to_owned(),
         service: "web".to_owned(),
         by: "uid 0".to_owned(),
-        to: Some("v2".to_owned()),
+        to: Some("v2".into()),
         before: None,
         workers: workers.to_vec(),
         spares: Vec::new(),

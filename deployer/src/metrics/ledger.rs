@@ -174,7 +174,7 @@ impl Books {
     fn look(&mut self, worker: &Worker, look: Look, read: &Read) {
         let (version, is_up) = {
             let control = worker.control();
-            (control.version.clone(), control.phase == Phase::Up)
+            (control.version.clone().map(String::from), control.phase == Phase::Up)
         };
         let now = read(worker.index, worker.at);
         self.is_dirty |= self.account(worker, read).look(version, is_up, look, now);
@@ -195,7 +195,7 @@ impl Books {
                     left
                 }
                 None => {
-                    let version = worker.control().version.clone();
+                    let version = worker.control().version.clone().map(String::from);
                     Account::new(worker, version, self.ground.get(place as usize).copied().unwrap_or_default())
                 }
             };

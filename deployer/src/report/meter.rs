@@ -166,7 +166,7 @@ impl Meter {
     fn count(&mut self, source: &dyn Source, worker: &Worker, look: Look) {
         let (version, is_up) = {
             let control = worker.control();
-            (control.version.clone(), control.phase == Phase::Up)
+            (control.version.clone().map(String::from), control.phase == Phase::Up)
         };
         let now = source.worker(worker.index);
         let Some(known) = self.known.get_mut(&worker.index).filter(|known| known.at == worker.at) else {

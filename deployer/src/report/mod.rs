@@ -123,7 +123,7 @@ impl Meters {
 
     /// A roll begins, of which nothing has been done yet.
     pub fn begin(&self, service: &Service, roll: &str) {
-        let named = (roll, version_before(service));
+        let named = (roll, version_before(service).map(String::from));
         self.with(service, |meter| {
             let former = meter.begin(&*self.source, service, Instant::now(), named);
             former.into_iter().for_each(|former| self.write(former, false));

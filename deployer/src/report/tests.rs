@@ -51,7 +51,7 @@ fn service() -> Service {
     let workers: Vec<_> = config.members().enumerate().map(worker).collect();
     for worker in &workers {
         worker.enter(Phase::Up, "");
-        worker.control().version = Some("v1".to_owned());
+        worker.control().version = Some("v1".into());
     }
     let manager = manager(&config, &workers);
     Service { index: 0, config, pools: [workers, Vec::new()], current: Arc::default(), spares: Vec::new(), manager }
@@ -108,7 +108,7 @@ impl Scene {
         self.seconds += 1;
         self.meter.tick(&self.fake, &self.service, self.begun + Duration::from_secs(self.seconds));
         self.fake.connect(nth, 4);
-        worker.control().version = Some(to.to_owned());
+        worker.control().version = Some(to.into());
         self.meter.up(&self.fake, worker);
         worker.enter(Phase::Up, "");
     }
@@ -159,7 +159,7 @@ fn a_warm_up_is_thrown_away_and_a_proof_is_not() {
     scene.fake.connect(0, 9);
     scene.fake.add(0, Tally { connections: 2, to_cold: 2, fallback_cold: 2, late: 1, failed: 3, ..Tally::default() });
     scene.tick(1);
-    worker.control().version = Some("v2".to_owned());
+    worker.control().version = Some("v2".into());
     scene.meter.up(&scene.fake, &worker);
     let during = scene.kept().during;
     let expected = Tally {
@@ -269,7 +269,7 @@ fn another_daemon_misses_nothing() {
     let kept = Kept::read(&shelf, "web-1").unwrap();
     scene.meter.resume(kept, &scene.service, 7.0);
     scene.meter.tick(&scene.fake, &scene.service, now);
-    worker.control().version = Some("v2".to_owned());
+    worker.control().version = Some("v2".into());
     scene.meter.up(&scene.fake, &worker);
     worker.enter(Phase::Up, "");
     scene.fake.connect(0, 100);

@@ -16,6 +16,7 @@ use crate::{
         blocking,
         pools::{self, Told},
     },
+    version::Version,
 };
 
 /// Between two looks while something is waited for.
@@ -87,8 +88,7 @@ impl Roll {
             self.record.add(What::Pool { pool: pools::NAMES[pool as usize & 1].to_owned(), lane });
         }
         let (service, to) = (Arc::clone(&self.service), self.to.clone());
-        let told =
-            blocking(move || pools::tell(&service.config, &deploy, pool, &Told { lane, version: to.as_deref() }));
+        let told = blocking(move || pools::tell(&service.config, &deploy, pool, &Told { lane, version: to.as_ref() }));
         told.await.map_err(|error| format!("telling the workers of the new pool their lane: {error}"))?;
         Ok(lane)
     }
@@ -144,12 +144,12 @@ impl Roll {
     }
 
     /// What the workers of a service with two pools are told that are rolled one by one.
-    pub(super) async fn tell_version(&self, version: Option<String>) {
+    pub(super) async fn tell_version(&self, version: Option<Version>) {
         // Without a version they are restarted as they are.
         let (Some(deploy), Some(_)) = (self.service.config.deploy.clone(), &version) else { return };
         let (service, pool) = (Arc::clone(&self.service), self.service.current());
         let lane = self.flip().lane(pool);
-        let tell = move || pools::tell(&service.config, &deploy, pool, &Told { lane, version: version.as_deref() });
+        let tell = move || pools::tell(&service.config, &deploy, pool, &Told { lane, version: version.as_ref() });
         if let Err(error) = blocking(tell).await {
             tracing::warn!(%error, "the workers go on being told their former version (DEPLOYER_VERSION)");
         }
@@ -162,16 +162,16 @@ impl Roll {
     }
 
     /// Writes down what a rollback is to have serve once this deploy is over.
-    pub(super) fn note_former(&self, version: Option<String>) {
+    pub(super) fn note_former(&self, version: Option<Version>) {
         let service = &self.record.service;
         self.journal.update(|state| state.services.entry(service.clone()).or_default().former = version);
     }
 
-    pub(super) fn about<'a>(&'a self, deploy_to: &'a str) -> gate::About<'a> {
+    pub(super) fn about<'a>(&'a self, version: Option<&'a Version>) -> gate::About<'a> {
         let pool = if self.machine.plan().deploy.is_some() { self.new_pool() } else { self.service.current() };
         gate::About {
             service: &self.record.service,
-            version: deploy_to,
+            version,
             pool: pools::NAMES[pool as usize & 1],
             lane: self.flip().lane(pool),
         }
@@ -180,13 +180,13 @@ impl Roll {
     /// Asks the gate, if there is one, beside whatever else is done meanwhile.
     pub(super) fn pass_gate(&self) -> impl Future<Output = Result<(), String>> + Send + 'static {
         let asked = self.deploy().and_then(|deploy| Some((deploy.gate.clone()?, deploy.within)));
-        let (service, to) = (self.record.service.clone(), self.to.clone().unwrap_or_default());
+        let (service, to) = (self.record.service.clone(), self.to.clone());
         let (pool, workers) = (self.new_pool(), self.pool_addresses(self.new_pool()));
         let lane = self.flip().lane(pool);
         async move {
             let Some((gate, within)) = asked else { return Ok(()) };
             let pool = pools::NAMES[pool as usize & 1];
-            let about = gate::About { service: &service, version: &to, pool, lane };
+            let about = gate::About { service: &service, version: to.as_ref(), pool, lane };
             gate::pass(&gate, &about, &workers, within).await
         }
     }

@@ -245,7 +245,12 @@ impl Roll {
         self.machine.flipped();
         self.count_flip(false);
         let until_ms = self.machine.side_by_side_until().unwrap_or(u64::MAX);
-        self.record.add(What::Flipped { at_ms, lane: word.lane(pool), version: self.to.clone(), until_ms });
+        self.record.add(What::Flipped {
+            at_ms,
+            lane: word.lane(pool),
+            version: self.to.clone().map(String::from),
+            until_ms,
+        });
         let _ = self.save().await;
         reach(Point::FlipDone, None).await;
     }

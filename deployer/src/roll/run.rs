@@ -22,10 +22,12 @@ use super::{
 use crate::{
     api::{Exit, Phase, What},
     config,
+    deploy::gate,
     failpoint::{Point, reach},
     journal::{Hand, Journal, RollState},
     log,
     service::{Claim, Service},
+    version::Version,
 };
 
 /// How long a process manager that does not answer is waited for after a restart of the daemon.
@@ -48,9 +50,9 @@ pub struct Roll {
     /// How long a drain outlives the daemon.
     pub lease: Duration,
     /// The version aimed at.
-    pub to: Option<String>,
+    pub to: Option<Version>,
     /// What the workers said they run before it: what a roll back must restore.
-    pub before: Option<String>,
+    pub before: Option<Version>,
     /// Where it stands.
     pub machine: Machine,
     /// Workers that a former daemon had in hand.
@@ -61,7 +63,7 @@ pub struct Roll {
 
 /// A roll that has not begun, for the journal.
 #[must_use]
-pub fn entry(record: &Record, service: &Service, to: Option<String>, machine: &Machine) -> RollState {
+pub fn entry(record: &Record, service: &Service, to: Option<Version>, machine: &Machine) -> RollState {
     RollState {
         id: record.id.clone(),
         service: record.service.clone(),
@@ -78,7 +80,7 @@ pub fn entry(record: &Record, service: &Service, to: Option<String>, machine: &M
 
 /// What the workers that are up last said they run.
 #[must_use]
-pub fn version_before(service: &Service) -> Option<String> {
+pub fn version_before(service: &Service) -> Option<Version> {
     service.workers().iter().find_map(|worker| {
         let control = worker.control();
         if control.phase == Phase::Up { control.version.clone() } else { None }
@@ -178,7 +180,7 @@ impl Roll {
             let batches = self.machine.plan().batches.iter().map(|batch| self.addresses(batch)).collect();
             let (service, by) = (self.record.service.clone(), self.record.by.clone());
             let spares = self.addresses(&self.machine.plan().surge);
-            self.record.add(What::Begun { service, to: self.to.clone(), by, batches, spares });
+            self.record.add(What::Begun { service, to: self.to.clone().map(String::from), by, batches, spares });
             reach(Point::Begun, None).await;
         } else {
             self.world.mark(Moment::Resumed(&self.service));
@@ -239,16 +241,21 @@ impl Roll {
         &mut self,
         which: &str,
         command: Option<&config::Command>,
-        version: Option<String>,
+        version: Option<Version>,
         [before, journaled, done]: [Point; 3],
     ) {
         let Some(command) = command else { return self.machine.commanded(Ok(())) };
+        if version.is_none() && command.argv.iter().any(|word| word.contains(gate::VERSION)) {
+            let why = "no worker has reported a valid version, and the command needs one. Put the former version in place by \
+                       hand";
+            return self.machine.commanded(Err(format!("`{which}` was not run: {why}")));
+        }
         reach(before, None).await;
         if let Err(why) = self.save().await {
             return self.machine.commanded(Err(format!("it was not run: {why}")));
         }
         reach(journaled, None).await;
-        let about = self.about(version.as_deref().unwrap_or_default());
+        let about = self.about(version.as_ref());
         let argv: Vec<_> = command.argv.iter().map(|word| about.fill(word)).collect();
         let result = execute(&argv, self.switch_within()).await;
         self.record.add(What::Command { which: which.to_owned(), argv, error: result.clone().err() });

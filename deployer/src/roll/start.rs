@@ -11,7 +11,8 @@ use super::world::World;
 use crate::{
     kernel::{diag, ports, procs},
     service::{Service, Worker, blocking, identity::seen::Listens},
-    warm,
+    version::Version,
+    warm::{self, WarmError},
     workers::{ProcessPhase, ProcessStatus},
 };
 
@@ -168,16 +169,31 @@ fn elsewhere(pid: u32) -> io::Result<String> {
 pub(super) async fn warm_up(
     service: &Service,
     worker: &Worker,
-    to: Option<&str>,
+    to: Option<&Version>,
     until: Instant,
-) -> Result<Option<String>, String> {
+) -> Result<Option<Version>, String> {
     let left = until.saturating_duration_since(Instant::now());
     warm::warm(worker.at, &service.config.warm, left).await.map_err(|error| error.to_string())?;
     let Some(ask) = &service.config.version else { return Ok(None) };
     let left = until.saturating_duration_since(Instant::now()).max(Duration::from_secs(1));
-    let version = warm::version(worker.at, ask, left).await.map_err(|error| error.to_string())?;
+    let asked = warm::version(worker.at, ask, left).await;
+    worker.control().invalid_version = invalid(&asked);
+    let version = match asked {
+        Ok(version) => version,
+        // It is restarted as it is: there is no version that it must say.
+        Err(WarmError::InvalidVersion { .. }) if to.is_none() => return Ok(None),
+        Err(error) => return Err(format!("{error}{}", to.map_or_else(String::new, |to| format!(", not {to}")))),
+    };
     match to {
-        Some(to) if to != version => Err(format!("{}: says it runs {version}, not {to}", worker.at)),
+        Some(to) if *to != version => Err(format!("{}: says it runs {version}, not {to}", worker.at)),
         _ => Ok(Some(version)),
+    }
+}
+
+/// What a worker has said instead of a valid version.
+fn invalid(asked: &Result<Version, WarmError>) -> Option<String> {
+    match asked {
+        Err(WarmError::InvalidVersion { shown, .. }) => Some(shown.clone()),
+        _ => None,
     }
 }

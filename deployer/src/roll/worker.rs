@@ -31,6 +31,8 @@ use crate::{
         recover::{Onward, onward},
     },
     service::{Claim, Service, Worker, identity::seen::Listens},
+    version::Version,
+    warm,
 };
 
 /// How long a link that was lost is waited for.
@@ -74,7 +76,7 @@ pub(super) enum Task {
     /// It is drained, stopped, started, warmed and enabled; a spare that is down as well.
     Restart {
         /// The version it must say afterwards.
-        to: Option<String>,
+        to: Option<Version>,
     },
     /// It is drained and stopped: a spare that is no longer needed.
     Retire,
@@ -239,7 +241,7 @@ impl Restart {
         {
             let mut control = self.worker.control();
             control.listeners.clear();
-            control.version = None;
+            (control.version, control.invalid_version) = (None, None);
         }
         self.world.publish(&self.worker, State::Down);
         self.enter(Phase::Down, "");
@@ -249,7 +251,8 @@ impl Restart {
     async fn start_and_on(&self) -> Outcome {
         match self.bring_up().await {
             Ok(version) => {
-                self.enter(Phase::Up, version.as_deref().unwrap_or_default());
+                let invalid = self.worker.control().invalid_version.as_deref().map(warm::reports_invalid);
+                self.enter(Phase::Up, &version.map_or(invalid.unwrap_or_default(), String::from));
                 self.reach(Point::Up).await;
                 Outcome::Changed
             }
@@ -271,7 +274,7 @@ impl Restart {
 
     /// Starts and warms it, and publishes it as up if it is still the process that was warmed. From here on the journal
     /// may fail: a worker that is down is brought up all the same.
-    async fn bring_up(&self) -> Result<Option<String>, NotUp> {
+    async fn bring_up(&self) -> Result<Option<Version>, NotUp> {
         let (at, world) = (self.worker.at, &*self.world);
         let until = Instant::now() + self.service.config.warm.within;
         let _ = self.intend(Phase::Starting, None).await;
@@ -285,7 +288,7 @@ impl Restart {
         self.enter(Phase::Listening, "");
         self.enter(Phase::Warming, "");
         self.reach(Point::Warming).await;
-        let to = if let Task::Restart { to } = &self.task { to.as_deref() } else { None };
+        let to = if let Task::Restart { to } = &self.task { to.as_ref() } else { None };
         let version = world.warm_up(&self.service, &self.worker, to, until).await?;
         let now = match start::own(world, &self.service, &self.worker).await? {
             Listens::Worker(now) if !now.is_disjoint(&serving) => now,

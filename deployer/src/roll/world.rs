@@ -30,6 +30,7 @@ use crate::{
         listeners,
         outsiders::Cut,
     },
+    version::Version,
     workers::Pending,
 };
 
@@ -75,9 +76,9 @@ pub trait World: Send + Sync {
         &'a self,
         service: &'a Service,
         worker: &'a Worker,
-        to: Option<&'a str>,
+        to: Option<&'a Version>,
         until: Instant,
-    ) -> Pending<'a, Result<Option<String>, String>>;
+    ) -> Pending<'a, Result<Option<Version>, String>>;
 
     /// Which pool of a service is current, and the lanes.
     fn flip(&self, service: &Service) -> FlipWord;
@@ -221,9 +222,9 @@ impl World for Host {
         &'a self,
         service: &'a Service,
         worker: &'a Worker,
-        to: Option<&'a str>,
+        to: Option<&'a Version>,
         until: Instant,
-    ) -> Pending<'a, Result<Option<String>, String>> {
+    ) -> Pending<'a, Result<Option<Version>, String>> {
         Box::pin(async move {
             let warmed = start::warm_up(service, worker, to, until).await;
             if warmed.is_ok() {

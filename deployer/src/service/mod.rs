@@ -37,6 +37,7 @@ use crate::{
     },
     kernel::{Tables, diag},
     log,
+    version::Version,
     workers::{self, Builtin, Exec, ProcessManager, Supervisord, Systemd},
 };
 
@@ -163,7 +164,9 @@ pub struct Control {
     /// How long its warm-ups took that it has passed, in all, since the daemon was.
     pub warmed: Duration,
     /// What it last said it runs.
-    pub version: Option<String>,
+    pub version: Option<Version>,
+    /// What it said instead of a valid version, for messages.
+    pub invalid_version: Option<String>,
     /// Cookies of its listening sockets when it was last known to be warm (or was found at the start of the daemon).
     pub listeners: BTreeSet<u64>,
     /// Since when the kernel has it down although the socket is there on which it listened.
@@ -204,6 +207,7 @@ impl Worker {
             drained: Duration::ZERO,
             warmed: Duration::ZERO,
             version: None,
+            invalid_version: None,
             listeners: BTreeSet::new(),
             doubted: None,
             patience: Duration::ZERO,

@@ -23,7 +23,7 @@ use crate::{
     api::Phase,
     kernel::{Tables, diag, host},
     metrics::Ledger,
-    warm,
+    warm::{self, WarmError},
 };
 
 const TICK: Duration = Duration::from_millis(100);
@@ -76,8 +76,30 @@ pub async fn ask_versions(registry: Arc<Registry>) {
 async fn ask_version(service: &Service, worker: &Worker, within: Duration) {
     let Some(ask) = &service.config.version else { return };
     match warm::version(worker.at, ask, within).await {
-        Ok(version) => worker.control().version = Some(version),
-        Err(error) => warn!(%error, "the version stays unknown"),
+        Ok(version) => {
+            let mut control = worker.control();
+            (control.version, control.invalid_version) = (Some(version), None);
+        }
+        Err(error) => {
+            warn!(%error, "the version stays unknown");
+            if let WarmError::InvalidVersion { shown, .. } = error {
+                note_invalid(worker, shown);
+            }
+        }
+    }
+}
+
+/// Shows that a worker reports a version that is not valid, once.
+fn note_invalid(worker: &Worker, shown: String) {
+    let said = warm::reports_invalid(&shown);
+    let (phase, reason) = {
+        let mut control = worker.control();
+        (control.version, control.invalid_version) = (None, Some(shown));
+        (control.phase, control.reason.clone())
+    };
+    if phase == Phase::Up && !reason.ends_with(&said) {
+        let before = if reason.is_empty() { reason } else { format!("{reason}; ") };
+        worker.enter(phase, &format!("{before}{said}"));
     }
 }
 

@@ -10,7 +10,10 @@ use std::{net::SocketAddr, time::Duration};
 use deployer_common::layout::BYPASS_MARK;
 use tokio::{net::TcpStream, time::timeout};
 
-use crate::config::{Request, VersionRequest, Warm};
+use crate::{
+    config::{Request, VersionRequest, Warm},
+    version::Version,
+};
 
 /// Why a worker is not warm.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -47,6 +50,19 @@ pub enum WarmError {
         /// Why.
         why: String,
     },
+    /// The worker's answer holds something else where the version should be.
+    #[error("{worker} {}", reports_invalid(shown))]
+    InvalidVersion {
+        /// The worker.
+        worker: SocketAddr,
+        /// What it holds: quoted, cut, in printable ASCII.
+        shown: String,
+    },
+}
+
+/// What is said of a worker whose version is not valid.
+pub(crate) fn reports_invalid(shown: &str) -> String {
+    format!("reports a version that is not valid: {shown}")
 }
 
 /// Sends the warm-up requests, one after the other, each on a connection of its own, until all have been answered as
@@ -61,8 +77,8 @@ pub async fn warm(worker: SocketAddr, warm: &Warm, left: Duration) -> Result<u32
 /// Asks a worker for its version.
 ///
 /// # Errors
-/// [`WarmError::NoVersion`]
-pub async fn version(worker: SocketAddr, ask: &VersionRequest, within: Duration) -> Result<String, WarmError> {
+/// [`WarmError::NoVersion`], [`WarmError::InvalidVersion`]
+pub async fn version(worker: SocketAddr, ask: &VersionRequest, within: Duration) -> Result<Version, WarmError> {
     version::ask(worker, ask, within).await
 }
 

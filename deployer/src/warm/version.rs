@@ -9,24 +9,26 @@ use super::{
     WarmError,
     http::{self, Answer, Body, ConnectError},
 };
-use crate::config::{VersionPlace, VersionRequest};
+use crate::{
+    config::{VersionPlace, VersionRequest},
+    version::{Version, shown},
+};
 
 /// Largest body of an answer.
 const BODY: usize = 64 << 10;
-/// Longest version, in characters.
-const LONGEST: usize = 128;
 
 /// See [`super::version`].
-pub(super) async fn ask(worker: SocketAddr, ask: &VersionRequest, within: Duration) -> Result<String, WarmError> {
+pub(super) async fn ask(worker: SocketAddr, ask: &VersionRequest, within: Duration) -> Result<Version, WarmError> {
     let whole = async {
         let stream = http::connect(worker, within).await.map_err(ConnectError::words)?;
         let answer = http::exchange(stream, worker, &ask.request, Body { limit: BODY, keep: true }).await?;
-        clean(&find(&answer, &ask.place)?)
+        find(&answer, &ask.place)
     };
-    timeout(within, whole)
+    let said = timeout(within, whole)
         .await
         .unwrap_or_else(|_| Err(format!("no answer within {} s", within.as_secs_f32())))
-        .map_err(|why| WarmError::NoVersion { worker, request: http::label(&ask.request), why })
+        .map_err(|why| WarmError::NoVersion { worker, request: http::label(&ask.request), why })?;
+    Version::new(said.trim()).map_err(|_| WarmError::InvalidVersion { worker, shown: shown(said.trim()) })
 }
 
 fn find(answer: &Answer, place: &VersionPlace) -> Result<String, String> {
@@ -57,19 +59,4 @@ fn field(json: &Value, path: &str) -> Result<String, String> {
         Value::Number(number) => Ok(number.to_string()),
         _ => Err(format!("`{path}` in the JSON of the answer is neither a string nor a number")),
     }
-}
-
-/// Versions are compared, logged and shown in terminals, so they are short, printable ASCII.
-fn clean(version: &str) -> Result<String, String> {
-    let version = version.trim();
-    if version.is_empty() {
-        return Err("the version in the answer is empty".to_owned());
-    }
-    if let Some(odd) = version.chars().find(|letter| !matches!(letter, ' '..='~')) {
-        return Err(format!("the version in the answer has a character in it that is not printable ASCII: {odd:?}"));
-    }
-    if version.len() > LONGEST {
-        return Err(format!("the version in the answer has {} characters, more than {LONGEST}", version.len()));
-    }
-    Ok(version.to_owned())
 }

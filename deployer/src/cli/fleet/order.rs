@@ -18,6 +18,7 @@ use crate::{
         roll::patience,
     },
     fleet::state::Phase,
+    version::Version,
 };
 
 /// Hosts that a roll takes at a time where nothing is said.
@@ -103,11 +104,12 @@ pub(in crate::cli) struct Following {
 /// `deployer deploy SERVICE --to VERSION --fleet`
 pub(in crate::cli) async fn deploy(
     client: &Client,
-    (service, to): (&str, &str),
+    (service, to): (&str, &Version),
     (flags, bake, barrier): (&DeployFlags, Option<Duration>, Option<String>),
     following: &Following,
 ) -> Result<Exit, Failure> {
-    let mut asked = FleetDeploy { barrier, allow_unsynchronised: flags.allow_unsynchronised, ..FleetDeploy::new(to) };
+    let mut asked =
+        FleetDeploy { barrier, allow_unsynchronised: flags.allow_unsynchronised, ..FleetDeploy::new(to.clone()) };
     asked.quorum = flags.quorum.unwrap_or(asked.quorum);
     asked.lead_ms = flags.lead.map_or(asked.lead_ms, milliseconds);
     asked.bake_ms = bake.map(milliseconds);
@@ -118,7 +120,7 @@ pub(in crate::cli) async fn deploy(
 /// `deployer roll SERVICE --fleet`
 pub(in crate::cli) async fn roll(
     client: &Client,
-    (service, to): (&str, Option<String>),
+    (service, to): (&str, Option<Version>),
     (flags, barrier): (&RollFlags, Option<String>),
     following: &Following,
 ) -> Result<Exit, Failure> {

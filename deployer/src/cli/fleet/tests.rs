@@ -19,7 +19,7 @@ use clap::Parser as _;
 const BEGUN: u64 = 1_769_868_000_000;
 
 fn release(version: &str, lane: u8) -> Option<Release> {
-    Some(Release { version: version.to_owned(), lane })
+    Some(Release { version: version.into(), lane })
 }
 
 fn named(names: &[&str]) -> Vec<String> {
@@ -31,7 +31,7 @@ fn state(phase: Phase) -> FleetState {
     let order = Order {
         by: "uid 0 on app1".to_owned(),
         at_ms: BEGUN,
-        to: Some("v2".to_owned()),
+        to: Some("v2".into()),
         quorum: 80,
         lead_ms: 2000,
         bake_ms: 600_000,

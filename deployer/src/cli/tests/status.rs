@@ -10,6 +10,7 @@ fn worker(port: u16, phase: Phase, reason: &str) -> WorkerStatus {
         reason: reason.to_owned(),
         for_s: 65.0,
         version: Some("v1".to_owned()),
+        invalid_version: None,
         open: 12,
         tickets: 0,
         established: 100,

@@ -39,8 +39,7 @@ impl Daemon {
         let service = self.service(name)?;
         let deploy = super::super::deploy::two_pools(&service)?.clone();
         asked.is_sound().map_err(Refusal::usage)?;
-        plan::is_version(&service, &asked.to)?;
-        plan::can_be_told(&asked.to)?;
+        plan::can_ask_versions(&service)?;
         let order = Order {
             by: self.signed(&by),
             at_ms: clock::wall_ms(),
@@ -67,8 +66,8 @@ impl Daemon {
     ) -> Result<FleetStarted, Refusal> {
         let service = self.service(name)?;
         asked.hosts(1).map_err(Refusal::usage)?;
-        if let Some(to) = &asked.to {
-            plan::is_version(&service, to)?;
+        if asked.to.is_some() {
+            plan::can_ask_versions(&service)?;
         }
         let order = Order {
             by: self.signed(&by),
@@ -231,7 +230,7 @@ impl Daemon {
                  --fleet"
             )));
         };
-        let asked = FleetDeploy::new(&former.version);
+        let asked = FleetDeploy::new(former.version.clone());
         let started = self.fleet_deploy_asked(name, asked, by).await?;
         let done = format!("{} was retired; epoch {} deploys it again", former.version, started.epoch);
         Ok(Done { done })

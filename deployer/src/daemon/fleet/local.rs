@@ -20,6 +20,7 @@ use crate::{
         orders::Order,
     },
     service::{Service, Worker},
+    version::Version,
 };
 
 /// What is asked of a fleet's deploy that is under way. Asked for twice, it is done once.
@@ -108,7 +109,7 @@ impl Daemon {
             return Ok(running.id.clone());
         }
         self.is_of_now(name, epoch).await?;
-        let request = DeployRequest { to: version, hold: true, ..DeployRequest::default() };
+        let request = DeployRequest { hold: true, ..DeployRequest::new(version) };
         let started = self.deploy_for(name, request, Some(FleetPart { epoch, lane }), by.to_owned()).await?;
         Ok(started.id)
     }
@@ -121,7 +122,7 @@ impl Daemon {
         self: &Arc<Self>,
         name: &str,
         epoch: u64,
-        to: Option<String>,
+        to: Option<Version>,
         by: &str,
     ) -> Result<String, Refusal> {
         let service = self.service(name)?;
@@ -248,7 +249,8 @@ fn stage(service: &Service, roll: &RollState, word: FlipWord, now: u64) -> Stage
     let Some(fleet) = machine.fleet() else {
         return machine.plan().epoch().map_or_else(|| Stage::Busy(roll.id.clone()), Stage::Rolling);
     };
-    let version = roll.to.clone().unwrap_or_default();
+    // Without one, what was written down of it is not valid: it is in the way, and nothing of the fleet's.
+    let Some(version) = roll.to.clone() else { return Stage::Busy(roll.id.clone()) };
     let task = Task { epoch: fleet.epoch, to: Release { version, lane: fleet.lane } };
     let first = machine.plan().surge.first();
     let pool = u32::from(first.is_some_and(|nth| service.numbers(1).contains(nth)));

@@ -193,7 +193,7 @@ fn wanted(
 
 fn entry(fleet: &Fleet, at: SocketAddr, release: &Release, epoch: u64) -> Member {
     let said = [
-        ("version", release.version.clone()),
+        ("version", release.version.to_string()),
         ("lane", release.lane.to_string()),
         ("epoch", epoch.to_string()),
         ("host", fleet.host.clone()),

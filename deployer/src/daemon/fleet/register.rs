@@ -19,6 +19,7 @@ use crate::{
     },
     kernel::clock,
     roll::record::unix_ms,
+    version::{self, Version},
 };
 
 /// Between two looks.
@@ -46,7 +47,9 @@ pub(super) struct HostInfo {
 /// How a service stands on a host.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct ServiceInfo {
-    pub(super) version: Option<String>,
+    /// As far as the host says one that is valid.
+    #[serde(default, deserialize_with = "version::known")]
+    pub(super) version: Option<Version>,
     pub(super) lane: u8,
     pub(super) epoch: u64,
     pub(super) stage: String,

@@ -186,7 +186,7 @@ fn marks(seen: &Seen) -> BTreeMap<String, Vec<String>> {
 
 fn status_of(enrolled: Option<&Enrolled>, info: Option<&HostInfo>, host: String) -> HostStatus {
     let service = |service: &super::register::ServiceInfo| HostService {
-        version: service.version.clone(),
+        version: service.version.clone().map(String::from),
         lane: service.lane,
         epoch: service.epoch,
         stage: service.stage.clone(),

@@ -2,7 +2,10 @@
 
 use std::{
     net::Ipv4Addr,
-    sync::atomic::{AtomicUsize, Ordering::SeqCst},
+    sync::{
+        LazyLock,
+        atomic::{AtomicUsize, Ordering::SeqCst},
+    },
 };
 
 use tokio::{
@@ -16,7 +19,11 @@ use super::*;
 const OK: &str = "HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok";
 const BAD: &str = "HTTP/1.1 500 No\r\ncontent-length: 0\r\n\r\n";
 const LONG: Duration = Duration::from_secs(30);
-const ABOUT: About<'static> = About { service: "web", version: "7", pool: "second", lane: 3 };
+static SEVEN: LazyLock<Version> = LazyLock::new(|| "7".into());
+
+fn about() -> About<'static> {
+    About { service: "web", version: Some(&SEVEN), pool: "second", lane: 3 }
+}
 
 /// Servers that have so many requests before them at once, at most.
 #[derive(Default)]
@@ -55,12 +62,12 @@ impl Pool {
     async fn request(&self, status: Option<u16>, within: Duration) -> Result<(), String> {
         let (method, path) = ("GET".to_owned(), "/ready".to_owned());
         let gate = Gate::Request(Request { method, path, headers: Vec::new(), body: String::new(), status });
-        pass(&gate, &ABOUT, &self.at, within).await
+        pass(&gate, &about(), &self.at, within).await
     }
 
     async fn sh(&self, script: &str, within: Duration) -> Result<(), String> {
         let argv = ["/bin/bash", "-c", script, "{pool}:{lane}:{service}:{version}"].map(str::to_owned).to_vec();
-        pass(&Gate::Command(Command { argv }), &ABOUT, &self.at, within).await
+        pass(&Gate::Command(Command { argv }), &about(), &self.at, within).await
     }
 }
 
@@ -126,12 +133,13 @@ async fn a_command_that_fails_is_told() {
     let late = pool.sh("exec sleep 100", Duration::from_millis(50)).await.unwrap_err();
     assert!(late.ends_with("was still running after 0.05 s, and was ended"), "{late}");
     let gate = Gate::Command(Command { argv: vec!["/nonexistent".to_owned()] });
-    assert!(pass(&gate, &ABOUT, &pool.at, LONG).await.unwrap_err().contains("cannot be run"));
-    assert!(pass(&gate, &ABOUT, &[], LONG).await.is_err());
+    assert!(pass(&gate, &about(), &pool.at, LONG).await.unwrap_err().contains("cannot be run"));
+    assert!(pass(&gate, &about(), &[], LONG).await.is_err());
 }
 
 #[test]
-fn a_version_is_not_looked_into() {
-    let about = About { version: "{lane}{service}", ..ABOUT };
-    assert_eq!(about.fill("-{version}-{lane}-{}{other}"), "-{lane}{service}-3-{}{other}");
+fn facts_are_filled_in() {
+    assert_eq!(about().fill("-{version}-{lane}-{}{other}"), "-7-3-{}{other}");
+    let unknown = About { version: None, ..about() };
+    assert!(unknown.environment(&[]).iter().all(|(name, _)| *name != "DEPLOYER_VERSION"));
 }

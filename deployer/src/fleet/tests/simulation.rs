@@ -71,7 +71,7 @@ struct Tally {
 
 impl Simulation {
     fn new(seed: u64, hosts: usize, faults: u32, careless: Careless) -> Self {
-        let first = Release { version: "v1".to_owned(), lane: 1 };
+        let first = Release { version: "v1".into(), lane: 1 };
         let mut simulation = Self {
             careless,
             chance: Chance::new(seed),

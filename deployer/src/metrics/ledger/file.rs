@@ -17,7 +17,11 @@ use tracing::{info, warn};
 use super::Account;
 use crate::{
     journal::file,
-    metrics::figures::{Count, Figures, LEN},
+    metrics::{
+        UNKNOWN,
+        figures::{Count, Figures, LEN},
+    },
+    version::Version,
 };
 
 /// Version of the format, and of what the numbers stand for.
@@ -119,15 +123,22 @@ impl Worker {
     /// The account, if it can be one.
     fn account(self) -> Option<Account> {
         let figures = |numbers: Vec<u64>| <[u64; LEN]>::try_from(numbers).map(Figures).ok();
-        let before = match self.before {
+        // An earlier deployer took more for versions than one may be now.
+        let before = match self.before.filter(|(version, _)| is_known(version)) {
             Some((version, numbers)) => Some((version, figures(numbers)?)),
             None => None,
         };
         let (last, now) = (figures(self.last)?, figures(self.now)?);
         let Self { service, at, version, out, .. } = self;
+        let version = if is_known(&version) { version } else { UNKNOWN.to_owned() };
         let account = Account { service, at, version, out, last, now, before };
         ((self.place as usize) < MAX_WORKERS && can_be(&account)).then_some(account)
     }
+}
+
+/// Whether it is a version, or stands for those that are unknown.
+fn is_known(version: &str) -> bool {
+    version == UNKNOWN || Version::new(version).is_ok()
 }
 
 /// Whether its names are names, and no version has got what was not counted.

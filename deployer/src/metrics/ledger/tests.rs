@@ -65,7 +65,7 @@ impl Scene {
     }
 
     fn says(&self, nth: usize, version: &str) {
-        self.worker(nth).control().version = Some(version.to_owned());
+        self.worker(nth).control().version = Some(version.into());
     }
 
     fn count(&self, nth: usize, which: Count, more: u64) {

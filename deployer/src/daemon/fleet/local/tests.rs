@@ -24,7 +24,7 @@ fn service() -> Service {
 }
 
 fn up(worker: &Worker, version: &str) {
-    worker.control().version = Some(version.to_owned());
+    worker.control().version = Some(version.into());
     worker.enter(Phase::Up, "");
 }
 
@@ -39,7 +39,7 @@ fn roll(machine: &Machine) -> RollState {
         id: "web-1".to_owned(),
         service: "web".to_owned(),
         by: "the fleet".to_owned(),
-        to: Some("v2".to_owned()),
+        to: Some("v2".into()),
         before: None,
         workers: workers.clone(),
         spares: workers.clone(),
@@ -50,7 +50,7 @@ fn roll(machine: &Machine) -> RollState {
 }
 
 fn task() -> Task {
-    Task { epoch: 7, to: Release { version: "v2".to_owned(), lane: 4 } }
+    Task { epoch: 7, to: Release { version: "v2".into(), lane: 4 } }
 }
 
 fn flip() -> FleetOrder {
@@ -72,11 +72,11 @@ fn a_pool_runs_what_those_say_that_are_up() {
     assert_eq!(seen(), None, "nobody is up");
     let [a, b] = [&service.pool(0)[0], &service.pool(0)[1]];
     up(a, "v1");
-    assert_eq!(seen(), Some(("v1".to_owned(), 3)), "the other is not up");
+    assert_eq!(seen(), Some(("v1".into(), 3)), "the other is not up");
     up(b, "v2");
     assert_eq!(seen(), None, "two versions");
     b.enter(Phase::Failed, "");
-    assert_eq!(seen(), Some(("v1".to_owned(), 3)));
+    assert_eq!(seen(), Some(("v1".into(), 3)));
     a.control().version = None;
     assert_eq!(seen(), None, "it does not say");
 }

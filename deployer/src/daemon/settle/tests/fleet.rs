@@ -138,7 +138,7 @@ async fn life(sim: &Arc<Sim>, dir: &Path, script: Script, most: Duration) -> Opt
 
 async fn begun(former: &Former, world: &Arc<dyn World>, service: &Arc<Service>, record: Arc<Record>) -> Roll {
     let machine = Machine::new(deploy());
-    let to = Some("v2".to_owned());
+    let to = Some("v2".into());
     let state = entry(&record, service, to.clone(), &machine);
     former.journal.commit(|journal| journal.rolls.push(state)).await.unwrap();
     let (world, journal, service) = (Arc::clone(world), Arc::clone(&former.journal), Arc::clone(service));

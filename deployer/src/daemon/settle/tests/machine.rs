@@ -19,6 +19,7 @@ use crate::{
     keepalive::Closing,
     roll::world::{How, Moment, World},
     service::{Service, Worker, drain::DrainError, holds::Held, identity::seen::Listens},
+    version::Version,
     workers::{ManagerError, Pending, ProcessManager, ProcessPhase, ProcessStatus},
 };
 
@@ -309,9 +310,9 @@ impl World for Sim {
         &'a self,
         _: &'a Service,
         worker: &'a Worker,
-        _: Option<&'a str>,
+        _: Option<&'a Version>,
         _: Instant,
-    ) -> Pending<'a, Result<Option<String>, String>> {
+    ) -> Pending<'a, Result<Option<Version>, String>> {
         Box::pin(self.wait(|inner| {
             let one = &mut inner.workers[worker.index as usize];
             if one.broken > 0 {

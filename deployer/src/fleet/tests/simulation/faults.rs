@@ -27,7 +27,7 @@ impl Simulation {
         self.deploys -= 1;
         let order = Order {
             by: "somebody".to_owned(),
-            to: Some(format!("v{}", state.epoch + 2)),
+            to: Some(format!("v{}", state.epoch + 2).as_str().into()),
             quorum: 90,
             lead_ms: self.chance.between(500, 2500),
             bake_ms: self.chance.between(1000, 8000),
