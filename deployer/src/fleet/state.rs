@@ -193,3 +193,23 @@ impl FleetState {
 pub(super) fn contains(sorted: &[String], host: &str) -> bool {
     sorted.binary_search_by(|other| other.as_str().cmp(host)).is_ok()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_version_that_is_not_valid_is_an_error() {
+        let state = FleetState {
+            active: Some(Release { version: "v1".into(), lane: 1 }),
+            order: Order { to: Some("v2".into()), ..Order::default() },
+            ..FleetState::default()
+        };
+        let text = serde_json::to_string(&state).unwrap();
+        assert_eq!(serde_json::from_str::<FleetState>(&text).unwrap(), state);
+        for version in ["\"v1\"", "\"v2\""] {
+            let error = serde_json::from_str::<FleetState>(&text.replace(version, "\"../x\"")).unwrap_err().to_string();
+            assert!(error.contains("\"../x\" is not a valid version"), "{error}");
+        }
+    }
+}

@@ -124,6 +124,23 @@ fn what_makes_no_sense_is_bad() {
     bad(b"null");
 }
 
+/// An earlier deployer allowed more, and a file may be changed by hand.
+#[test]
+fn a_version_that_is_not_valid_costs_nothing_else() {
+    let text = String::from_utf8(bytes()).unwrap();
+    for bad in ["\"../../tmp/evil\"", "\"$(x)\"", "\"--help\"", "\"\""] {
+        let Found::State(found) = parse(text.replace("\"v1\"", bad).replace("\"v2\"", bad).as_bytes()) else {
+            panic!("{bad} costs all of it")
+        };
+        let mut expected = state();
+        let service = expected.services.get_mut("web").unwrap();
+        service.former = None;
+        service.workers.values_mut().for_each(|worker| worker.version = None);
+        expected.rolls[0].to = None;
+        assert_eq!(*found, expected);
+    }
+}
+
 #[test]
 fn a_later_format_is_told_apart() {
     for format in ["2", "18446744073709551615"] {
