@@ -20,6 +20,16 @@ pub fn root() -> io::Result<PathBuf> {
     })
 }
 
+/// This process's own cgroup.
+///
+/// # Errors
+/// As [`root`].
+pub fn own() -> io::Result<PathBuf> {
+    let text = fs::read_to_string("/proc/self/cgroup")?;
+    let below = text.lines().find_map(|line| line.strip_prefix("0::/")).unwrap_or_default();
+    Ok(root()?.join(below))
+}
+
 fn find_root(mounts: &str) -> Option<PathBuf> {
     mounts.lines().find_map(|line| {
         let mut fields = line.split(' ');

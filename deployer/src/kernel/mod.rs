@@ -5,6 +5,7 @@ pub mod btf;
 pub mod cgroup;
 pub mod clock;
 mod counts;
+pub mod credentials;
 pub mod descriptors;
 pub mod diag;
 mod events;

@@ -6,8 +6,6 @@
 //! A worker that ends unasked is started again, sooner or later ([`tend`]). One that was stopped on request stays
 //! stopped until a start is asked for, or the machine has been started anew.
 
-mod account;
-mod launch;
 mod log;
 mod place;
 mod process;
@@ -24,7 +22,6 @@ use std::{
     sync::{Arc, Mutex, MutexGuard, PoisonError, Weak},
 };
 
-pub use launch::main as launch;
 use tracing::{Instrument as _, Span, warn};
 
 use self::{place::Place, trouble::Trouble, worker::Worker};
@@ -33,9 +30,6 @@ use crate::{
     config,
     kernel::{self, users},
 };
-
-/// This program, also when its file has been replaced since.
-pub const THIS_PROGRAM: &str = "/proc/self/exe";
 
 /// The workers of this process by their cgroups: a manager that takes the place of another, at a reload, goes on with
 /// the same ones, and nobody is tended twice.
@@ -59,7 +53,7 @@ pub struct Builtin {
 }
 
 impl Builtin {
-    /// For a service. `launcher` is the program that has the verb `launch`, usually [`THIS_PROGRAM`]. Nothing is looked
+    /// For a service. `launcher` is the program that has the verb `launch`, usually [`crate::launch::THIS_PROGRAM`]. Nothing is looked
     /// at yet.
     #[must_use]
     pub fn new(service: &str, config: config::Builtin, launcher: PathBuf) -> Self {
@@ -167,6 +161,12 @@ impl Builtin {
         self.name_strangers(&all);
         result
     }
+}
+
+/// Where a worker's log is.
+#[must_use]
+pub fn log_of(config: &config::Builtin, service: &str, at: SocketAddr) -> PathBuf {
+    super::filled(&config.log, service, at).into()
 }
 
 /// Whether the user and group that a configuration names are there.

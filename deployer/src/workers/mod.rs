@@ -2,6 +2,7 @@
 
 mod builtin;
 mod exec;
+mod peer;
 mod supervisord;
 mod systemd;
 #[cfg(test)]
@@ -10,7 +11,9 @@ mod xmlrpc;
 
 use std::{future::Future, net::SocketAddr, path::PathBuf, pin::Pin, time::Duration};
 
-pub use builtin::{Builtin, THIS_PROGRAM, check_accounts, launch};
+pub use builtin::{Builtin, check_accounts, log_of};
+
+pub use crate::launch::{THIS_PROGRAM, main as launch};
 pub use exec::Exec;
 pub use supervisord::Supervisord;
 pub use systemd::Systemd;
@@ -234,6 +237,12 @@ pub trait ProcessManager: Send + Sync {
     fn user(&self) -> Option<u32> {
         None
     }
+}
+
+/// The number of a user with this name, or number, in `/etc/passwd`; `None`: there is none.
+#[must_use]
+pub fn uid_of(user: &str) -> Option<u32> {
+    Some(crate::launch::account::Accounts::read().ok()?.user(user)?.uid())
 }
 
 /// Puts a worker's facts in place of their names: `{port}`, `{address}`, `{service}`.

@@ -16,7 +16,7 @@ impl Place {
     /// Puts a process into the callers' cgroup. Where that has controllers for its children, which keeps processes out of
     /// itself (cgroup-v2.rst, "no internal process constraint"), into one made below it.
     pub(super) fn put(pid: u32, callers: &Path) -> io::Result<Self> {
-        if own()?.starts_with(callers) {
+        if cgroup::own()?.starts_with(callers) {
             return Ok(Self(None));
         }
         match enter(pid, callers) {
@@ -55,11 +55,4 @@ fn enter(pid: u32, cgroup: &Path) -> io::Result<()> {
         use io::Write as _;
         file.write_all(pid.to_string().as_bytes())
     })
-}
-
-/// The daemon's own cgroup.
-fn own() -> io::Result<PathBuf> {
-    let text = fs::read_to_string("/proc/self/cgroup")?;
-    let below = text.lines().find_map(|line| line.strip_prefix("0::/")).unwrap_or_default();
-    Ok(cgroup::root()?.join(below))
 }

@@ -1,25 +1,20 @@
 //! Starts a worker: makes the plan, runs the launcher with it, and hears whether the command runs.
 
-use std::{collections::BTreeMap, io, net::SocketAddr, path::Path, process::Stdio, time::Duration};
+use std::{collections::BTreeMap, io, net::SocketAddr, path::Path, process::Stdio};
 
-use tokio::{
-    io::{AsyncReadExt, AsyncWriteExt},
-    process::{Child, Command},
-    sync::watch,
+use tokio::{process::Child, sync::watch};
+
+use super::{process::Process, trouble::Trouble};
+use crate::{
+    config,
+    launch::{
+        AskError, Output, Plan, Report, Streams,
+        account::{Accounts, Identity, User},
+        ask,
+    },
+    service::pools,
+    workers::filled,
 };
-
-use super::{
-    account::{Accounts, User},
-    launch::{Plan, Report},
-    process::Process,
-    trouble::Trouble,
-};
-use crate::{config, service::pools, workers::filled};
-
-/// Longest wait for the launcher, which only makes a few system calls; its directory may be a remote one.
-const LAUNCHED: Duration = Duration::from_secs(10);
-/// Where programs are found; the daemon's own `PATH` depends on who started it.
-const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
 /// What to start.
 pub(super) fn plan(
@@ -31,16 +26,10 @@ pub(super) fn plan(
 ) -> Result<Plan, Trouble> {
     let accounts = Accounts::read().map_err(|error| Trouble::new("reading the accounts", error, ""))?;
     let user = user(config, &accounts)?;
-    let other = config.user.is_some() || config.group.is_some();
-    let identity = other.then(|| accounts.identity(&user, config.group.as_deref())).transpose();
-    let identity =
-        identity.map_err(|why| Trouble::new("manager.group", io::Error::other(why), "Write a group that exists"))?;
-    let mut environment = BTreeMap::from(
+    let identity = identity(config, &accounts, &user)?;
+    let mut environment = user.environment();
+    environment.extend(
         [
-            ("PATH", PATH.to_owned()),
-            ("HOME", user.home.clone()),
-            ("USER", user.name.clone()),
-            ("LOGNAME", user.name),
             ("DEPLOYER_SERVICE", service.to_owned()),
             ("DEPLOYER_ADDRESS", at.ip().to_string()),
             ("DEPLOYER_PORT", at.port().to_string()),
@@ -53,13 +42,29 @@ pub(super) fn plan(
     environment.extend(told);
     environment.extend(config.environment.iter().map(|(name, value)| (name.clone(), filled(value, service, at))));
     Ok(Plan {
-        cgroup: cgroup.to_owned(),
+        cgroup: Some(cgroup.to_owned()),
         identity,
         directory: config.directory.clone(),
         argv,
         environment,
-        log: log.to_owned(),
+        output: Output::Log(log.to_owned()),
     })
+}
+
+/// As which the worker runs; `None`: as the daemon does.
+fn identity(config: &config::Builtin, accounts: &Accounts, user: &User) -> Result<Option<Identity>, Trouble> {
+    if config.user.is_none() && config.group.is_none() {
+        return Ok(None);
+    }
+    let identity = accounts.identity(user, config.group.as_deref());
+    identity.map(Some).map_err(|why| Trouble::new("manager.group", io::Error::other(why), "Write a group that exists"))
+}
+
+/// As which the workers of a configuration run; `None`: as the daemon does.
+pub(super) fn identity_of(config: &config::Builtin) -> Result<Option<Identity>, Trouble> {
+    let accounts = Accounts::read().map_err(|error| Trouble::new("reading the accounts", error, ""))?;
+    let user = user(config, &accounts)?;
+    identity(config, &accounts, &user)
 }
 
 /// What the worker's pool is told, of a service that has two.
@@ -79,11 +84,8 @@ fn of_pool(word: String, told: &BTreeMap<String, String>) -> String {
 
 /// Whose the worker is.
 fn user(config: &config::Builtin, accounts: &Accounts) -> Result<User, Trouble> {
-    let name = config.user.clone().unwrap_or_else(|| rustix::process::geteuid().as_raw().to_string());
-    accounts.user(&name).ok_or_else(|| {
-        let none = io::Error::new(io::ErrorKind::NotFound, format!("there is no user `{name}` in /etc/passwd"));
-        Trouble::new("manager.user", none, "Write a user that exists, or add it: useradd --system NAME")
-    })
+    let hint = "Write a user that exists, or add it: useradd --system NAME";
+    accounts.user_or_own(config.user.as_deref()).map_err(|none| Trouble::new("manager.user", none, hint))
 }
 
 /// Whether the accounts that a configuration names are there.
@@ -94,45 +96,15 @@ pub(super) fn check_accounts(config: &config::Builtin) -> Result<(), Trouble> {
 
 /// Runs the launcher until it has become the worker.
 pub(super) async fn spawn(launcher: &Path, plan: &Plan) -> Result<Process, Trouble> {
-    let mut command = Command::new(launcher);
-    command.arg("launch").env_clear().current_dir("/");
-    command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::null());
-    crate::kernel::descriptors::restore(command.as_std_mut());
-    let shown = launcher.display().to_string();
-    let failed = |error: io::Error| Trouble::new(format!("running {shown} launch"), error, "");
-    let mut child = command.spawn().map_err(failed)?;
-    let pid = child.id().ok_or_else(|| failed(io::Error::other("it has no process id")))?;
-    // Opened while it cannot be reaped: the number is its own.
-    let process = Process::open(pid).map_err(|error| Trouble::new(format!("watching process {pid}"), error, ""))?;
-    match tokio::time::timeout(LAUNCHED, report(&mut child, plan)).await {
-        Ok(Ok(text)) if text.is_empty() => Ok(process.with_exit(reaped(child))),
-        Ok(Ok(text)) => Err(reported(&text)),
-        Ok(Err(error)) => Err(failed(error)),
-        Err(_) => {
-            // It may yet become the worker, and nobody would know.
-            let _ = child.start_kill();
-            drop(reaped(child));
-            let said = format!("nothing came of it within {} s", LAUNCHED.as_secs());
-            Err(failed(io::Error::new(io::ErrorKind::TimedOut, said)))
-        }
-    }
-}
-
-/// Tells the launcher what to do, and returns what it says.
-async fn report(child: &mut Child, plan: &Plan) -> io::Result<Vec<u8>> {
-    let text = serde_json::to_vec(plan)?;
-    if let Some(mut stdin) = child.stdin.take() {
-        stdin.write_all(&text).await?;
-    }
-    let mut said = Vec::new();
-    if let Some(stdout) = child.stdout.as_mut() {
-        stdout.read_to_end(&mut said).await?;
-    }
-    if !said.is_empty() {
-        // While it ends it is still in the worker's cgroup, and could be taken for the worker.
-        child.wait().await?;
-    }
-    Ok(said)
+    let streams = Streams { output: Stdio::null(), errors: Stdio::null(), kill_on_drop: false };
+    let child = ask(launcher, plan, streams).await.map_err(|error| match error {
+        AskError::NotRun(error) => Trouble::new(format!("running {} launch", launcher.display()), error, ""),
+        AskError::Failed(report) => reported(&report),
+    })?;
+    // It has not been waited for, so that the number is its own.
+    let process = child.id().ok_or_else(|| io::Error::other("it has no process id")).and_then(Process::open);
+    let process = process.map_err(|error| Trouble::new("watching the process of the worker", error, ""))?;
+    Ok(process.with_exit(reaped(child)))
 }
 
 /// Waits for the child, whatever becomes of those who want to know.
@@ -146,13 +118,11 @@ fn reaped(mut child: Child) -> watch::Receiver<Option<std::process::ExitStatus>>
     receive
 }
 
-fn reported(text: &[u8]) -> Trouble {
-    let Ok(Report { tried, errno, said }) = serde_json::from_slice(text) else {
-        let said = String::from_utf8_lossy(text).into_owned();
-        return Trouble::new("launching", io::Error::other(said), "");
-    };
-    let error = errno.map_or_else(|| io::Error::other(said), io::Error::from_raw_os_error);
-    Trouble::new(format!("trying to {tried}"), error, hint(&tried))
+fn reported(report: &Report) -> Trouble {
+    if report.tried.is_empty() {
+        return Trouble::new("launching", report.error(), "");
+    }
+    Trouble::new(format!("trying to {}", report.tried), report.error(), hint(&report.tried))
 }
 
 fn hint(tried: &str) -> &'static str {
@@ -169,6 +139,7 @@ fn hint(tried: &str) -> &'static str {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::launch::account::PATH;
 
     fn config(toml: &str) -> config::Builtin {
         let text = format!("[service.web]\nworkers = \"[fd00::1]:8003\"\nmanager = {{ {toml} }}\n");
@@ -195,14 +166,13 @@ mod tests {
     }
 
     #[test]
-    fn what_the_launcher_says_is_understood() {
-        let trouble = reported(br#"{"tried":"run /x","errno":2,"said":"no"}"#);
+    fn what_the_launcher_says_is_told() {
+        let of = |tried: &str, errno| reported(&Report { tried: tried.to_owned(), errno, said: "no".to_owned() });
+        let trouble = of("run /x", Some(2));
         assert_eq!(trouble.source.raw_os_error(), Some(2));
         assert_eq!(trouble.doing, "trying to run /x");
         assert_eq!(trouble.hint, "See to `manager.command`");
-        assert_eq!(reported(br#"{"tried":"x","errno":null,"said":"no"}"#).to_string(), "trying to x: no");
-        for garbage in [&b"\xff"[..], b"{}", b"Segmentation fault"] {
-            assert!(reported(garbage).to_string().starts_with("launching: "));
-        }
+        assert_eq!(of("x", None).to_string(), "trying to x: no");
+        assert_eq!(of("", None).to_string(), "launching: no");
     }
 }

@@ -63,7 +63,10 @@ async fn ended(worker: &Worker, process: &Arc<Process>) {
 }
 
 async fn rotate(worker: &Worker) {
-    let log = worker.log();
+    let log = match worker.log() {
+        Ok(log) => log,
+        Err(trouble) => return warn!(worker = worker.name(), %trouble, "log not rotated"),
+    };
     let path = log.path.display().to_string();
     match blocking(move || log.rotate()).await {
         Ok(true) => info!(worker = worker.name(), path, "log rotated"),

@@ -23,7 +23,7 @@ use super::{
 use crate::{
     config,
     service::blocking,
-    workers::{ManagerError, ProcessPhase, ProcessStatus, filled},
+    workers::{ManagerError, ProcessPhase, ProcessStatus},
 };
 
 /// Ends in a row, each soon after the start, from which on a worker counts as failed.
@@ -126,10 +126,11 @@ impl Worker {
         self.changed.notify_one();
     }
 
-    pub(super) fn log(&self) -> Log {
+    pub(super) fn log(&self) -> Result<Log, Trouble> {
         let config = self.config();
-        let path = filled(&config.log, &self.service, self.at).into();
-        Log { path, size: config.log_size, keep: config.log_keep }
+        let path = super::log_of(&config, &self.service, self.at);
+        let owner = spawn::identity_of(&config)?;
+        Ok(Log { path, size: config.log_size, keep: config.log_keep, owner })
     }
 
     /// Finds out what it does, unless that is known. To be called in turn.
@@ -203,7 +204,8 @@ impl Worker {
         let config = self.config();
         self.clear(config.kill).await?;
         self.place.make().map_err(|error| self.cgroup_trouble(error))?;
-        let (log, path) = (self.log(), self.log().path);
+        let log = self.log()?;
+        let path = log.path.clone();
         let length = blocking(move || log.prepare()).await;
         let length = length.map_err(|error| {
             Trouble::new(format!("making the log {}", path.display()), error, "See to `manager.log`")
@@ -285,8 +287,9 @@ impl Worker {
             warn!(worker = self.name(), %trouble, "its process has ended, and left something behind");
         }
         let from = self.view().log_from;
-        let log = self.log();
-        let line = blocking(move || Ok(log.last_line(from))).await.unwrap_or_default();
+        let log = self.log().ok();
+        let line = blocking(move || Ok(log.map(|log| log.last_line(from)))).await;
+        let line = line.ok().flatten().unwrap_or_default();
         let said = if line.is_empty() { String::new() } else { format!(": {line}") };
         let failures = if lived >= config.restart.most { 1 } else { self.view().failures + 1 };
         let last = format!("ended after {} ({how}){said}", shown(lived));

@@ -1,23 +1,23 @@
 //! Users and groups, from `/etc/passwd` and `/etc/group`: workers run under local accounts.
 
-use std::{fmt, fs, io};
+use std::{collections::BTreeMap, fmt, fs, io};
 
 use serde::{Deserialize, Serialize};
 
 /// Whose a process is.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub(super) struct Identity {
-    pub(super) uid: u32,
-    pub(super) gid: u32,
+pub(crate) struct Identity {
+    pub(crate) uid: u32,
+    pub(crate) gid: u32,
     /// All its groups.
-    pub(super) groups: Vec<u32>,
+    pub(crate) groups: Vec<u32>,
 }
 
 /// A user, for the environment.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct User {
-    pub(super) name: String,
-    pub(super) home: String,
+pub(crate) struct User {
+    pub(crate) name: String,
+    pub(crate) home: String,
     uid: u32,
     gid: u32,
 }
@@ -29,13 +29,13 @@ impl fmt::Display for Identity {
 }
 
 /// The accounts of this machine.
-pub(super) struct Accounts {
+pub(crate) struct Accounts {
     passwd: String,
     group: String,
 }
 
 impl Accounts {
-    pub(super) fn read() -> io::Result<Self> {
+    pub(crate) fn read() -> io::Result<Self> {
         let read = |path: &str| {
             fs::read(path)
                 .map(|bytes| String::from_utf8_lossy(&bytes).into_owned())
@@ -45,7 +45,7 @@ impl Accounts {
     }
 
     /// By name or number. A number needs no entry.
-    pub(super) fn user(&self, wanted: &str) -> Option<User> {
+    pub(crate) fn user(&self, wanted: &str) -> Option<User> {
         let number: Option<u32> = wanted.parse().ok();
         let users = self.passwd.lines().filter_map(User::parse);
         let mut users = users.filter(|user| user.name == wanted || Some(user.uid) == number);
@@ -55,13 +55,24 @@ impl Accounts {
         })
     }
 
+    /// The user with this name or number, or the one that this process runs as.
+    ///
+    /// # Errors
+    /// There is no such user.
+    pub(crate) fn user_or_own(&self, wanted: Option<&str>) -> io::Result<User> {
+        let own = || rustix::process::geteuid().as_raw().to_string();
+        let name = wanted.map_or_else(own, str::to_owned);
+        let none = || io::Error::new(io::ErrorKind::NotFound, format!("there is no user `{name}` in /etc/passwd"));
+        self.user(&name).ok_or_else(none)
+    }
+
     fn gid(&self, wanted: &str) -> Option<u32> {
         let entry = self.groups().find(|(name, ..)| *name == wanted).map(|(_, gid, _)| gid);
         entry.or_else(|| wanted.parse().ok())
     }
 
     /// What a process of this user is, in this group if one is given.
-    pub(super) fn identity(&self, user: &User, group: Option<&str>) -> Result<Identity, String> {
+    pub(crate) fn identity(&self, user: &User, group: Option<&str>) -> Result<Identity, String> {
         let gid = match group {
             Some(group) => self.gid(group).ok_or_else(|| format!("there is no group `{group}` in /etc/group"))?,
             None => user.gid,
@@ -85,7 +96,20 @@ impl Accounts {
     }
 }
 
+/// Where programs are found; the daemon's own `PATH` depends on what started it.
+pub(crate) const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+
 impl User {
+    pub(crate) fn uid(&self) -> u32 {
+        self.uid
+    }
+
+    /// What every process of this user finds in its environment.
+    pub(crate) fn environment(&self) -> BTreeMap<String, String> {
+        let all = [("PATH", PATH), ("HOME", &self.home), ("USER", &self.name), ("LOGNAME", &self.name)];
+        all.map(|(name, value)| (name.to_owned(), value.to_owned())).into()
+    }
+
     fn parse(line: &str) -> Option<Self> {
         let fields: Vec<_> = line.split(':').collect();
         let [name, _, uid, gid, _, home, ..] = fields[..] else { return None };
