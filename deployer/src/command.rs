@@ -1,21 +1,30 @@
-//! Runs a command to its end and keeps what it says.
+//! Runs a command of the operator's to its end and keeps what it says.
+//!
+//! It runs in a session and a cgroup of its own, with an environment that does not depend on how the daemon was started,
+//! and as another user where that is configured. One that takes too long is killed with all that it has started; one that
+//! ends by itself may leave processes behind, such as a worker.
+
+mod group;
+mod note;
 
 use std::{
-    fs::File,
-    io::{self, Seek, SeekFrom},
-    os::unix::fs::FileExt,
+    io,
+    path::{Path, PathBuf},
     process::{ExitStatus, Stdio},
+    sync::OnceLock,
     time::Duration,
 };
 
-use rustix::fs::{
-    FallocateFlags, MemfdFlags, OFlags, SealFlags, fallocate, fcntl_add_seals, fcntl_getfl, fcntl_setfl, memfd_create,
-};
-use tokio::process::Command;
+use tokio::process::{Child, Command};
 
-/// Bytes of output, and of errors, that are kept: the first, and as many of the last.
-const KEPT: u64 = 16 * 1024;
-/// Between two looks at what is too much of them.
+use self::{group::Group, note::Note};
+use crate::{
+    kernel::cgroup,
+    launch::{self, AskError, Output, Plan, Streams, account::Accounts},
+};
+/// What it is spoken to in.
+const LANG: &str = "C.UTF-8";
+/// Between two looks at what is too much of its output.
 const LOOK: Duration = Duration::from_millis(50);
 /// Characters of them in a message.
 const SAID: usize = 400;
@@ -64,29 +73,47 @@ fn one_line(said: &str) -> String {
     words.join("; ").chars().filter(|char| !char.is_control()).collect()
 }
 
-/// Runs it for so long at most. It has ended when its process has, whatever that leaves behind in the background.
-pub(crate) async fn run(argv: &[String], within: Duration) -> Result<Ended, CommandError> {
-    run_with(argv, &[], within).await
+/// What becomes a command, in the daemon.
+static GROUND: OnceLock<Ground> = OnceLock::new();
+
+struct Ground {
+    launcher: PathBuf,
+    /// Where commands get cgroups of their own: the daemon's.
+    above: Option<PathBuf>,
 }
 
-/// As [`run`], with these names and values in its environment, beside the daemon's own.
-pub(crate) async fn run_with(
-    argv: &[String],
-    environment: &[(&str, String)],
-    within: Duration,
-) -> Result<Ended, CommandError> {
+/// Has commands be started by this program, which has the verb `launch`, and in cgroups of their own, where the daemon may
+/// make some. To be called at the start of the daemon. Without it, in tests of parts, a command gets a process group only,
+/// and cannot have another user.
+pub(crate) fn launched_by(launcher: &Path) {
+    let above = cgroup::own().and_then(|own| group::sweep(&own).map(|()| own));
+    let above = above.map_err(|error| {
+        tracing::info!(%error, "commands get no cgroup of their own; what a late one leaves is found by its environment");
+    });
+    let _ = GROUND.set(Ground { launcher: launcher.to_owned(), above: above.ok() });
+}
+
+/// A command that is to be run.
+#[derive(Debug, Clone)]
+pub(crate) struct Call<'a> {
+    pub(crate) argv: &'a [String],
+    /// What it finds in its environment beside what every process of its user does.
+    pub(crate) environment: &'a [(&'a str, String)],
+    /// As which user it runs; `None`: the daemon's.
+    pub(crate) user: Option<&'a str>,
+    pub(crate) within: Duration,
+}
+
+/// Runs it for so long at most. It has ended when its process has, whatever that leaves behind in the background. Where it
+/// takes longer, and where this future is dropped, it is killed with all that it has started.
+pub(crate) async fn run(call: &Call<'_>) -> Result<Ended, CommandError> {
     let not_run = CommandError::NotRun;
-    let Some((program, arguments)) = argv.split_first() else {
-        return Err(not_run(io::Error::new(io::ErrorKind::InvalidInput, "it has no words")));
-    };
     let (output, errors) = (Note::new().map_err(not_run)?, Note::new().map_err(not_run)?);
-    let mut command = Command::new(program);
-    command.args(arguments).stdin(Stdio::null()).kill_on_drop(true);
-    command.envs(environment.iter().map(|(name, value)| (name, value)));
-    command.stdout(output.0.try_clone().map_err(not_run)?).stderr(errors.0.try_clone().map_err(not_run)?);
-    crate::kernel::descriptors::restore(command.as_std_mut());
-    let mut child = command.spawn().map_err(not_run)?;
-    let ended = tokio::time::timeout(within, async {
+    let ground = GROUND.get();
+    let group = Group::make(ground.and_then(|ground| ground.above.as_deref()));
+    let ended = tokio::time::timeout(call.within, async {
+        let mut child = start(call, ground, &group, &output, &errors).await?;
+        group.leads(&child);
         loop {
             tokio::select! {
                 status = child.wait() => break status,
@@ -98,80 +125,85 @@ pub(crate) async fn run_with(
         }
     });
     match ended.await {
-        Err(_) => Err(CommandError::Late),
+        Err(_) => {
+            group.kill().await;
+            Err(CommandError::Late)
+        }
         Ok(Err(error)) => Err(not_run(error)),
-        Ok(Ok(status)) => Ok(Ended {
-            status,
-            output: output.text(0),
-            errors: errors.text(0),
-            output_end: output.end(),
-            errors_end: errors.end(),
-        }),
+        Ok(Ok(status)) => {
+            group.release().await;
+            Ok(Ended {
+                status,
+                output: output.text(0),
+                errors: errors.text(0),
+                output_end: output.end(),
+                errors_end: errors.end(),
+            })
+        }
     }
 }
 
-/// A file in memory, and not a pipe: what a command leaves in the background keeps a pipe open, and would be killed by
-/// writing to it when nobody reads it any more. While the command runs it may say as much as it likes; what is too much
-/// is cut out of the middle. Afterwards the file cannot grow: whoever still writes fills what is left of it, and that is all.
-struct Note(File);
-
-impl Note {
-    fn new() -> io::Result<Self> {
-        let file = memfd_create("said", MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING)?;
-        // Writers go on at the new end after a cut.
-        fcntl_setfl(&file, fcntl_getfl(&file)? | OFlags::APPEND)?;
-        Ok(Self(file.into()))
-    }
-
-    fn cut(&self) {
-        let len = self.len();
-        if len <= 2 * KEPT {
-            return;
+async fn start(
+    call: &Call<'_>,
+    ground: Option<&Ground>,
+    group: &Group,
+    output: &Note,
+    errors: &Note,
+) -> io::Result<Child> {
+    let Some((program, arguments)) = call.argv.split_first() else {
+        return Err(io::Error::new(io::ErrorKind::InvalidInput, "it has no words"));
+    };
+    let (output, errors) = (Stdio::from(output.0.try_clone()?), Stdio::from(errors.0.try_clone()?));
+    let accounts = Accounts::read()?;
+    let user = accounts.user_or_own(call.user)?;
+    let mut environment = user.environment();
+    environment.insert("LANG".to_owned(), LANG.to_owned());
+    let own = call.environment.iter().cloned().chain(group.mark());
+    environment.extend(own.map(|(name, value)| (name.to_owned(), value)));
+    let identity = call.user.map(|_| accounts.identity(&user, None)).transpose().map_err(io::Error::other)?;
+    let Some(ground) = ground else {
+        if identity.is_some() {
+            return Err(io::Error::other("another user is taken only by commands of the daemon"));
         }
-        // A hole: who writes meanwhile writes at the end, which stays where it is.
-        let hole = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
-        if fallocate(&self.0, hole, KEPT, len - 2 * KEPT).is_err() {
-            // At worst it is cut at the next look.
-            let _ = self.0.set_len(KEPT);
-        }
-    }
-
-    fn len(&self) -> u64 {
-        self.0.metadata().map_or(0, |meta| meta.len())
-    }
-
-    /// What is kept of the end.
-    fn end(&self) -> String {
-        self.text(self.len().saturating_sub(KEPT))
-    }
-
-    fn text(&self, from: u64) -> String {
-        let mut bytes = vec![0; KEPT as usize];
-        // What cannot be read was not said.
-        let length = self.0.read_at(&mut bytes, from).unwrap_or_default();
-        String::from_utf8_lossy(&bytes[..length]).into_owned()
-    }
+        let mut command = Command::new(program);
+        command.args(arguments).env_clear().envs(&environment).process_group(0).kill_on_drop(true);
+        return command.stdin(Stdio::null()).stdout(output).stderr(errors).spawn();
+    };
+    let plan = Plan {
+        cgroup: group.cgroup().map(Path::to_owned),
+        identity,
+        directory: PathBuf::from("/"),
+        argv: call.argv.to_vec(),
+        environment,
+        output: Output::Inherited,
+    };
+    launched(ground, &plan, Streams { output, errors, kill_on_drop: true }).await
 }
 
-impl Drop for Note {
-    fn drop(&mut self) {
-        let said = self.0.metadata().map_or(KEPT, |meta| meta.len().min(KEPT));
-        // Flags and offset are those of all who have the file from here. Each is a try: the seal is what matters.
-        let _ = fcntl_setfl(&self.0, OFlags::RDWR);
-        let _ = (&self.0).seek(SeekFrom::Start(said));
-        let _ = self.0.set_len(KEPT);
-        let _ = fcntl_add_seals(&self.0, SealFlags::GROW);
-    }
+async fn launched(ground: &Ground, plan: &Plan, streams: Streams) -> io::Result<Child> {
+    launch::ask(&ground.launcher, plan, streams).await.map_err(|error| match error {
+        AskError::NotRun(error) => error,
+        AskError::Failed(report) if report.tried.starts_with("run ") => report.error(),
+        AskError::Failed(report) => {
+            let error = report.error();
+            io::Error::new(error.kind(), format!("trying to {}: {error}", report.tried))
+        }
+    })
 }
 
 #[cfg(test)]
 mod tests {
-    use std::time::Instant;
+    use std::{collections::BTreeSet, time::Instant};
 
-    use super::*;
+    use super::{note::KEPT, *};
+
+    async fn of(argv: &[&str], environment: &[(&str, String)], within: Duration) -> Result<Ended, CommandError> {
+        let argv: Vec<_> = argv.iter().map(ToString::to_string).collect();
+        run(&Call { argv: &argv, environment, user: None, within }).await
+    }
 
     async fn sh(script: &str, within: Duration) -> Result<Ended, CommandError> {
-        run(&["/bin/sh", "-c", script].map(str::to_owned), within).await
+        of(&["/bin/sh", "-c", script], &[], within).await
     }
 
     const LONG: Duration = Duration::from_secs(60);
@@ -225,32 +257,46 @@ mod tests {
         assert_eq!(sh("exit 1", LONG).await.unwrap().said_last(), "");
     }
 
-    #[test]
-    fn the_middle_takes_no_memory() {
-        use std::{io::Write, os::unix::fs::MetadataExt};
-        let note = Note::new().unwrap();
-        (&note.0).write_all(&[b'x'; 3_000_000]).unwrap();
-        note.cut();
-        (&note.0).write_all(b"end").unwrap();
-        assert!(note.0.metadata().unwrap().blocks() * 512 <= 4 * KEPT);
-        assert_eq!(note.text(0), "x".repeat(KEPT as usize));
-        assert_eq!(note.end(), "x".repeat(KEPT as usize - 3) + "end");
+    #[tokio::test]
+    async fn its_environment_is_its_own() {
+        let given = [("DEPLOYER_LANE", "3".to_owned())];
+        let ended = of(&["/usr/bin/env"], &given, LONG).await.unwrap();
+        let names: BTreeSet<_> = ended.output.lines().filter_map(|line| Some(line.split_once('=')?.0)).collect();
+        let expected = ["DEPLOYER_COMMAND", "DEPLOYER_LANE", "HOME", "LANG", "LOGNAME", "PATH", "USER"];
+        assert_eq!(names, BTreeSet::from(expected), "nothing of the daemon's");
+        assert!(ended.output.contains("DEPLOYER_LANE=3\n") && ended.output.contains("LANG=C.UTF-8\n"));
+        let odd = of(&["/usr/bin/env"], &[("DEPLOYER_VERSION", "a\0b".to_owned())], LONG).await;
+        assert!(matches!(odd, Err(CommandError::NotRun(_))));
+    }
+
+    /// Whether processes with this as their last argument run.
+    fn sleeps(seconds: &str) -> bool {
+        let entries = std::fs::read_dir("/proc").unwrap().flatten();
+        let lines = entries.filter_map(|entry| std::fs::read(entry.path().join("cmdline")).ok());
+        lines.into_iter().any(|line| line.ends_with(format!("\0{seconds}\0").as_bytes()))
     }
 
     #[tokio::test]
-    async fn it_may_be_given_an_environment() {
-        let argv = ["/bin/sh", "-c", "echo $DEPLOYER_LANE $PATH"].map(str::to_owned);
-        let ended = run_with(&argv, &[("DEPLOYER_LANE", "3".to_owned())], LONG).await.unwrap();
-        let path = std::env::var("PATH").unwrap();
-        assert_eq!(ended.output, format!("3 {path}\n"), "its own, beside the daemon's");
-        let odd = run_with(&argv, &[("DEPLOYER_VERSION", "a\0b".to_owned())], LONG).await;
-        assert!(matches!(odd, Err(CommandError::NotRun(_))));
+    async fn one_that_is_late_leaves_no_process_behind() {
+        let script = "sleep 1000.25 & setsid sleep 1000.25 & (setsid sh -c 'sleep 1000.25 & exec sleep 1000.25' &) & \
+                      sleep 1000.25";
+        let begun = Instant::now();
+        assert!(matches!(sh(script, Duration::from_millis(300)).await, Err(CommandError::Late)));
+        assert!(!sleeps("1000.25") && begun.elapsed() < LONG / 2);
+        // Also where its future is dropped: the daemon gives up on it.
+        let dropped = tokio::time::timeout(Duration::from_millis(300), sh(&script.replace("25", "75"), LONG)).await;
+        assert!(dropped.is_err());
+        let until = Instant::now() + LONG / 2;
+        while sleeps("1000.75") {
+            assert!(Instant::now() < until, "it was dropped, and runs on");
+            tokio::time::sleep(LOOK).await;
+        }
     }
 
     #[tokio::test]
     async fn it_ends_in_time_or_is_ended() {
         assert!(matches!(sh("exec sleep 100", Duration::from_millis(50)).await, Err(CommandError::Late)));
-        assert!(matches!(run(&[], LONG).await, Err(CommandError::NotRun(_))));
-        assert!(matches!(run(&["/nonexistent".to_owned()], LONG).await, Err(CommandError::NotRun(_))));
+        assert!(matches!(of(&[], &[], LONG).await, Err(CommandError::NotRun(_))));
+        assert!(matches!(of(&["/nonexistent"], &[], LONG).await, Err(CommandError::NotRun(_))));
     }
 }

@@ -9,6 +9,7 @@ use super::{
     check::UP_TO_AN_HOUR,
     command::command,
     http,
+    manager::account,
     paths::{self, Mounts},
     ports::{self, Named},
     raw::{Value, quoted},
@@ -31,13 +32,14 @@ pub(super) struct Around<'a, 'b> {
     pub(super) state: &'a Path,
 }
 
-/// `deploy = { second, lanes, preview, prepare, gate, within, gate_every, bake, batch, max_crashes, max_failed }`, and the
+/// `deploy = { second, lanes, preview, user, prepare, gate, within, gate_every, bake, batch, max_crashes, max_failed }`, and the
 /// addresses of the second pool with the value that names them.
 pub(super) fn deploy<'b>(value: &Value<'b>, around: &Around<'_, 'b>, mounts: &Mounts) -> Option<(Deploy, Named<'b>)> {
     let mut table = value.table()?;
     let second = table.need("second", "second = \"next\"", |value| second(value, around));
     let lanes = table.or("lanes", 16, |value| value.number(3..=255).and_then(|lanes| u8::try_from(lanes).ok()));
     let preview = table.or("preview", Vec::new(), |value| paths::callers(value, mounts));
+    let user = table.maybe("user", account);
     let prepare = table.maybe("prepare", |value| command(value, EXAMPLE, PLACEHOLDERS));
     let gate = table.maybe("gate", gate);
     let within = table.or("within", Duration::from_secs(60), |value| value.duration(UP_TO_AN_HOUR));
@@ -64,6 +66,7 @@ pub(super) fn deploy<'b>(value: &Value<'b>, around: &Around<'_, 'b>, mounts: &Mo
         second: second.iter().map(|(at, _)| *at).collect(),
         lanes: lanes?,
         preview: preview?,
+        user: user?,
         prepare: prepare?,
         gate: gate?,
         within: within?,

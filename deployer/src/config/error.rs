@@ -6,6 +6,8 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use crate::trust::Unsafe;
+
 /// Why there is no [`Config`](super::Config).
 ///
 /// Shows one line a problem: `deployer.toml:7: service.web.workers: reason; what to write`.
@@ -19,6 +21,9 @@ pub enum ConfigError {
         /// Why.
         source: io::Error,
     },
+    /// Another user could change the file, which the daemon would act upon as root.
+    #[error("the configuration is not used: {0}")]
+    Unsafe(Unsafe),
     /// The file was read and is wrong.
     #[error("{}", Lines(path, problems))]
     Wrong {
@@ -51,7 +56,7 @@ impl ConfigError {
     #[must_use]
     pub fn problems(&self) -> &[Problem] {
         match self {
-            Self::Unreadable { .. } => &[],
+            Self::Unreadable { .. } | Self::Unsafe(_) => &[],
             Self::Wrong { problems, .. } => problems,
         }
     }

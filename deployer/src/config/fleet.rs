@@ -4,7 +4,6 @@ use std::{
     fmt, io,
     net::IpAddr,
     ops::RangeInclusive,
-    os::unix::fs::PermissionsExt as _,
     path::{Path, PathBuf},
     time::Duration,
 };
@@ -13,6 +12,7 @@ use super::{
     paths,
     raw::{Table, Value, quoted},
 };
+use crate::trust;
 
 /// Where everything of all fleets is, unless `connect` has a path.
 const DEFAULT_PATH: &str = "/deployer";
@@ -217,10 +217,7 @@ pub fn secret(path: &Path) -> Result<Secret, String> {
     if !about.is_file() {
         return Err(format!("{shown} is no file; write the path of one with a line `user:password`"));
     }
-    let mode = about.permissions().mode() & 0o777;
-    if mode & 0o077 != 0 {
-        return Err(format!("{shown} is open to others (mode {mode:04o}); chmod 600 {shown}"));
-    }
+    trust::file(path, &about, true).map_err(|found| found.to_string())?;
     let mut text = String::new();
     let mut start = io::Read::take(file, LONGEST_SECRET as u64);
     io::Read::read_to_string(&mut start, &mut text).map_err(failed)?;

@@ -95,6 +95,15 @@ fn program(value: &Value<'_>, several: bool) -> Option<String> {
     Some(text.to_owned())
 }
 
+/// A user or a group.
+pub(super) fn account(value: &Value<'_>) -> Option<String> {
+    let name = value.word()?;
+    if name.contains(|char: char| char == ':' || char.is_whitespace() || char.is_control()) {
+        return value.refuse(format!("{} is no user or group; write a name or a number, \"www-data\"", quoted(name)));
+    }
+    Some(name.to_owned())
+}
+
 /// Refuses what would be the same for every one of several workers.
 fn tells_apart(value: &Value<'_>, several: bool, texts: &[&str], example: &str) -> Option<()> {
     if several && !texts.iter().any(|text| text.contains("{port}")) {

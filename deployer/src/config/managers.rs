@@ -84,6 +84,8 @@ pub struct Backoff {
 /// The operator's own commands; `{port}`, `{address}` and `{service}` in their words are replaced.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Exec {
+    /// User as which the commands run; `None`: the daemon's.
+    pub user: Option<String>,
     /// Starts a worker and ends.
     pub start: Command,
     /// Asks a worker to end.

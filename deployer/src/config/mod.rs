@@ -34,6 +34,8 @@ pub use fleet::{Acl, Connect, Fleet, Secret, secret};
 pub use managers::{Backoff, Builtin, Exec, Manager};
 pub(crate) use raw::duration;
 
+use crate::trust;
+
 /// Where programs and tables are kept unless the configuration says otherwise.
 pub const DEFAULT_PINS: &str = "/sys/fs/bpf/deployer";
 
@@ -248,6 +250,8 @@ pub struct Roll {
     pub max_failures: usize,
     /// And then?
     pub on_failure: OnFailure,
+    /// User as which `switch` and `unswitch` run; `None`: the daemon's.
+    pub user: Option<String>,
     /// Command that puts the new version in place, before the first worker is stopped. `{version}`, `{service}`
     /// in its words are replaced.
     pub switch: Option<Command>,
@@ -266,6 +270,8 @@ pub struct Deploy {
     pub lanes: u8,
     /// Which processes may dial a lane that has not been current yet; empty: none.
     pub preview: Vec<Caller>,
+    /// User as which `prepare` and a gate's command run; `None`: the daemon's.
+    pub user: Option<String>,
     /// Command that is run before the pool is started. `{version}`, `{service}`, `{pool}` and `{lane}` in its words are
     /// replaced.
     pub prepare: Option<Command>,
@@ -358,6 +364,17 @@ impl Config {
     pub fn load(path: &Path) -> Result<Self, ConfigError> {
         let text = std::fs::read_to_string(path).map_err(|source| ConfigError::unreadable(path, source))?;
         Self::parse(path, &text)
+    }
+
+    /// Reads and checks a file that root acts upon: no other user may be able to change it.
+    ///
+    /// # Errors
+    /// As [`Config::load`]; and when its owner is another than root and this process's user, or others may write it.
+    pub fn load_safe(path: &Path) -> Result<Self, ConfigError> {
+        let unreadable = |source| ConfigError::unreadable(path, source);
+        let file = std::fs::File::open(path).map_err(unreadable)?;
+        trust::file(path, &file.metadata().map_err(unreadable)?, false).map_err(ConfigError::Unsafe)?;
+        Self::parse(path, &std::io::read_to_string(file).map_err(unreadable)?)
     }
 
     /// Checks a text; `path` is named in errors.

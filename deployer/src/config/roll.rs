@@ -6,6 +6,7 @@ use super::{
     Batch, OnFailure, Policy, Roll,
     check::UP_TO_AN_HOUR,
     command::command,
+    manager::account,
     raw::{Table, Value},
 };
 
@@ -13,7 +14,7 @@ use super::{
 const PLACEHOLDERS: &[&str] = &["version", "service"];
 const EXAMPLE: &str = "[\"ln\", \"-sfn\", \"/srv/{version}\", \"/srv/current\"]";
 
-/// `roll = { batch, surge, max_failures, on_failure, switch, unswitch, switch_within }`; `spares` and `policy` as far as
+/// `roll = { batch, surge, max_failures, on_failure, user, switch, unswitch, switch_within }`; `spares` and `policy` as far as
 /// they are known.
 pub(super) fn roll(mut table: Table<'_>, spares: Option<usize>, policy: Option<Policy>) -> Option<Roll> {
     let choices = [("stop", OnFailure::Stop), ("rollback", OnFailure::Rollback)];
@@ -22,6 +23,7 @@ pub(super) fn roll(mut table: Table<'_>, spares: Option<usize>, policy: Option<P
     let batch = batch.map_or(Some(Batch::Count(surge.unwrap_or(0).max(1))), |value| self::batch(&value));
     let max_failures = table.or("max_failures", 1, |value| value.number(1..=256).map(usize_of));
     let on_failure = table.take("on_failure");
+    let user = table.maybe("user", account);
     let switch = table.maybe("switch", |value| command(value, EXAMPLE, PLACEHOLDERS));
     let unswitch = table.maybe("unswitch", |value| command(value, EXAMPLE, PLACEHOLDERS));
     let switch_within = table.or("switch_within", Duration::from_secs(60), |value| value.duration(UP_TO_AN_HOUR));
@@ -40,6 +42,7 @@ pub(super) fn roll(mut table: Table<'_>, spares: Option<usize>, policy: Option<P
         surge: surge?,
         max_failures: max_failures?,
         on_failure: chosen?,
+        user: user?,
         switch: switch?,
         unswitch: unswitch?,
         switch_within: switch_within?,

@@ -11,7 +11,7 @@ use tracing::Instrument as _;
 
 use super::door::Door;
 use crate::{
-    command::{CommandError, run_with},
+    command::{Call, CommandError, run},
     config::{Command, Gate, Request},
     version::Version,
     warm,
@@ -48,33 +48,45 @@ impl About<'_> {
             .replace(VERSION, self.version.map_or("", Version::as_str))
     }
 
-    /// What a command finds in its environment, beside the daemon's own: the same facts, and the workers' addresses with
-    /// blanks between them.
+    /// The same facts for the environment of a command.
     #[must_use]
-    pub fn environment(&self, workers: &[SocketAddr]) -> Vec<(&'static str, String)> {
-        let workers: Vec<_> = workers.iter().map(SocketAddr::to_string).collect();
+    pub fn facts(&self) -> Vec<(&'static str, String)> {
         let version = self.version.map(|version| ("DEPLOYER_VERSION", version.to_string()));
         let always = [
             ("DEPLOYER_SERVICE", self.service.to_owned()),
             ("DEPLOYER_LANE", self.lane.to_string()),
             ("DEPLOYER_POOL", self.pool.to_owned()),
-            ("DEPLOYER_WORKERS", workers.join(" ")),
         ];
         always.into_iter().chain(version).collect()
+    }
+
+    /// The facts, and the workers' addresses with blanks between them.
+    #[must_use]
+    pub fn environment(&self, workers: &[SocketAddr]) -> Vec<(&'static str, String)> {
+        let workers: Vec<_> = workers.iter().map(SocketAddr::to_string).collect();
+        let mut all = self.facts();
+        all.push(("DEPLOYER_WORKERS", workers.join(" ")));
+        all
     }
 }
 
 /// Has the workers of the new pool tried, once, before any caller reaches them. A request goes to each of them, straight.
-/// A command is given a [`Door`] to them, as `DEPLOYER_URL`.
+/// A command is given a [`Door`] to them, as `DEPLOYER_URL`, and runs as `user`; `None`: as the daemon's.
 ///
 /// # Errors
 /// What was not as it must be, in words; also when it took longer than `within`, and a command is ended then.
-pub async fn pass(gate: &Gate, about: &About<'_>, workers: &[SocketAddr], within: Duration) -> Result<(), String> {
+pub async fn pass(
+    gate: &Gate,
+    about: &About<'_>,
+    workers: &[SocketAddr],
+    user: Option<&str>,
+    within: Duration,
+) -> Result<(), String> {
     if workers.is_empty() {
         return Err("the gate cannot be tried: the pool has no workers".to_owned());
     }
     match gate {
-        Gate::Command(command) => pass_command(command, about, workers, within).await,
+        Gate::Command(command) => pass_command(command, about, workers, user, within).await,
         Gate::Request(request) => pass_request(request, workers, within).await,
     }
 }
@@ -83,6 +95,7 @@ async fn pass_command(
     command: &Command,
     about: &About<'_>,
     workers: &[SocketAddr],
+    user: Option<&str>,
     within: Duration,
 ) -> Result<(), String> {
     let argv: Vec<_> = command.argv.iter().map(|word| about.fill(word)).collect();
@@ -92,11 +105,14 @@ async fn pass_command(
     })?;
     let mut environment = about.environment(workers);
     environment.push(("DEPLOYER_URL", door.url()));
-    let ended = run_with(&argv, &environment, within).await;
+    let ended = run(&Call { argv: &argv, environment: &environment, user, within }).await;
     drop(door);
     match ended {
         Err(CommandError::Late) => {
-            Err(format!("the gate `{shown}` was still running after {} s, and was ended", within.as_secs_f32()))
+            let within = within.as_secs_f32();
+            Err(format!(
+                "the gate `{shown}` was still running after {within} s, and was killed with all that it had started"
+            ))
         }
         Err(CommandError::NotRun(error)) => {
             Err(format!("the gate `{shown}` cannot be run: {error}. See to the command in `deploy.gate`"))

@@ -179,15 +179,15 @@ impl Roll {
 
     /// Asks the gate, if there is one, beside whatever else is done meanwhile.
     pub(super) fn pass_gate(&self) -> impl Future<Output = Result<(), String>> + Send + 'static {
-        let asked = self.deploy().and_then(|deploy| Some((deploy.gate.clone()?, deploy.within)));
+        let asked = self.deploy().and_then(|deploy| Some((deploy.gate.clone()?, deploy.user.clone(), deploy.within)));
         let (service, to) = (self.record.service.clone(), self.to.clone());
         let (pool, workers) = (self.new_pool(), self.pool_addresses(self.new_pool()));
         let lane = self.flip().lane(pool);
         async move {
-            let Some((gate, within)) = asked else { return Ok(()) };
+            let Some((gate, user, within)) = asked else { return Ok(()) };
             let pool = pools::NAMES[pool as usize & 1];
             let about = gate::About { service: &service, version: to.as_ref(), pool, lane };
-            gate::pass(&gate, &about, &workers, within).await
+            gate::pass(&gate, &about, &workers, user.as_deref(), within).await
         }
     }
 

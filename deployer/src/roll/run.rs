@@ -21,6 +21,7 @@ use super::{
 };
 use crate::{
     api::{Exit, Phase, What},
+    command::Call,
     config,
     deploy::gate,
     failpoint::{Point, reach},
@@ -257,7 +258,10 @@ impl Roll {
         reach(journaled, None).await;
         let about = self.about(version.as_ref());
         let argv: Vec<_> = command.argv.iter().map(|word| about.fill(word)).collect();
-        let result = execute(&argv, self.switch_within()).await;
+        let environment = about.facts();
+        let user = self.deploy().map_or(&self.service.config.roll.user, |deploy| &deploy.user).as_deref();
+        let within = self.switch_within();
+        let result = execute(&Call { argv: &argv, environment: &environment, user, within }).await;
         self.record.add(What::Command { which: which.to_owned(), argv, error: result.clone().err() });
         reach(done, None).await;
         self.machine.commanded(result);

@@ -10,7 +10,7 @@ use tokio::time::{Instant, sleep};
 
 use super::{ManagerError, Mark, Pending, ProcessManager, ProcessPhase, ProcessStatus, Started, filled};
 use crate::{
-    command::{self, CommandError, Ended},
+    command::{self, Call, CommandError, Ended},
     config,
 };
 
@@ -47,7 +47,13 @@ impl Exec {
         let argv: Vec<_> = command.argv.iter().map(|word| filled(word, &self.service, at)).collect();
         let shown = argv.join(" ");
         let tried = tried.to_owned();
-        match command::run(&argv, self.config.within).await {
+        let environment = [
+            ("DEPLOYER_SERVICE", self.service.clone()),
+            ("DEPLOYER_ADDRESS", at.ip().to_string()),
+            ("DEPLOYER_PORT", at.port().to_string()),
+        ];
+        let (user, within) = (self.config.user.as_deref(), self.config.within);
+        match command::run(&Call { argv: &argv, environment: &environment, user, within }).await {
             Ok(ended) => Ok(ended),
             Err(CommandError::NotRun(source)) => Err(ManagerError::Unreachable {
                 manager: MANAGER,
@@ -60,7 +66,7 @@ impl Exec {
                 let within = self.config.within.as_secs_f32();
                 let source = std::io::Error::new(
                     std::io::ErrorKind::TimedOut,
-                    format!("it was still running after {within} s, and was ended"),
+                    format!("it was still running after {within} s, and was killed with all that it had started"),
                 );
                 let hint = "It must end by itself, with the worker in the background; or raise `manager.within`";
                 Err(ManagerError::Unanswered { manager: MANAGER, at: shown, tried, hint, source })

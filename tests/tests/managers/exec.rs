@@ -37,6 +37,7 @@ impl Fixture for Scripts {
         let command =
             |verb: &str| Command { argv: vec![script.display().to_string(), verb.to_owned(), "{port}".to_owned()] };
         Ok(Self(config::Exec {
+            user: None,
             start: command("start"),
             stop: command("stop"),
             status: command("status"),

@@ -17,7 +17,7 @@ use super::{
         paths,
         raw::{Table, Value, quoted},
     },
-    OF_A_POOL, OF_A_WORKER, tells_apart,
+    OF_A_POOL, OF_A_WORKER, account, tells_apart,
 };
 
 const EXAMPLE: &str = "[\"/usr/bin/python3\", \"app.py\", \"--port={port}\"]";
@@ -66,15 +66,6 @@ pub(super) fn builtin(table: &mut Table<'_>, several: bool, pools: bool) -> Opti
         told: BTreeMap::new(),
         restart: restart?,
     })
-}
-
-/// A user or a group.
-fn account(value: &Value<'_>) -> Option<String> {
-    let name = value.word()?;
-    if name.contains(|char: char| char == ':' || char.is_whitespace() || char.is_control()) {
-        return value.refuse(format!("{} is no user or group; write a name or a number, \"www-data\"", quoted(name)));
-    }
-    Some(name.to_owned())
 }
 
 fn environment(table: &Table<'_>) -> Option<BTreeMap<String, String>> {

@@ -1,18 +1,19 @@
-//! `manager = { start, stop, status, within }`: the operator's own commands.
+//! `manager = { start, stop, status, user, within }`: the operator's own commands.
 
 use std::time::Duration;
 
 use super::{
     super::{Command, Exec, check::UP_TO_AN_HOUR, command::command, raw::Table},
-    OF_A_WORKER, tells_apart,
+    OF_A_WORKER, account, tells_apart,
 };
 
 pub(super) fn exec(table: &mut Table<'_>, several: bool) -> Option<Exec> {
+    let user = table.maybe("user", account);
     let start = verb(table, several, "start");
     let stop = verb(table, several, "stop");
     let status = verb(table, several, "status");
     let within = table.or("within", Duration::from_secs(10), |value| value.duration(UP_TO_AN_HOUR));
-    Some(Exec { start: start?, stop: stop?, status: status?, within: within? })
+    Some(Exec { user: user?, start: start?, stop: stop?, status: status?, within: within? })
 }
 
 fn verb(table: &mut Table<'_>, several: bool, name: &'static str) -> Option<Command> {

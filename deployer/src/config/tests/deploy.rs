@@ -41,6 +41,7 @@ fn what_is_not_said_is_supposed() {
         second: (8004..8008).map(|port| ([127, 0, 0, 1], port).into()).collect(),
         lanes: 16,
         preview: Vec::new(),
+        user: None,
         prepare: None,
         gate: None,
         within: Duration::from_secs(60),

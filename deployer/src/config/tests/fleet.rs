@@ -151,7 +151,7 @@ fn secrets() {
     assert!(!format!("{found:?}").contains("geheim"));
     let (_dir, path) = file("deployer:x", 0o640);
     let why = secret(&path).unwrap_err();
-    assert!(why.contains("is open to others (mode 0640); chmod 600 /"), "{why}");
+    assert!(why.contains("others may read or write it (mode 0640). Next: chmod 600 /"), "{why}");
     for text in ["", "\n", "geheim", ":geheim", "u:", "u:geheim\nv:geheim\n", "u:ge\theim"] {
         let (_dir, path) = file(text, 0o400);
         let why = secret(&path).unwrap_err();

@@ -105,6 +105,7 @@ fn built_in_with_everything() {
 fn exec() {
     let text = with(&format!("{START}, {STOP}, {STATUS}"));
     let wanted = Exec {
+        user: None,
         start: command(&["/web", "start", "{port}"]).unwrap(),
         stop: command(&["/web", "stop", "{address}", "{service}"]).unwrap(),
         status: command(&["pgrep", "-f", "web {port}"]).unwrap(),
@@ -112,7 +113,9 @@ fn exec() {
     };
     assert_eq!(manager(&text), Manager::Exec(wanted.clone()));
     let text = with(&format!("kind = \"exec\", {START}, {STOP}, {STATUS}, within = \"3s\""));
-    assert_eq!(manager(&text), Manager::Exec(Exec { within: Duration::from_secs(3), ..wanted }));
+    assert_eq!(manager(&text), Manager::Exec(Exec { within: Duration::from_secs(3), ..wanted.clone() }));
+    let text = with(&format!("{START}, {STOP}, {STATUS}, user = \"www-data\""));
+    assert_eq!(manager(&text), Manager::Exec(Exec { user: Some("www-data".to_owned()), ..wanted }));
 }
 
 #[test]

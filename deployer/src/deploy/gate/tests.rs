@@ -62,12 +62,12 @@ impl Pool {
     async fn request(&self, status: Option<u16>, within: Duration) -> Result<(), String> {
         let (method, path) = ("GET".to_owned(), "/ready".to_owned());
         let gate = Gate::Request(Request { method, path, headers: Vec::new(), body: String::new(), status });
-        pass(&gate, &about(), &self.at, within).await
+        pass(&gate, &about(), &self.at, None, within).await
     }
 
     async fn sh(&self, script: &str, within: Duration) -> Result<(), String> {
         let argv = ["/bin/bash", "-c", script, "{pool}:{lane}:{service}:{version}"].map(str::to_owned).to_vec();
-        pass(&Gate::Command(Command { argv }), &about(), &self.at, within).await
+        pass(&Gate::Command(Command { argv }), &about(), &self.at, None, within).await
     }
 }
 
@@ -131,10 +131,10 @@ async fn a_command_that_fails_is_told() {
     assert!(why.ends_with("fine; 1 failed"), "{why}");
     assert!(pool.sh("exit 4", LONG).await.unwrap_err().ends_with("(exit status: 4): it said nothing"));
     let late = pool.sh("exec sleep 100", Duration::from_millis(50)).await.unwrap_err();
-    assert!(late.ends_with("was still running after 0.05 s, and was ended"), "{late}");
+    assert!(late.ends_with("was still running after 0.05 s, and was killed with all that it had started"), "{late}");
     let gate = Gate::Command(Command { argv: vec!["/nonexistent".to_owned()] });
-    assert!(pass(&gate, &about(), &pool.at, LONG).await.unwrap_err().contains("cannot be run"));
-    assert!(pass(&gate, &about(), &[], LONG).await.is_err());
+    assert!(pass(&gate, &about(), &pool.at, None, LONG).await.unwrap_err().contains("cannot be run"));
+    assert!(pass(&gate, &about(), &[], None, LONG).await.is_err());
 }
 
 #[test]

@@ -14,6 +14,7 @@ fn exec(folder: &Path, start: &str, stop: &str, status: &str) -> Exec {
             .into(),
     };
     let config = config::Exec {
+        user: None,
         start: command(start),
         stop: command(stop),
         status: command(status),
