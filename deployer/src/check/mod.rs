@@ -6,6 +6,7 @@ mod kernel;
 mod managers;
 mod metrics;
 mod nat;
+mod paths;
 mod pins;
 mod ports;
 mod privileges;
@@ -109,11 +110,13 @@ struct Report {
 ///
 /// `ask`: what the daemon at a socket says, or at the usual one; `None` where none answers.
 pub fn main(config: Option<&Path>, json: bool, ask: &dyn Fn(Option<&Path>) -> Option<Status>) -> Exit {
-    let config = match config.map(Config::load).transpose() {
+    let path = config;
+    let config = match path.map(Config::load).transpose() {
         Ok(config) => config,
         Err(error) => return unreadable(&error.to_string(), json),
     };
     let mut findings = findings(config.as_ref());
+    findings.extend(path.map(paths::configuration));
     let socket = config.as_ref().map(|config| config.daemon.socket.as_path());
     let status = ask(socket);
     let page = config.as_ref().and_then(|config| config.metrics.as_ref());
@@ -141,6 +144,7 @@ pub fn findings(config: Option<&Config>) -> Vec<Finding> {
     let workers: Vec<_> = config.services.values().flat_map(Service::members).collect();
     found.extend(cgroups::findings(config));
     found.extend(managers::findings(config));
+    found.extend(paths::findings(config));
     found.extend(ports::findings(config, &workers));
     found.extend(nat::findings(&workers));
     found

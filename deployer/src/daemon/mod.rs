@@ -43,10 +43,12 @@ use tracing::{error, info, warn};
 use self::{former::Resumed, start::observing};
 use crate::{
     api::{Phase, SelfTest},
+    command,
     config::{self, Config},
     journal::{History, Journal, events::Shelf, history::By},
     keepalive::Keepalive,
     kernel::{Attachment, Decisions, Events, Programs, Tables, descriptors},
+    launch::THIS_PROGRAM,
     log,
     metrics::Ledger,
     report::Meters,
@@ -126,10 +128,11 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 /// When the configuration is wrong, the kernel refuses, or the socket cannot be made.
 pub async fn run(path: &Path) -> Result<()> {
     log::to_stderr();
+    command::launched_by(Path::new(THIS_PROGRAM));
     // First of all: until they are caught, a reload asked for ends the process.
     let mut signals = Signals::catch()?;
     descriptors::raise();
-    let config = Config::load(path)?;
+    let config = Config::load_safe(path)?;
     let path_of_socket = config.daemon.socket.clone();
     let (daemon, socket, events) = start::start(config).await?;
     let page = daemon.bind_metrics().await;
@@ -271,7 +274,7 @@ impl Daemon {
     }
 
     fn reload_now(&self, path: &Path) -> Result<()> {
-        let config = Config::load(path)?;
+        let config = Config::load_safe(path)?;
         let _gate = lock(&self.gate);
         if let Some(name) = self.registry.services().keys().find(|name| self.running(name).is_some()) {
             anyhow::bail!("a roll of {name} runs; reload when it has ended");

@@ -13,6 +13,8 @@ use hyper::{Request, Response, StatusCode, body::Incoming, client::conn::http1, 
 use hyper_util::rt::TokioIo;
 use tokio::{net::UnixStream, task::JoinSet, time::timeout};
 
+use crate::workers::peer::{self, PeerError};
+
 /// Longest wait for a connection and the whole answer. supervisord is one thread, but every call made here returns
 /// at once: one that takes longer is stuck.
 const ANSWER_WITHIN: Duration = Duration::from_secs(5);
@@ -88,7 +90,10 @@ impl Link {
 }
 
 async fn connect(socket: &Path) -> Result<UnixStream, LinkError> {
-    UnixStream::connect(socket).await.map_err(|source| LinkError::Unreachable { hint: hint(&source), source })
+    peer::connect(socket).await.map_err(|error| match error {
+        PeerError::Connect(source) => LinkError::Unreachable { hint: hint(&source), source },
+        PeerError::Stranger(source) => LinkError::Unreachable { hint: peer::HINT, source },
+    })
 }
 
 async fn body(answer: Response<Incoming>) -> Result<String, LinkError> {

@@ -2,6 +2,8 @@
 
 use std::{
     io::{Error, ErrorKind},
+    os::unix::net::UnixStream,
+    path::Path,
     sync::Arc,
     time::Duration,
 };
@@ -18,7 +20,10 @@ use super::{
     job::Job,
     unit::{Place, Process, Row, Unit},
 };
-use crate::workers::ManagerError;
+use crate::workers::{
+    ManagerError,
+    peer::{self, PeerError},
+};
 
 /// Longest wait for a connection, or an answer. systemd answers at once; one that takes longer is stuck.
 const ANSWER_WITHIN: Duration = Duration::from_secs(5);
@@ -93,8 +98,11 @@ impl Link {
 
     async fn connect(&self, tried: &str) -> Result<Connection, ManagerError> {
         let builder = match &self.address {
-            Some(address) => connection::Builder::address(address.as_str()),
             None => connection::Builder::system(),
+            Some(address) => match self.trusted(address, tried).await? {
+                Some(stream) => connection::Builder::unix_stream(stream),
+                None => connection::Builder::address(address.as_str()),
+            },
         };
         let source = match timeout(self.within, builder.build()).await {
             Ok(Ok(connection)) => return Ok(connection),
@@ -102,6 +110,26 @@ impl Link {
             Err(_) => self.no_answer(),
         };
         Err(self.unreachable(tried, source))
+    }
+
+    /// A connection to an address that is one socket: to a bus that root or the daemon's user has opened.
+    async fn trusted(&self, address: &str, tried: &str) -> Result<Option<UnixStream>, ManagerError> {
+        let is_one = |name: &&str| !name.contains([',', ';', '%']);
+        let connected = if let Some(path) = address.strip_prefix("unix:path=").filter(is_one) {
+            peer::connect(Path::new(path)).await
+        } else if let Some(name) = address.strip_prefix("unix:abstract=").filter(is_one) {
+            peer::connect_abstract(name)
+        } else {
+            return Ok(None);
+        };
+        let connected = connected.and_then(|stream| stream.into_std().map_err(PeerError::Connect));
+        connected.map(Some).map_err(|error| match error {
+            PeerError::Connect(source) => self.unreachable(tried, source),
+            PeerError::Stranger(source) => {
+                let (at, tried) = (self.at(), tried.to_owned());
+                ManagerError::Unreachable { manager: MANAGER, at, tried, hint: peer::HINT, source }
+            }
+        })
     }
 
     fn unreachable(&self, tried: &str, source: Error) -> ManagerError {
