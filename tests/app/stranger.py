@@ -10,6 +10,7 @@ import sys
 import threading
 
 IP_LOCAL_PORT_RANGE = 51
+TCP_MD5SIG = 14
 TCP_FASTOPEN_CONNECT = 30
 
 
@@ -109,6 +110,25 @@ def deferred(port):
     sock.setsockopt(socket.IPPROTO_TCP, TCP_FASTOPEN_CONNECT, 1)
     sock.connect(("127.0.0.1", port))
     return [sock]
+
+
+def full(port):
+    """Connections that are over, from sockets in which the kernel has no room left (net.core.optmem_max): any user may give a
+    socket so many keys of TCP MD5, for peers with which it has nothing to do."""
+    for _ in range(3):
+        sock, count = socket.socket(), 0
+        try:
+            while True:
+                peer = struct.pack("HH4s", socket.AF_INET, 0, bytes([10, *count.to_bytes(3, "big")]))
+                key = struct.pack("BBHi", 0, 0, 1, 0) + b"k".ljust(80, b"\0")
+                sock.setsockopt(socket.IPPROTO_TCP, TCP_MD5SIG, peer.ljust(128, b"\0") + key)
+                count += 1
+        except OSError as error:
+            if error.errno != errno.ENOMEM:
+                raise
+        sock.connect(("127.0.0.1", port))
+        sock.close()
+    return []
 
 
 KEPT = {name: act for name, act in globals().items() if callable(act)}[sys.argv[1]](int(sys.argv[2]))

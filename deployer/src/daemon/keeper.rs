@@ -18,6 +18,8 @@ impl Daemon {
     /// Looks for ever.
     pub(super) async fn keep(self: Arc<Self>) {
         let mut told = BTreeSet::new();
+        // What is counted from here on is news.
+        self.look_for_losses();
         loop {
             tokio::time::sleep(LOOK).await;
             let daemon = Arc::clone(&self);

@@ -145,3 +145,31 @@ fn drained_and_enabled_in_a_hurry() -> Result<()> {
     ensure!(service.sum(|w| w.away) > 0 && service.sum(|w| w.tickets) == 0 && service.exhausted == 0, "{service:?}");
     Ok(())
 }
+
+/// Where the kernel refuses socket storage, connections are steered all the same; no ticket is left behind, and what could
+/// not be noted is counted, and told. `getpeername()` shows where they went.
+#[test]
+fn refused_socket_storage_leaves_no_tickets() -> Result<()> {
+    let sandbox = Sandbox::new("storage")?;
+    let rig = Setup::default().start(&sandbox)?;
+    let optmem = |bytes: &'static str| sandbox.in_netns(move || fs::write("/proc/sys/net/core/optmem_max", bytes));
+    optmem("16")??;
+    let caller = Caller::at(&sandbox, Place::Callers);
+    rig.drain(8000)?;
+    let seen = caller.once(Dial::to(HOST, 8000).times(10))?;
+    ensure!(!answers(&seen).contains_key(&8000) && !answers(&seen).contains_key(&0), "{:?}", answers(&seen));
+    let service = rig.service()?;
+    ensure!(service.sum(|worker| worker.tickets) == 0, "{service:?}");
+    let told = || Ok(rig.status()?.trouble.iter().any(|text| text.contains("net.core.optmem_max")));
+    wait("the trouble", told)?;
+    let status: serde_json::Value = serde_json::from_str(&rig.must(&["status", "--json"])?)?;
+    let workers = status["services"][0]["workers"].as_array().cloned().unwrap_or_default();
+    let unnoted: u64 = workers.iter().filter_map(|worker| worker["unnoted"].as_u64()).sum();
+    eprintln!("10 connections without storage: {unnoted} notes refused");
+    // At both ends.
+    ensure!(unnoted == 20, "{status}");
+    optmem("131072")??;
+    let seen = caller.once(Dial::to(HOST, 8000).times(10))?;
+    ensure!(seen.iter().all(|one| one.peer.as_deref() == Some("127.0.0.1 8000")), "{seen:?}");
+    Ok(())
+}
