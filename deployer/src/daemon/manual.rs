@@ -15,7 +15,13 @@ use crate::{
     journal::{ByHand, WorkerState, history::About},
     kernel::host,
     roll::{record::unix_ms, start},
-    service::{Claim, Owner, Service, Worker, drain::Drain, holds::Held, listeners, put_up},
+    service::{
+        Claim, Owner, Service, Worker,
+        drain::Drain,
+        holds::Held,
+        identity::{self, seen::Listens},
+        listeners, put_up,
+    },
     warm,
 };
 
@@ -116,7 +122,7 @@ impl Daemon {
                 () = tokio::time::sleep(tick.min(until.saturating_duration_since(Instant::now()))) => {}
             }
             if !lives {
-                self.prolong_quarantine(worker);
+                self.after_its_end(worker).await;
                 continue;
             }
             lives = same_process(worker).await;
@@ -135,12 +141,21 @@ impl Daemon {
         drop(claim);
     }
 
-    /// The quarantine of one that has been started meanwhile does not run out while it is held.
-    fn prolong_quarantine(&self, worker: &Worker) {
+    /// The quarantine of one that has been started meanwhile does not run out while it is held. Of a stranger that has its
+    /// address there is none.
+    async fn after_its_end(&self, worker: &Worker) {
         let word = self.tables.word(worker.index);
-        if word.state() == State::Cold {
-            let _ = self.tables.swap(worker.index, word, State::Cold, worker.quarantine(&self.tables));
-        }
+        let Ok(service) = self.service(&worker.service) else { return };
+        // Where the kernel does not say, what was known stays.
+        let Ok(listens) = identity::look(&service, worker).await else { return };
+        let state = match (word.state(), listens) {
+            (_, Listens::Stranger(_) | Listens::Doubtful(_)) => State::Stranger,
+            (State::Stranger, Listens::Nothing) => State::Down,
+            (State::Stranger | State::Cold, _) => State::Cold,
+            _ => return,
+        };
+        let lease = if state == State::Cold { worker.quarantine(&self.tables) } else { 0 };
+        let _ = self.tables.swap(worker.index, word, state, lease);
     }
 
     /// The end of a drain: it is written down, and the worker is back, if it `lives`.

@@ -71,6 +71,7 @@ impl Daemon {
         self.ledger.look(&services);
         // What is shown must be found by the next daemon.
         self.ledger.save();
+        let squatters = self.registry.squatters().count();
         // Not in the expression below, to whose end it would be locked: trouble() locks it, too.
         let links_missing = lock(&self.lost).len();
         Snapshot {
@@ -80,6 +81,7 @@ impl Daemon {
             links_lost: self.links_lost.load(Ordering::Relaxed),
             links_missing,
             trouble: self.trouble().len(),
+            squatters,
             self_test: lock(&self.self_test).clone(),
             journal_writable: self.journal.trouble().is_none(),
             process: Process::look(self.begun_ms),

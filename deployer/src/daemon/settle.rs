@@ -232,7 +232,11 @@ impl Former {
 fn take_in_hand(scene: &Scene<'_>, worker: &Arc<Worker>, hand: &Hand, now: &BTreeSet<u64>) {
     match onward(hand, now) {
         Onward::Drain if now.is_disjoint(&hand.serving) => {
-            let word = if now.is_empty() { Word::Down } else { Word::Cold };
+            let word = match worker.control().phase {
+                Phase::Stranger => Word::Stranger,
+                _ if now.is_empty() => Word::Down,
+                _ => Word::Cold,
+            };
             down(scene, worker, word, "its process has ended while no daemon ran");
         }
         Onward::Drain => {

@@ -9,7 +9,7 @@ use crate::api::TestResult;
 type Single = (Kind, &'static str, &'static str, fn(&Snapshot) -> Option<Value>);
 
 /// What is not known is left out.
-const SINGLE: [Single; 11] = [
+const SINGLE: [Single; 12] = [
     (Kind::Gauge, "deployer_attached", "Whether the programs are attached.", |all| Some(all.attached.into())),
     (Kind::Gauge, "deployer_bypassed", "Whether every service is bypassed.", |all| Some(all.bypassed.into())),
     (Kind::Counter, "deployer_links_lost_total", "Links and pins of programs that were lost.", |all| {
@@ -22,6 +22,12 @@ const SINGLE: [Single; 11] = [
         |all| Some(all.links_missing.into()),
     ),
     (Kind::Gauge, "deployer_trouble", "How many things deployer status calls trouble.", |all| Some(all.trouble.into())),
+    (
+        Kind::Gauge,
+        "deployer_squatters",
+        "Sockets of strangers that listen at service or lane addresses, or beside workers.",
+        |all| Some(all.squatters.into()),
+    ),
     (
         Kind::Gauge,
         "deployer_self_test_success",

@@ -26,6 +26,8 @@ pub struct Snapshot {
     pub links_missing: usize,
     /// What an operator must know.
     pub trouble: usize,
+    /// Sockets of strangers at service and lane addresses, and beside workers.
+    pub squatters: usize,
     /// The last self-test; `None`: the first has not ended yet.
     pub self_test: Option<SelfTest>,
     /// Whether the journal can be written.

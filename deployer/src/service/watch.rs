@@ -16,7 +16,7 @@ use tracing::warn;
 
 use super::{
     Service, Worker, blocking,
-    identity::{self, seen::Listens},
+    identity::{self, Listening, seen::Listens},
     registry::Registry,
 };
 use crate::{
@@ -37,6 +37,8 @@ const SLOW: Duration = Duration::from_secs(1);
 const ASKED_WITHIN: Duration = Duration::from_secs(2);
 /// The same while nobody is let in; after that it is asked once more.
 const SOON: Duration = Duration::from_millis(200);
+/// So long an address stays a stranger's after it was found to be, whatever comes and goes there.
+const STRANGER: Duration = Duration::from_secs(5);
 const BY_ITSELF: &str = "has started by itself";
 
 /// Watches for ever; `news` has it look at once.
@@ -103,10 +105,6 @@ fn note_invalid(worker: &Worker, shown: String) {
     }
 }
 
-async fn listening() -> std::io::Result<Vec<diag::Socket>> {
-    blocking(|| diag::sockets(diag::states::LISTEN, None)).await
-}
-
 async fn tick(
     registry: &Registry,
     tables: &Arc<Tables>,
@@ -114,11 +112,11 @@ async fn tick(
     news: &Arc<Notify>,
 ) -> std::io::Result<()> {
     let words = words(registry, tables);
-    let listening = listening().await?;
+    let listening = Listening::look().await?;
     for service in registry.services().values() {
         let mut due = BTreeMap::new();
         for worker in service.members() {
-            let found = identity::at(&listening, worker.at);
+            let found = listening.at(worker.at);
             let listens = {
                 let mut seen = worker.seen();
                 seen.retain(&found);
@@ -142,7 +140,7 @@ async fn tick(
 }
 
 /// Who listens where nothing should is logged once, and stays in the daemon's trouble as long as it does.
-async fn look_for_squatters(registry: &Registry, listening: Vec<diag::Socket>) -> std::io::Result<()> {
+async fn look_for_squatters(registry: &Registry, listening: Listening) -> std::io::Result<()> {
     let services = registry.services();
     let mut squatters = registry.squatters().clone();
     let looked = blocking(move || {
@@ -197,6 +195,10 @@ fn judge(service: &Service, worker: &Worker, tables: &Tables, word: WorkerWord, 
         }
         _ if found.is_empty() => {
             worker.control().doubted = None;
+            // One that comes and goes is told of once in a while.
+            if phase == Phase::Stranger && since.elapsed() < STRANGER {
+                return None;
+            }
             let why = if phase == Phase::Stranger {
                 "the stranger has gone"
             } else {
@@ -236,6 +238,13 @@ fn keep_out(worker: &Worker, tables: &Tables, word: WorkerWord, listens: Listens
         ),
         Listens::Unknown(None) => (State::Cold, Phase::Listening, BY_ITSELF.to_owned()),
         Listens::Worker(_) | Listens::Nothing => return,
+    };
+    // The same address, the next stranger.
+    let reason = match worker.control() {
+        control if control.phase == phase && phase == Phase::Stranger && control.since.elapsed() < STRANGER => {
+            control.reason.clone()
+        }
+        _ => reason,
     };
     let left = word.lease_ms().saturating_sub(host::now_ms());
     let lasts = state != State::Cold || left > worker.control().patience.as_millis() as u64 / 2;

@@ -2,7 +2,8 @@
 //!
 //! `start` starts a worker and ends. `stop` asks it to end; it need not wait for that. `status` exits with 0 if the
 //! worker runs and with 3 if it does not, as init scripts do; any other status says that it cannot tell. It may say
-//! `pid N` in the first line of its output.
+//! `pid N` in the first line of its output. A worker's sockets are then told from those of strangers by that process and what
+//! descends from it; else by the user alone, which must be that of the commands.
 
 use std::{net::SocketAddr, time::Duration};
 

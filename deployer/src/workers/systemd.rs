@@ -171,6 +171,10 @@ impl Systemd {
         let tried = format!("look at {name}");
         let bus = self.link.open(&tried).await?;
         let unit = bus.unit(name, &tried).await?;
+        // That a unit is not there, or is wrong, says nothing of what it would have started.
+        if unit.is_gone() && !unit.is_loaded() {
+            return Err(bus.refusal_of(&unit, &tried).await?.into_error(&tried));
+        }
         let (process, place) = (bus.process(&unit, &tried).await?, bus.place(&unit, &tried).await?);
         let below = place.cgroup.trim_start_matches('/');
         // Seen from a systemd of another cgroup namespace, the path means nothing here.

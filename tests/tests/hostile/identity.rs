@@ -321,6 +321,57 @@ fn a_manager_that_cannot_be_asked() -> Result<()> {
     is_named(&rig.worker(8001)?.reason, &stranger)
 }
 
+/// In the place of a worker that an operator has drained, and that ended then.
+#[test]
+fn in_the_place_of_a_worker_that_is_drained_by_hand() -> Result<()> {
+    let sandbox = Sandbox::new("hosthand")?;
+    let mut rig = Setup { ports: 8000..=8001, extra: "cold_limit = \"1s\"", ..Setup::default() }.start(&sandbox)?;
+    let caller = Caller::at(&sandbox, Place::Callers);
+    rig.drain(8000)?;
+    rig.servers.remove(0).stop()?;
+    rig.wait_worker(8000, "its end is noticed", |worker| worker.reason.contains("has ended"))?;
+    let stranger = Stranger::takes(&sandbox, HOST, 8000, &[])?;
+    // Nothing else is left, so that whatever counts as the last resort would be taken.
+    rig.stop_worker(8001)?;
+    sleep(Duration::from_millis(1500));
+    let seen = caller.once(Dial::to(HOST, 8000).times(20))?;
+    never(&seen, "drained")?;
+    ensure!(seen.iter().all(Seen::is_refused), "{seen:?}");
+    let (_, text) = rig.verb(&["enable", "web", "8000"])?;
+    eprintln!("{text}");
+    rig.wait_phase(8000, "stranger")?;
+    never(&caller.once(Dial::to(HOST, 8000).times(20))?, "enabled")?;
+    is_named(&rig.worker(8000)?.reason, &stranger)?;
+    let (exit, text) = rig.verb(&["enable", "web", "8000"])?;
+    ensure!(exit == 1, "exit {exit}: {text}");
+    is_named(&text, &stranger)
+}
+
+/// One that comes and goes fills neither the log nor the history.
+#[test]
+fn that_comes_and_goes() -> Result<()> {
+    let sandbox = Sandbox::new("hostflap")?;
+    let mut rig =
+        Setup { ports: 8000..=8001, extra: "address = \"127.0.0.1:9000\"", ..Setup::default() }.start(&sandbox)?;
+    rig.stop_worker(8000)?;
+    let lines = || anyhow::Ok((rig.must(&["events", "--json"])?.lines().count(), rig.daemon.log().lines().count()));
+    let before = lines()?;
+    let script = "import socket, time\nwhile True:\n  all = []\n  for host, port in [('127.0.0.1', 8000)] + 40 * [('127.0.0.1', 9000)]:\n    \
+                  sock = socket.socket(); sock.setsockopt(1, 15, 1); sock.bind((host, port)); sock.listen(); all.append(sock)\n  \
+                  time.sleep(0.12)\n  [sock.close() for sock in all]\n  time.sleep(0.12)\n";
+    let mut command = sandbox.command_as_nobody(Place::Outside, "/usr/bin/python3");
+    command.args(["-s", "-S", "-c", script]);
+    let _flaps = Process::start("a stranger", command, &sandbox.dir().join("flaps.log"))?;
+    rig.wait_phase(8000, "stranger")?;
+    sleep(Duration::from_secs(5));
+    let after = lines()?;
+    let (events, logged) = (after.0 - before.0, after.1 - before.1);
+    eprintln!("{events} events, {logged} lines; {:?}", rig.status()?.trouble.len());
+    ensure!(events < 40 && logged < 60, "{events} events, {logged} lines");
+    ensure!(rig.status()?.trouble.len() <= 9, "{:?}", rig.status()?.trouble);
+    Ok(())
+}
+
 /// Where nothing should listen at all: a service's address, a lane's, and `localhost` in its other spelling.
 #[test]
 fn at_other_addresses() -> Result<()> {
@@ -329,25 +380,36 @@ fn at_other_addresses() -> Result<()> {
     let rig = Setup { ports: 8000..=8001, extra, ..Setup::default() }.start(&sandbox)?;
     ensure!(rig.status()?.trouble.is_empty(), "{:?}", rig.status()?.trouble);
     let check = || rig.verb(&["check", "--config", &rig.config().display().to_string()]);
-    for (host, port, mode, what) in [
-        (HOST, 9000, &[][..], "the service address 127.0.0.1:9000"),
-        ("0.0.0.0", 9000, &[], "the service address 127.0.0.1:9000"),
-        ("127.77.1.3", 9000, &[], "the lane address 127.77.1.3:9000"),
-        ("0.0.0.0", 9000, &[], "the lane addresses 127.77.*.*:9000"),
-        ("::1", 8000, &[], "the port of worker 127.0.0.1:8000"),
-        ("::", 8000, &["v6only"], "the port of worker 127.0.0.1:8000"),
-    ] {
-        let stranger = Stranger::takes(&sandbox, host, port, mode)?;
-        let told = || anyhow::Ok(rig.status()?.trouble.into_iter().find(|text| text.contains(what)));
-        wait(&format!("{host} {port} to be told of"), || Ok(told()?.is_some()))?;
-        is_named(&told()?.context("told of a moment ago")?, &stranger)?;
-        ensure!(rig.service()?.workers.values().all(|worker| worker.phase == "up"), "{:?}", rig.service()?.workers);
-        wait("the events to tell of it", || Ok(rig.must(&["events"])?.contains(what)))?;
-        if port == 9000 {
-            let (_, text) = check()?;
-            ensure!(text.contains(host) && text.contains("FAIL"), "{host} {port}: {text}");
+    let (service, lane) = ("the service address 127.0.0.1:9000", "the lane address 127.77.1.3:9000");
+    type Squats<'a> = [(&'a str, u16, &'a [&'a str], &'a [&'a str])];
+    let rounds: [&Squats<'_>; 2] = [
+        &[
+            (HOST, 9000, &[], &[service]),
+            ("127.77.1.3", 9000, &[], &[lane]),
+            ("::1", 8000, &[], &["the port of worker 127.0.0.1:8000"]),
+        ],
+        &[
+            ("0.0.0.0", 9000, &[], &[service, "the lane addresses 127.77.*.*:9000"]),
+            ("::", 8001, &["v6only"], &["the port of worker 127.0.0.1:8001"]),
+        ],
+    ];
+    for round in rounds {
+        let mut strangers = Vec::new();
+        for (host, port, mode, what) in round {
+            let stranger = Stranger::takes(&sandbox, host, *port, mode)?;
+            for what in *what {
+                let told = || anyhow::Ok(rig.status()?.trouble.into_iter().find(|text| text.contains(what)));
+                wait(&format!("{host} {port} to be told of"), || Ok(told()?.is_some()))?;
+                is_named(&told()?.context("told of a moment ago")?, &stranger)?;
+                wait("the events to tell of it", || Ok(rig.must(&["events"])?.contains(what)))?;
+            }
+            strangers.push(stranger);
         }
-        stranger.ends()?;
+        ensure!(rig.service()?.workers.values().all(|worker| worker.phase == "up"), "{:?}", rig.service()?.workers);
+        let (exit, text) = check()?;
+        let failed: Vec<_> = text.lines().filter(|line| line.starts_with("FAIL") && line.contains(":9000")).collect();
+        ensure!(exit == 1 && failed.len() == 2, "exit {exit}: {text}");
+        strangers.into_iter().try_for_each(Stranger::ends)?;
         wait("the end to be noticed", || Ok(rig.status()?.trouble.is_empty()))?;
     }
     // Root's own, as a load balancer may have it for other addresses of the host: no alert.

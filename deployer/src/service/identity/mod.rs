@@ -56,9 +56,42 @@ pub(super) fn is_wildcard_for(socket: &Socket, ip: IpAddr) -> bool {
     }
 }
 
+/// All sockets that listen, by port: a user may have very many, and there may be very many workers.
+#[derive(Debug, Default)]
+pub struct Listening(HashMap<u16, Vec<Socket>>);
+
+impl Listening {
+    /// As they are now.
+    ///
+    /// # Errors
+    /// When sock_diag fails.
+    pub async fn look() -> io::Result<Self> {
+        blocking(|| diag::sockets(states::LISTEN, None)).await.map(Self::from)
+    }
+
+    /// Those at a port.
+    #[must_use]
+    pub fn port(&self, port: u16) -> &[Socket] {
+        self.0.get(&port).map_or(&[], Vec::as_slice)
+    }
+
+    /// Those that listen at a worker's address, or at its port of every address.
+    #[must_use]
+    pub fn at(&self, worker: SocketAddr) -> Vec<Socket> {
+        at(self.port(worker.port()), worker)
+    }
+}
+
+impl From<Vec<Socket>> for Listening {
+    fn from(all: Vec<Socket>) -> Self {
+        let mut by_port: HashMap<u16, Vec<Socket>> = HashMap::new();
+        all.into_iter().for_each(|socket| by_port.entry(socket.local.port()).or_default().push(socket));
+        Self(by_port)
+    }
+}
+
 /// The sockets at a worker's port that listen at its address, or at every address.
-#[must_use]
-pub fn at(listening: &[Socket], worker: SocketAddr) -> Vec<Socket> {
+fn at(listening: &[Socket], worker: SocketAddr) -> Vec<Socket> {
     let is_at = |socket: &&Socket| {
         let is_there = socket.local.ip() == worker.ip() || is_wildcard_for(socket, worker.ip());
         socket.local.port() == worker.port() && is_there
@@ -82,12 +115,17 @@ pub async fn look(service: &Service, worker: &Worker) -> io::Result<Listens> {
 
 /// Looks at workers before anything is decided about them, for so long at most. What is not known by then is asked for by
 /// the watch.
-pub async fn look_first(service: &Service, listening: &[Socket], within: Duration) {
-    let found: Vec<_> = service.members().map(|worker| (&**worker, at(listening, worker.at))).collect();
-    let due: Vec<_> = found.into_iter().filter(|(worker, found)| worker.seen().ask(found)).collect();
-    if !due.is_empty() && tokio::time::timeout(within, ask(service, &due)).await.is_err() {
-        due.iter().for_each(|(worker, _)| worker.seen().unasked());
-    }
+pub async fn look_first(services: impl Iterator<Item = &Service>, listening: &Listening, within: Duration) {
+    let looks = services.map(|service| -> Pin<Box<dyn Future<Output = ()> + Send + '_>> {
+        let found: Vec<_> = service.members().map(|worker| (&**worker, listening.at(worker.at))).collect();
+        let due: Vec<_> = found.into_iter().filter(|(worker, found)| worker.seen().ask(found)).collect();
+        Box::pin(async move {
+            if !due.is_empty() && tokio::time::timeout(within, ask(service, &due)).await.is_err() {
+                due.iter().for_each(|(worker, _)| worker.seen().unasked());
+            }
+        })
+    });
+    all(looks.collect()).await;
 }
 
 /// Asks the manager what it has started for these workers, and takes note of whose their sockets are.

@@ -228,7 +228,7 @@ mod tests {
         let mut seen = Seen::default();
         assert!(seen.ask(&[own.clone(), other.clone()]));
         assert!(!seen.ask(&[own.clone(), other.clone()]), "it is being asked");
-        assert_eq!(seen.listens(&[own.clone()], AT), Listens::Unknown(None));
+        assert_eq!(seen.listens(std::slice::from_ref(&own), AT), Listens::Unknown(None));
         seen.answer(&own, is(Whose::Worker));
         assert_eq!(seen.listens(&[own.clone(), other.clone()], AT), Listens::Worker([1].into()));
         seen.answer(&other, is(Whose::Stranger));
@@ -237,7 +237,7 @@ mod tests {
         let wide = socket("0.0.0.0:8000", 3);
         seen.answer(&wide, is(Whose::Stranger));
         assert_eq!(seen.listens(&[own, wide.clone()], AT), Listens::Worker([1].into()));
-        assert!(matches!(seen.listens(&[wide.clone()], AT), Listens::Stranger(_)));
+        assert!(matches!(seen.listens(std::slice::from_ref(&wide), AT), Listens::Stranger(_)));
         seen.retain(&[]);
         assert_eq!(seen.listens(&[wide], AT), Listens::Unknown(None));
         assert_eq!(seen.listens(&[], AT), Listens::Nothing);

@@ -4,11 +4,12 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     net::{IpAddr, Ipv6Addr, SocketAddr},
+    time::{Duration, Instant},
 };
 
 use deployer_common::lanes::LANE_NET;
 
-use super::{Listens, Service, is_wildcard_for, who};
+use super::{Listening, Listens, Service, Worker, is_wildcard_for, who};
 use crate::kernel::{diag::Socket, procs};
 
 /// What a listener is in the way of.
@@ -24,17 +25,34 @@ pub enum Place {
     Behind(SocketAddr),
 }
 
+/// Squatters that are named; any user can make as many as there are lane addresses.
+const NAMED: usize = 4;
+/// So long one is told of after it has gone: a user can have it come and go as often as he likes, and each change is a line
+/// in the host's history.
+const STAYS: Duration = Duration::from_secs(5);
+
 /// Sockets that listen where nothing should, with who has them. Kept between two looks, so that `/proc` is walked over only
 /// when there is a new one.
 #[derive(Debug, Clone, Default)]
-pub struct Squatters(BTreeMap<(u64, Place), String>);
+pub struct Squatters {
+    /// Those that are named.
+    named: BTreeMap<(u64, Place), Named>,
+    /// How many there are beside them.
+    more: usize,
+}
+
+#[derive(Debug, Clone)]
+struct Named {
+    text: String,
+    seen: Instant,
+}
 
 impl Squatters {
     /// Looks again; returns what is new.
     pub fn look<'a>(
         &mut self,
         services: impl Iterator<Item = &'a Service> + Clone,
-        listening: &[Socket],
+        listening: &Listening,
     ) -> Vec<String> {
         let own: BTreeSet<u64> = own(services.clone(), listening);
         let mut found = BTreeMap::new();
@@ -43,66 +61,80 @@ impl Squatters {
                 found.insert((socket.cookie, place), (service.config.name.clone(), socket));
             }
         }
-        self.0.retain(|key, _| found.contains_key(key));
-        found.retain(|key, _| !self.0.contains_key(key));
+        let now = Instant::now();
+        for (_, named) in self.named.iter_mut().filter(|(key, _)| found.contains_key(*key)) {
+            named.seen = now;
+        }
+        self.named.retain(|_, named| now - named.seen < STAYS);
+        found.retain(|key, _| !self.named.contains_key(key));
+        let all = found.len();
+        let found: Vec<_> = found.into_iter().take(NAMED.saturating_sub(self.named.len())).collect();
+        self.more = all - found.len();
         if found.is_empty() {
             return Vec::new();
         }
-        let holders =
-            procs::holding(&found.values().map(|(_, socket)| socket.inode).filter(|inode| *inode != 0).collect());
-        let told = found.into_iter().map(|((cookie, place), (service, socket))| {
-            let text = text(&service, place, socket, &who(socket, &holders));
-            self.0.insert((cookie, place), text.clone());
+        let inodes = found.iter().map(|(_, (_, socket))| socket.inode).filter(|inode| *inode != 0).collect();
+        let holders = procs::holding(&inodes);
+        let told = found.into_iter().map(|(key, (service, socket))| {
+            let text = text(&service, key.1, socket, &who(socket, &holders));
+            self.named.insert(key, Named { text: text.clone(), seen: now });
             text
         });
         told.collect()
     }
 
+    /// How many there are.
+    #[must_use]
+    pub fn count(&self) -> usize {
+        self.named.len() + self.more
+    }
+
     /// All there are, in words.
     #[must_use]
     pub fn told(&self) -> Vec<String> {
-        self.0.values().cloned().collect()
+        let more =
+            (self.more > 0).then(|| "there are more strangers at service or lane addresses: ss -tlnp".to_owned());
+        self.named.values().map(|named| named.text.clone()).chain(more).collect()
     }
 }
 
 /// Sockets of workers, wherever else they may be reached.
-fn own<'a>(services: impl Iterator<Item = &'a Service>, listening: &[Socket]) -> BTreeSet<u64> {
+fn own<'a>(services: impl Iterator<Item = &'a Service>, listening: &Listening) -> BTreeSet<u64> {
     let mut own = BTreeSet::new();
     for worker in services.flat_map(Service::members) {
         let seen = worker.seen();
-        let at_port = listening.iter().filter(|socket| socket.local.port() == worker.at.port());
+        let at_port = listening.port(worker.at.port()).iter();
         own.extend(at_port.map(|socket| socket.cookie).filter(|cookie| seen.is_worker(*cookie)));
     }
     own
 }
 
-fn of<'a>(service: &Service, listening: &'a [Socket], own: &BTreeSet<u64>) -> Vec<(Place, &'a Socket)> {
+fn of<'a>(service: &Service, listening: &'a Listening, own: &BTreeSet<u64>) -> Vec<(Place, &'a Socket)> {
     let mut found = Vec::new();
-    let address = service.config.address;
-    let lanes = address.filter(|_| service.config.deploy.is_some());
-    for socket in listening.iter().filter(|socket| !own.contains(&socket.cookie)) {
-        if let Some(address) = address.filter(|address| is_in_the_way(socket, *address)) {
-            found.push((Place::Service(address), socket));
-        }
-        if let Some(port) = lanes.map(|address| address.port())
-            && let Some(lane) = lane(socket, port)
-        {
-            found.push((Place::Lane(lane), socket));
-        }
-        for worker in service.members() {
-            let seen = worker.seen();
-            let is_strangers = seen.stranger(socket.cookie).is_some();
-            if is_strangers && matches!(seen.listens(&super::at(listening, worker.at), worker.at), Listens::Worker(_)) {
-                found.push((Place::Behind(worker.at), socket));
-            } else if !is_strangers
-                && is_beside(socket, worker.at)
-                && !seen.users().any(|user| user == socket.origin.uid)
-            {
-                found.push((Place::Beside(worker.at), socket));
-            }
+    let others = |port| listening.port(port).iter().filter(|socket| !own.contains(&socket.cookie));
+    if let Some(address) = service.config.address {
+        let lanes = service.config.deploy.as_ref().map(|_| address.port());
+        for socket in others(address.port()) {
+            let lane = lanes.and_then(|port| lane(socket, port)).map(Place::Lane);
+            let in_the_way = is_in_the_way(socket, address).then_some(Place::Service(address));
+            found.extend(lane.into_iter().chain(in_the_way).map(|place| (place, socket)));
         }
     }
+    for worker in service.members() {
+        found.extend(others(worker.at.port()).filter_map(|socket| Some((beside(worker, listening, socket)?, socket))));
+    }
     found
+}
+
+/// How a listener is in the way of a worker that is not the worker's and has not taken its address.
+fn beside(worker: &Worker, listening: &Listening, socket: &Socket) -> Option<Place> {
+    let seen = worker.seen();
+    if seen.stranger(socket.cookie).is_some() {
+        let is_behind = matches!(seen.listens(&listening.at(worker.at), worker.at), Listens::Worker(_));
+        return is_behind.then_some(Place::Behind(worker.at));
+    }
+    let is_its_user_s = seen.users().any(|user| user == socket.origin.uid);
+    (is_beside(socket, worker.at) && !is_its_user_s).then_some(Place::Beside(worker.at))
 }
 
 /// Whether a listener would be given connections to a service address when they are not steered. Root's own listener at

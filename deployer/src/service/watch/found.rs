@@ -7,11 +7,11 @@ use deployer_common::word::State;
 use super::{
     super::{
         Worker,
-        identity::{self, seen::Listens},
+        identity::{self, Listening, seen::Listens},
         put_up,
         registry::Registry,
     },
-    listening, seed,
+    seed,
 };
 use crate::{
     api::Phase,
@@ -28,9 +28,11 @@ const FIRST_LOOK: Duration = Duration::from_secs(2);
 /// # Errors
 /// When sock_diag fails.
 pub async fn adopt(registry: &Registry, tables: &Tables, known: &BTreeSet<String>) -> std::io::Result<()> {
-    let listening = listening().await?;
-    for service in registry.services().values().filter(|service| !known.contains(&service.config.name)) {
-        identity::look_first(service, &listening, FIRST_LOOK).await;
+    let listening = Listening::look().await?;
+    let services = registry.services();
+    let new = || services.values().filter(|service| !known.contains(&service.config.name));
+    identity::look_first(new().map(|service| &**service), &listening, FIRST_LOOK).await;
+    for service in new() {
         for worker in service.workers() {
             // What a roll had in hand, or had given up, is not to be judged by its listening.
             let untouched = !matches!(tables.word(worker.index).state(), State::Stopping | State::Failed);
@@ -42,8 +44,8 @@ pub async fn adopt(registry: &Registry, tables: &Tables, known: &BTreeSet<String
     Ok(())
 }
 
-async fn adopt_one(worker: &Worker, tables: &Tables, listening: &[diag::Socket]) -> std::io::Result<()> {
-    let found = identity::at(listening, worker.at);
+async fn adopt_one(worker: &Worker, tables: &Tables, listening: &Listening) -> std::io::Result<()> {
+    let found = listening.at(worker.at);
     let listens = worker.seen().listens(&found, worker.at);
     let (own, reason) = match listens {
         Listens::Worker(own) => (own, "found serving".to_owned()),
@@ -71,11 +73,13 @@ async fn adopt_one(worker: &Worker, tables: &Tables, listening: &[diag::Socket])
 /// # Errors
 /// When sock_diag fails.
 pub async fn take_over(registry: &Registry, tables: &Tables, inherited: &BTreeSet<String>) -> std::io::Result<()> {
-    let listening = listening().await?;
-    for service in registry.services().values().filter(|service| inherited.contains(&service.config.name)) {
-        identity::look_first(service, &listening, FIRST_LOOK).await;
+    let listening = Listening::look().await?;
+    let services = registry.services();
+    let left = || services.values().filter(|service| inherited.contains(&service.config.name));
+    identity::look_first(left().map(|service| &**service), &listening, FIRST_LOOK).await;
+    for service in left() {
         for worker in service.members() {
-            take_over_one(worker, tables, &identity::at(&listening, worker.at));
+            take_over_one(worker, tables, &listening.at(worker.at));
         }
     }
     Ok(())
