@@ -14,6 +14,10 @@ pub const MAX_CALLERS: usize = 8;
 pub const MAX_SLOTS: usize = 2 * MAX_SERVICES;
 /// Most sockets of workers that listen at a time: one each as a rule, one a process under SO_REUSEPORT.
 pub const MAX_LISTENING: usize = 4 * MAX_WORKERS;
+/// Most resets that are remembered, so that none counts twice; the least recently used are forgotten.
+pub const MAX_RESETS: usize = 4096;
+/// Most callers that are remembered because they were not steered; the least recently used are forgotten.
+pub const MAX_UNSTEERED: usize = 1024;
 /// Bytes of events that the daemon has not fetched yet; what does not fit is dropped. A power of two.
 pub const EVENT_BYTES: usize = 256 * 1024;
 /// Most frontends: every worker's address, its other spellings (`::1`, `0.0.0.0`, `::`) and the service addresses.
@@ -21,7 +25,7 @@ pub const MAX_FRONTENDS: usize = 8 * MAX_WORKERS;
 
 /// Name and layout version of every table. Tables outlive the daemon, so whoever changes an entry raises its table's
 /// version here, and says in deployer's `kernel/versions.rs` where each word goes.
-pub const TABLES: [(&str, u32); 19] = [
+pub const TABLES: [(&str, u32); 21] = [
     ("SWITCHBOARD", if cfg!(feature = "next-layout") { 2 } else { 1 }),
     ("FRONTENDS", 1),
     ("LISTENERS", 1),
@@ -41,6 +45,8 @@ pub const TABLES: [(&str, u32); 19] = [
     ("LANES", 1),
     ("LANE_COUNTS", 1),
     ("WORKER_EVIDENCE", 1),
+    ("WORKER_ENDS", 1),
+    ("RESETS", 1),
 ];
 
 /// Words that the tests' next layout has more at the beginning of an entry; none in what is shipped.
@@ -140,7 +146,7 @@ pub struct WorkerCount {
     pub open: u64,
     /// `connect()` calls that passed the hook and whose SYN is not yet out.
     pub tickets: u64,
-    /// Connections ever established, seen at the worker's end.
+    /// Connections ever established, seen at the worker's end; without the daemon's own.
     pub established: u64,
     /// Connections that dialled this worker and were let through.
     pub direct: u64,
@@ -224,7 +230,8 @@ impl WorkerLife {
     }
 }
 
-/// What proves a promise kept, by worker. Counted at the caller's end, of steered callers only, but for `lifetimes`.
+/// What proves a promise kept, by worker. `failed` is counted at the caller's end, of steered callers only. The programs
+/// count the rest at the worker's end, for every peer, wherever it is, but for the daemon's own connections.
 #[repr(C)]
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct WorkerProof {
@@ -236,10 +243,63 @@ pub struct WorkerProof {
     pub fallback_floor: u64,
     /// Connections to it that could not be established.
     pub failed: u64,
-    /// Connections to it that were reset, not closed, by its end.
+    /// Connections to it that its end reset instead of closing them.
     pub reset: u64,
     /// How long connections lasted, seen at the worker's end: [`crate::histogram::bucket`] of microseconds.
     pub lifetimes: [u64; BUCKETS],
+}
+
+/// What the programs count at the two ends of a worker's connections, to tell where its peers are. Written with atomic adds
+/// only.
+#[repr(C)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct WorkerEnd {
+    /// SYNs that met its address while no socket listened there. Linux tells of these from 6.10 on.
+    pub refused: u64,
+    /// Connections established at a steered caller's end.
+    pub steered: u64,
+}
+
+/// Which local ports the daemon's own connections to workers use just now: a bit a port. One entry; not pinned, so that a
+/// daemon that dies leaves no port behind for the next.
+#[repr(C)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct OwnPorts {
+    /// The bit of port P is bit P % 64 of word P / 64.
+    pub words: [u64; OWN_PORT_WORDS],
+}
+
+/// Words of [`OwnPorts`].
+pub const OWN_PORT_WORDS: usize = 65536 / 64;
+
+/// A caller that was not steered.
+#[repr(C)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash)]
+pub struct UnsteeredKey {
+    /// Index of the service.
+    pub service: u32,
+    /// A caller in the callers' cgroup: the device of its executable, as the kernel's `dev_t`; else 0.
+    pub place: u32,
+    /// The same: the executable's inode.
+    pub id: u64,
+    /// A peer that is not on this host, or in another network namespace: its address, as [`WorkerAddr::addr`]; else zeros.
+    pub addr: [u32; 4],
+}
+
+/// What is remembered of it.
+#[repr(C)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Unsteered {
+    /// Its connections so far.
+    pub count: u64,
+    /// When it dialled last, in milliseconds of `CLOCK_MONOTONIC`.
+    pub last_ms: u64,
+    /// The process that dialled last, as the machine's own pid namespace numbers it; 0: not known.
+    pub pid: u32,
+    /// Always 0.
+    pub zero: u32,
+    /// Its command, as in `/proc/PID/comm`.
+    pub comm: [u8; 16],
 }
 
 /// How long things took, by worker.
@@ -437,6 +497,20 @@ impl SockNote {
     pub const fn set_since(&mut self, ns: u64) {
         self.dialled = [(ns >> 32) as u32, ns as u32, 0, 0];
     }
+
+    /// Whether the other end of a worker's connection is the daemon itself. Kept where a caller's socket keeps the port that
+    /// it was steered to.
+    #[inline(always)]
+    #[must_use]
+    pub const fn is_own(&self) -> bool {
+        self.target_port != 0
+    }
+
+    /// Sets [`SockNote::is_own`].
+    #[inline(always)]
+    pub const fn set_own(&mut self) {
+        self.target_port = 1;
+    }
 }
 
 const _: () = assert!(size_of::<Frontend>() == 8);
@@ -452,6 +526,10 @@ const _: () = assert!(size_of::<Limits>() == 8 * MAX_SERVICES);
 const _: () = assert!(size_of::<WorkerLife>() == 32);
 const _: () = assert!(size_of::<WorkerProof>() == 8 * (5 + BUCKETS));
 const _: () = assert!(size_of::<WorkerTimes>() == 8 * (2 + BUCKETS));
+const _: () = assert!(size_of::<WorkerEnd>() == 16);
+const _: () = assert!(size_of::<OwnPorts>() == 8192);
+const _: () = assert!(size_of::<UnsteeredKey>() == 32);
+const _: () = assert!(size_of::<Unsteered>() == 40);
 const _: () = assert!(size_of::<Dial>() == 8);
 const _: () = assert!(size_of::<Listening>() == 32);
 const _: () = assert!(size_of::<ListenerNote>() == 16);

@@ -3,7 +3,7 @@
 
 use crate::{
     endpoint::Endpoint,
-    layout::{Frontend, ServiceCount, Slot, WorkerAddr, WorkerCount},
+    layout::{Frontend, ServiceCount, Slot, Unsteered, UnsteeredKey, WorkerAddr, WorkerCount},
     reap::{Ends, Target},
 };
 
@@ -19,6 +19,10 @@ unsafe impl aya::Pod for WorkerAddr {}
 unsafe impl aya::Pod for WorkerCount {}
 // SAFETY: as above.
 unsafe impl aya::Pod for ServiceCount {}
+// SAFETY: as above.
+unsafe impl aya::Pod for UnsteeredKey {}
+// SAFETY: as above.
+unsafe impl aya::Pod for Unsteered {}
 // SAFETY: as above.
 unsafe impl aya::Pod for Ends {}
 // SAFETY: as above.

@@ -13,7 +13,7 @@ use crate::{
     word::{LEASE_MAX_MS, LimitsWord, Mode, Policy, ServiceWord, State, WorkerWord},
 };
 
-const STATES: [State; 7] = [
+const STATES: [State; 8] = [
     State::Absent,
     State::Up,
     State::Draining,

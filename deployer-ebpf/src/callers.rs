@@ -42,7 +42,7 @@ fn matches(rule: &CallerRule, (dev, ino): (u32, u64)) -> bool {
 
 /// Device and inode of the file that the current process runs; zeros where that cannot be told.
 #[inline(always)]
-fn executable() -> (u32, u64) {
+pub fn executable() -> (u32, u64) {
     // SAFETY: no arguments; the result is only ever read through bpf_probe_read_kernel.
     let task = unsafe { bpf_get_current_task() };
     let inode = read::<u64>(task, &OFF_TASK_MM)

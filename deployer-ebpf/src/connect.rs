@@ -27,6 +27,7 @@ use crate::{
     notes,
     pools::{self, Pool},
     trace::{self, Decision},
+    unsteered,
 };
 
 const IPPROTO_TCP: u32 = 6;
@@ -128,6 +129,7 @@ fn route(ctx: &SockAddrContext, dialled: &Endpoint) -> Action {
         (TRACE_DAEMON, as_dialled)
     } else if !callers::is_steered(slot) && !previews(slot, frontend) {
         count::service(service, offset_of!(ServiceCount, unsteered));
+        unsteered::executable(service);
         (TRACE_UNSTEERED, as_dialled)
     } else {
         let pool = pools::find(slot, frontend, dialled);

@@ -6,7 +6,7 @@ use deployer_common::layout::{MAX_SERVICES, MAX_WORKERS, WorkerLife};
 use crate::{
     atomic,
     maps::{
-        LANE_COUNTS, MMAPABLE, SERVICE_COUNTS, WORKER_COUNTS, WORKER_EVIDENCE, WORKER_LIVES, WORKER_PROOFS,
+        LANE_COUNTS, MMAPABLE, SERVICE_COUNTS, WORKER_COUNTS, WORKER_ENDS, WORKER_EVIDENCE, WORKER_LIVES, WORKER_PROOFS,
         WORKER_TIMES,
     },
 };
@@ -33,6 +33,12 @@ pub fn lane(index: u32, offset: usize) {
 #[inline(always)]
 pub fn proof(index: u32, offset: usize) {
     add::<_, MAX_WORKERS>(&WORKER_PROOFS, index, 1, offset);
+}
+
+/// Adds one to the field at byte `offset` of what is counted at a worker's ends.
+#[inline(always)]
+pub fn end(index: u32, offset: usize) {
+    add::<_, MAX_WORKERS>(&WORKER_ENDS, index, 1, offset);
 }
 
 /// Adds to the field at byte `offset` of a worker's durations.

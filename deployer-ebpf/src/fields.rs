@@ -37,4 +37,9 @@ kernel::offsets! {
     OFF_SK_ADDR6
     OFF_SK_NET
     OFF_NET_COOKIE
+    OFF_SKB_HEAD
+    OFF_SKB_NETWORK
+    OFF_SKB_TRANSPORT
+    OFF_SKB_DEV
+    OFF_DEV_NET
 }

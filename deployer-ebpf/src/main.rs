@@ -6,6 +6,9 @@
 //! | pools | | finds which of two pools takes a connection
 //! | peername | cgroup/getpeername4, getpeername6 | shows the caller the address it dialled |
 //! | sockets | sock_ops, cgroup/sock_release | hands tickets back, counts open connections, sees workers begin to listen and end |
+//! | ends | | judges a connection at the worker's end, whatever its peer is
+//! | refusals | tcp_send_reset | counts what a worker's address resets or refuses |
+//! | unsteered | | remembers which callers were not steered
 //! | deaths | signal_generate, sched_process_exit | marks a worker down whose process is being killed |
 //! | trace | | tells decisions one by one, while somebody asks for them |
 //! | failed | inet_sock_set_state | hands the ticket of a connect() that fails back |
@@ -23,6 +26,7 @@ mod callers;
 mod connect;
 mod count;
 mod deaths;
+mod ends;
 mod failed;
 mod fields;
 mod listeners;
@@ -30,9 +34,11 @@ mod maps;
 mod notes;
 mod peername;
 mod pools;
+mod refusals;
 mod sockets;
 mod ticketed;
 mod trace;
+mod unsteered;
 
 #[panic_handler]
 fn panic(_: &core::panic::PanicInfo) -> ! {

@@ -2,15 +2,16 @@
 
 use aya_ebpf::{
     bindings::BPF_F_MMAPABLE,
-    btf_maps::{Array, HashMap, RingBuf, SkStorage},
+    btf_maps::{Array, HashMap, LruHashMap, RingBuf, SkStorage},
     macros::btf_map,
 };
 use deployer_common::{
     endpoint::Endpoint,
     layout::{
         Dial, EVENT_BYTES, Event, Frontend, LaneCount, Lanes, Limits, ListenerNote, Listening, MAX_FRONTENDS,
-        MAX_LISTENING, MAX_SERVICES, MAX_SLOTS, MAX_WORKERS, ServiceCount, Slot, SockNote, Switchboard, Trace,
-        WorkerAddr, WorkerCount, WorkerEvidence, WorkerLife, WorkerProof, WorkerTimes,
+        MAX_LISTENING, MAX_RESETS, MAX_SERVICES, MAX_SLOTS, MAX_UNSTEERED, MAX_WORKERS, OwnPorts, ServiceCount, Slot,
+        SockNote, Switchboard, Trace, Unsteered, UnsteeredKey, WorkerAddr, WorkerCount, WorkerEnd, WorkerEvidence,
+        WorkerLife, WorkerProof, WorkerTimes,
     },
 };
 
@@ -95,3 +96,19 @@ pub static TRACE: Array<Trace, 1, MMAPABLE> = Array::new();
 /// What happens, for the daemon.
 #[btf_map]
 pub static EVENTS: RingBuf<Event, EVENT_BYTES> = RingBuf::new();
+
+/// What is counted at both ends of workers' connections, by worker.
+#[btf_map]
+pub static WORKER_ENDS: Array<WorkerEnd, MAX_WORKERS, MMAPABLE> = Array::new();
+
+/// Local ports of the daemon's own connections; one entry.
+#[btf_map]
+pub static OWN_PORTS: Array<OwnPorts, 1, MMAPABLE> = Array::new();
+
+/// Resets and refusals that have been counted, by the peer, to when they were, in nanoseconds of `CLOCK_MONOTONIC`.
+#[btf_map]
+pub static RESETS: LruHashMap<Endpoint, u64, MAX_RESETS> = LruHashMap::new();
+
+/// Callers that were not steered.
+#[btf_map]
+pub static UNSTEERED: LruHashMap<UnsteeredKey, Unsteered, MAX_UNSTEERED> = LruHashMap::new();

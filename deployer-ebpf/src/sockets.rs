@@ -15,12 +15,13 @@ use aya_ebpf::{
 use deployer_common::{
     endpoint::{Endpoint, MAPPED},
     histogram::{self, BUCKETS},
-    layout::{Dial, EVENT_CUT, Event, SockNote, WorkerCount, WorkerEvidence, WorkerLife, WorkerProof, WorkerTimes},
-    word::State,
+    layout::{
+        Dial, EVENT_CUT, Event, SockNote, WorkerCount, WorkerEnd, WorkerEvidence, WorkerLife, WorkerProof, WorkerTimes,
+    },
 };
 
 use crate::{
-    atomic, count,
+    count, ends,
     fields::{OFF_SK_ERR, OFF_SK_SOCKET, OFF_TASK_FLAGS, address_of, read},
     listeners::{self, now_ns},
     maps::{DIALS, LISTENERS},
@@ -34,9 +35,8 @@ const CLOSE_WAIT: u32 = 8;
 const SYN_SENT: u32 = 2;
 const CLOSE: u32 = 7;
 const LISTEN: u32 = 10;
-/// What a reset makes of a connection that was open, and of one whose far end had said its last (`tcp_reset()`).
-const ECONNRESET: i32 = 104;
-const EPIPE: i32 = 32;
+/// What a connection comes to that another process has ended (`ss -K`).
+const ECONNABORTED: i32 = 103;
 /// `include/linux/sched.h`
 const PF_EXITING: u32 = 4;
 
@@ -101,7 +101,7 @@ fn dialled(ctx: &SockOpsContext, worker: u32) {
     count::time(worker, took, offset_of!(WorkerTimes, connect_us));
 }
 
-/// A steered caller's connection is established: to a worker that should have got none?
+/// A steered caller's connection is established. Whether the worker should have got it is judged at the worker's end.
 #[inline(always)]
 fn reached(ctx: &SockOpsContext) {
     let note = callers(ctx);
@@ -112,14 +112,7 @@ fn reached(ctx: &SockOpsContext) {
     }
     let worker = u32::from(to) - 1;
     dialled(ctx, worker);
-    let Some(word) = atomic::word(worker) else { return };
-    let now_ms = now_ns() / 1_000_000;
-    if word.is_sealed(now_ms) {
-        count::proof(worker, offset_of!(WorkerProof, late));
-    }
-    if word.at(now_ms) == State::Cold {
-        count::proof(worker, offset_of!(WorkerProof, cold));
-    }
+    count::end(worker, offset_of!(WorkerEnd, steered));
 }
 
 /// A worker's end of a connection is established.
@@ -140,9 +133,9 @@ fn opened(ctx: &SockOpsContext) {
     if note.counted == 0 {
         note.counted = worker + 1;
         note.set_since(now_ns());
-        count::worker(worker, 1, offset_of!(WorkerCount, established));
         count::worker(worker, 1, offset_of!(WorkerCount, open));
         report_state(ctx);
+        ends::judge(worker, &local(ctx), &remote(ctx), note);
     }
 }
 
@@ -180,7 +173,7 @@ fn state_changed(ctx: &SockOpsContext) {
     if let Some(note) = unsafe { note(ctx, core::ptr::null_mut()).as_mut() }
         && note.counted != 0
     {
-        return over(ctx, note);
+        return over(ctx, note, new);
     }
     // SAFETY: as in notes::hand_back.
     if let Some(note) = unsafe { callers(ctx).as_mut() }
@@ -192,17 +185,26 @@ fn state_changed(ctx: &SockOpsContext) {
 
 /// A worker's end of a connection that was counted leaves the states in which it can carry a request.
 #[inline(always)]
-fn over(ctx: &SockOpsContext, note: &mut SockNote) {
-    let worker = note.counted - 1;
+fn over(ctx: &SockOpsContext, note: &mut SockNote, new: u32) {
+    let (worker, is_own) = (note.counted - 1, note.is_own());
     note.counted = 0;
     count::worker(worker, -1, offset_of!(WorkerCount, open));
+    // How the daemon's own connections end is its own affair.
+    if is_own {
+        return;
+    }
+    let error = error(ctx);
+    // At once, and not by what its peer or the network has done: it is reset.
+    if new == CLOSE && matches!(error, 0 | ECONNABORTED) {
+        ends::reset(worker, &remote(ctx));
+    }
     let now = now_ns();
     let lasted = now - note.since();
     let bucket = histogram::bucket(lasted / 1000);
     count::time(worker, lasted / 1000, offset_of!(WorkerTimes, lifetime_us));
     count::proof(worker, offset_of!(WorkerProof, lifetimes) + size_of::<u64>() * (bucket & (BUCKETS - 1)));
     // Not closed by its process, which has not come to it, but by the process's end; a caller's reset is an error.
-    if is_exiting() && error(ctx) == 0 {
+    if is_exiting() && error == 0 {
         count::life(worker, offset_of!(WorkerLife, cut));
         let peer = remote(ctx);
         let pid = listeners::current();
@@ -218,8 +220,6 @@ fn left(ctx: &SockOpsContext, note: &mut SockNote, old: u32, new: u32) {
     note.to = 0;
     if old == SYN_SENT && new == CLOSE {
         count::proof(worker, offset_of!(WorkerProof, failed));
-    } else if new == CLOSE && matches!(error(ctx), ECONNRESET | EPIPE) {
-        count::proof(worker, offset_of!(WorkerProof, reset));
     }
 }
 

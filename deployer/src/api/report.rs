@@ -61,19 +61,22 @@ pub struct Window {
 pub struct Tally {
     /// What they said they run; `None`: nobody knows.
     pub version: Option<String>,
-    /// Connections established, seen at the worker's end, whoever dialled. A roll's own warm-up is left out.
+    /// Connections of any peer, seen at the worker's end. The daemon's own, its warm-ups among them, are left out.
     pub connections: u64,
     /// Connections of steered callers that could not be established.
     pub failed: u64,
-    /// Connections of steered callers that the worker's end reset instead of closing them.
+    /// Connections of any peer that the worker's end reset instead of closing them.
     pub reset: u64,
+    /// Connections of any peer that met a worker's address while no socket listened there. Those of steered callers are
+    /// among the failed as well.
+    pub closed_port: u64,
     /// Connections that were open in a process when it ended.
     pub cut: u64,
     /// Connections that dialled one of them and were refused by policy.
     pub refused: u64,
-    /// Connections established after the drain was published and every earlier `connect()` had ended.
+    /// Connections of any peer, established after the drain was published and every earlier `connect()` had ended.
     pub late: u64,
-    /// Connections established while it was cold.
+    /// Connections of any peer, established while it was cold.
     pub to_cold: u64,
     /// Connections taken while draining, because nothing was up.
     pub fallback_draining: u64,
@@ -116,4 +119,7 @@ pub struct Proof {
     pub exhausted: u64,
     /// As [`Tally::refused`].
     pub refused: u64,
+    /// As [`Tally::closed_port`].
+    #[serde(default)]
+    pub closed_port: u64,
 }

@@ -5,7 +5,9 @@ use std::{fs, io, path::Path};
 use rustix::thread::{MembarrierQuery, membarrier_query};
 
 use super::Finding;
-use crate::kernel::{ARMS, COUNTS_RELATIVES, can_load, cgroup, diag, host, reaper::Reaper, without};
+use crate::kernel::{
+    ARMS, COUNTS_RELATIVES, TELLS_REFUSALS, can_load, cgroup, diag, host, reaper::Reaper, without,
+};
 
 /// Sockets, links and the netns cookie are all there from here on.
 const NEEDED: (u32, u32) = (5, 15);
@@ -33,6 +35,7 @@ pub(super) fn findings() -> Vec<Finding> {
     found.push(sock_diag(diag::sockets(diag::states::LISTEN, None)));
     found.push(programs(can_load()));
     found.push(crashes(host::version()));
+    found.push(refusals(host::version()));
     found.extend(fs::read_to_string(OPTMEM).ok().and_then(|text| storage(&text)));
     found.push(reaper(Reaper::load().map(drop)));
     found
@@ -157,6 +160,15 @@ fn storage(text: &str) -> Option<Finding> {
          connections are still steered, but drains wait longer, and open connections are not counted in full"
     );
     Some(Finding::warn(what, detail).fix("run", "sysctl -w net.core.optmem_max=131072"))
+/// What a kernel does not tell of refusals although it accepts all programs.
+fn refusals(version: (u32, u32)) -> Finding {
+    let what = "refused connections";
+    if version >= TELLS_REFUSALS {
+        return Finding::ok(what, "are counted at the worker's end, whatever their peer is");
+    }
+    let detail = "before Linux 6.10 the kernel does not tell of connections that a closed port refuses: the column \
+                  \"closed port\" of deployer report stays 0, and resets by a port that is closed are missing";
+    Finding::warn(what, detail)
 }
 
 fn reaper(loaded: anyhow::Result<()>) -> Finding {
@@ -204,6 +216,14 @@ mod tests {
             assert!(old.detail.contains(said), "{old}");
         }
         assert!(old.to_string().ends_with("after it was killed"), "shortened: {old}");
+    }
+
+    #[test]
+    fn kernels_that_do_not_tell_of_refusals_are_told() {
+        assert_eq!((refusals((6, 10)).level, refusals((6, 9)).level), (Level::Ok, Level::Warn));
+        let missing = |name| Ok(vec![(name, anyhow::anyhow!("no"))]);
+        assert!(programs(missing("refusals")).detail.contains("closed port"));
+        assert!(programs(missing("exits")).detail.contains("crashes"));
     }
 
     #[test]

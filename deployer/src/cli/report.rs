@@ -10,9 +10,9 @@ use crate::api::{Exit, Proof, Report, Tally, What, Window};
 /// Stands for the roll that began last.
 const LAST: &str = "last";
 
-const HEADINGS: [&str; 9] = ["", "", "connections", "failed", "reset", "cut", "p50", "p99", "max"];
+const HEADINGS: [&str; 10] = ["", "", "connections", "failed", "reset", "closed port", "cut", "p50", "p99", "max"];
 /// The columns of numbers.
-const FLUSH_RIGHT: [usize; 7] = [2, 3, 4, 5, 6, 7, 8];
+const FLUSH_RIGHT: [usize; 8] = [2, 3, 4, 5, 6, 7, 8, 9];
 
 const PROOFS: [&str; 8] = ["proof", "late", "to cold", "fallback: draining", "cold", "floor", "exhausted", "refused"];
 const PROOFS_RIGHT: [usize; 7] = [1, 2, 3, 4, 5, 6, 7];
@@ -31,9 +31,14 @@ const PROVED: [(&str, &str); 7] = [
     ),
 ];
 /// And each harm.
-const HARMED: [(&str, &str); 3] = [
+const HARMED: [(&str, &str); 4] = [
     ("failed", "connections could not be established"),
     ("reset", "connections were reset by the worker's end, not closed"),
+    (
+        "closed port",
+        "connections were refused at the worker's end: no socket listened at its address. Steered callers \
+         are led around it: these were requests of callers that are not steered, or probes",
+    ),
     ("cut", "connections were open in a worker's process when it ended"),
 ];
 
@@ -115,7 +120,7 @@ fn figures(report: &Report) -> Vec<Vec<String>> {
 fn row(name: &str, tally: &Tally) -> Vec<String> {
     let times = tally.latency.map_or([None; 3], |it| [it.p50_us, it.p99_us, it.max_us].map(Some));
     let mut row = vec![name.to_owned(), tally.version.as_deref().map_or("-".to_owned(), clean)];
-    row.extend([tally.connections, tally.failed, tally.reset, tally.cut].map(grouped));
+    row.extend([tally.connections, tally.failed, tally.reset, tally.closed_port, tally.cut].map(grouped));
     row.extend(times.map(|time| time.map_or("-".to_owned(), lasted)));
     row
 }
@@ -134,18 +139,18 @@ fn proofs(report: &Report) -> Vec<Vec<String>> {
 
 /// In the order of their columns.
 fn each(proof: &Proof) -> [u64; 7] {
-    let Proof { late, to_cold, fallback_draining, fallback_cold, fallback_floor, exhausted, refused } = *proof;
+    let Proof { late, to_cold, fallback_draining, fallback_cold, fallback_floor, exhausted, refused, .. } = *proof;
     [late, to_cold, fallback_draining, fallback_cold, fallback_floor, exhausted, refused]
 }
 
 /// A line for each figure that is not zero.
 fn meanings(report: &Report) -> Vec<String> {
-    let (mut proved, mut harmed) = ([0_u64; 7], [0_u64; 3]);
+    let (mut proved, mut harmed) = ([0_u64; 7], [0_u64; 4]);
     for (_, window) in windows(report) {
         let more = each(&window.proof());
         proved.iter_mut().zip(more).for_each(|(sum, more)| *sum = sum.saturating_add(more));
-        for Tally { failed, reset, cut, .. } in &window.versions {
-            let more = [failed, reset, cut];
+        for Tally { failed, reset, closed_port, cut, .. } in &window.versions {
+            let more = [failed, reset, closed_port, cut];
             harmed.iter_mut().zip(more).for_each(|(sum, more)| *sum = sum.saturating_add(*more));
         }
     }

@@ -7,7 +7,7 @@ use aya::Ebpf;
 use deployer_common::{
     histogram::BUCKETS,
     layout::{
-        LaneCount, MAX_SERVICES, MAX_WORKERS, ServiceCount, WorkerCount, WorkerEvidence, WorkerLife, WorkerProof,
+        LaneCount, MAX_SERVICES, MAX_WORKERS, ServiceCount, WorkerCount, WorkerEnd, WorkerEvidence, WorkerLife, WorkerProof,
         WorkerTimes,
     },
 };
@@ -25,6 +25,7 @@ pub struct Counts {
     proofs: Mapping,
     times: Mapping,
     evidence: Mapping,
+    ends: Mapping,
 }
 
 impl Counts {
@@ -37,6 +38,7 @@ impl Counts {
             proofs: map(ebpf, "WORKER_PROOFS", size_of::<WorkerProof>() * MAX_WORKERS)?,
             times: map(ebpf, "WORKER_TIMES", size_of::<WorkerTimes>() * MAX_WORKERS)?,
             evidence: map(ebpf, "WORKER_EVIDENCE", size_of::<WorkerEvidence>() * MAX_WORKERS)?,
+            ends: map(ebpf, "WORKER_ENDS", size_of::<WorkerEnd>() * MAX_WORKERS)?,
         })
     }
 
@@ -112,6 +114,13 @@ impl Counts {
         }
     }
 
+    /// Where a worker's connections come from.
+    #[must_use]
+    pub fn end(&self, worker: u32) -> WorkerEnd {
+        let count = reader::<WorkerEnd>(&self.ends, worker);
+        WorkerEnd { refused: count(offset_of!(WorkerEnd, refused)), steered: count(offset_of!(WorkerEnd, steered)) }
+    }
+
     /// How long a worker's connections took.
     #[must_use]
     pub fn times(&self, worker: u32) -> WorkerTimes {
@@ -154,6 +163,8 @@ impl Counts {
         self.forget_listeners(worker);
         let at = size_of::<WorkerLife>() / WORD * worker as usize;
         self.lives.words()[at + offset_of!(WorkerLife, ended) / WORD].store(0, SeqCst);
+        let at = size_of::<WorkerEnd>() / WORD * worker as usize;
+        self.ends.words()[at + offset_of!(WorkerEnd, refused) / WORD].store(0, SeqCst);
     }
 
     /// The same for the service at a place.

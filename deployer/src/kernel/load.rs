@@ -45,7 +45,7 @@ pub(crate) const ARMS: (u32, u32) = (6, 12);
 pub(super) const VMLINUX: &str = "/sys/kernel/btf/vmlinux";
 
 /// Fields that programs read: global, structure, member.
-const OFFSETS: [Field; 34] = [
+const OFFSETS: [Field; 39] = [
     ("OFF_TASK_CHILDREN", "task_struct", "children"),
     ("OFF_TASK_FILES", "task_struct", "files"),
     ("OFF_TASK_FLAGS", "task_struct", "flags"),
@@ -80,6 +80,11 @@ const OFFSETS: [Field; 34] = [
     ("OFF_SK_ADDR6", "sock_common", "skc_v6_rcv_saddr"),
     ("OFF_SK_NET", "sock_common", "skc_net"),
     ("OFF_NET_COOKIE", "net", "net_cookie"),
+    ("OFF_SKB_HEAD", "sk_buff", "head"),
+    ("OFF_SKB_NETWORK", "sk_buff", "network_header"),
+    ("OFF_SKB_TRANSPORT", "sk_buff", "transport_header"),
+    ("OFF_SKB_DEV", "sk_buff", "dev"),
+    ("OFF_DEV_NET", "net_device", "nd_net"),
 ];
 
 /// Where the programs are attached.
@@ -261,13 +266,20 @@ pub fn detach_leftovers(pins: &Path) -> Result<bool> {
 /// Programs that see processes end, and sockets that are older than they. A kernel that lacks what they need (the iterator
 /// may set a socket's flags from 6.12 on) does without: user space notices by itself, later. The last two are about
 /// tickets; they need socket storage in tracing programs, and `bpf_sock_from_file` (5.11).
-const TRACING: [&str; 5] = ["signalled", "exits", "arm", "failed", "ticketed"];
+const TRACING: [&str; 6] = ["signalled", "exits", REFUSALS, "arm", "failed", "ticketed"];
 /// Those of them that are iterators: they are run, not attached.
 const ITERATORS: [&str; 2] = ["arm", "ticketed"];
+
+/// The program that sees what workers' addresses reset and refuse.
+const REFUSALS: &str = "refusals";
+
+/// From here on the kernel tells of every reset, also where there is no socket (`tcp_send_reset`).
+pub(crate) const TELLS_REFUSALS: (u32, u32) = (6, 10);
 
 /// What is lost without an optional program, in words.
 pub(crate) fn without(program: &str) -> &'static str {
     match program {
+        REFUSALS => "connections that a worker's closed port refuses are not counted",
         "failed" => {
             "the number of pending connect() calls includes some that have failed, until their sockets are closed"
         }
@@ -290,6 +302,7 @@ fn load_programs(ebpf: &mut Ebpf) -> Result<Vec<(&'static str, anyhow::Error)>> 
             Program::SockOps(program) => program.load(),
             Program::BtfTracePoint(program) if name == "signalled" => program.load("signal_generate", &btf),
             Program::BtfTracePoint(program) if name == "failed" => program.load("inet_sock_set_state", &btf),
+            Program::BtfTracePoint(program) if name == REFUSALS => program.load("tcp_send_reset", &btf),
             Program::BtfTracePoint(program) => program.load("sched_process_exit", &btf),
             Program::Iter(program) if name == "ticketed" => program.load("task_file", &btf),
             Program::Iter(program) => program.load("tcp", &btf),
@@ -335,7 +348,9 @@ fn pin_tables(ebpf: &Ebpf, to: &Generation) -> Result<Vec<(String, OwnedFd)>> {
     let mut pinned = Vec::new();
     for (table, version) in TABLES {
         let map = ebpf.map(table).ok_or_else(|| anyhow!("the eBPF object has no table {table}"))?;
-        let (Map::Array(data) | Map::HashMap(data) | Map::SkStorage(data) | Map::RingBuf(data)) = map else {
+        let (Map::Array(data) | Map::HashMap(data) | Map::LruHashMap(data) | Map::SkStorage(data) | Map::RingBuf(data)) =
+            map
+        else {
             return Err(anyhow!("table {table} is of an unexpected type, {map:?}"));
         };
         let name = versions::pin_name(table, version);

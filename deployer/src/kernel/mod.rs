@@ -15,6 +15,7 @@ pub mod host;
 mod links;
 mod load;
 mod mapping;
+pub mod own_ports;
 pub mod packets;
 mod pair;
 pub mod pidfd;
@@ -29,7 +30,7 @@ mod versions;
 
 pub use counts::Counts;
 pub use events::Events;
-pub(crate) use load::{ARMS, COUNTS_RELATIVES, without};
+pub(crate) use load::{ARMS, COUNTS_RELATIVES, TELLS_REFUSALS, without};
 pub use load::{Attached, Attachment, Programs, attachment, can_load, detach_leftovers};
 pub use pair::Pair;
 pub use pins::{Survey, is_bpffs, survey};

@@ -24,7 +24,8 @@ use deployer_common::{
     endpoint::Endpoint,
     lanes::FlipWord,
     layout::{
-        CallerRule, Frontend, Lanes, Limits, MAX_SERVICES, MAX_WORKERS, NO_WORKER, Slot, Switchboard, WorkerAddr,
+        CallerRule, Frontend, Lanes, Limits, MAX_SERVICES, MAX_WORKERS, NO_WORKER, OwnPorts, Slot, Switchboard,
+        Unsteered, UnsteeredKey, WorkerAddr,
     },
     word::{LimitsWord, ServiceWord, State, WorkerWord},
 };
@@ -32,7 +33,7 @@ use deployer_common::{
 pub use self::address::address;
 use self::address::spellings;
 pub(super) use self::address::words;
-use super::{bpf, counts::Counts, host, links::Steering, mapping::Mapping};
+use super::{bpf, counts::Counts, host, links::Steering, mapping::Mapping, own_ports};
 
 const WORD: usize = size_of::<u64>();
 
@@ -88,6 +89,7 @@ struct Entries {
     listeners: HashMap<MapData, Endpoint, u32>,
     slots: Array<MapData, Slot>,
     worker_addrs: Array<MapData, WorkerAddr>,
+    unsteered: HashMap<MapData, UnsteeredKey, Unsteered>,
 }
 
 impl Tables {
@@ -98,7 +100,9 @@ impl Tables {
             listeners: HashMap::try_from(take(ebpf, "LISTENERS")?)?,
             slots: Array::try_from(take(ebpf, "SLOTS")?)?,
             worker_addrs: Array::try_from(take(ebpf, "WORKER_ADDRS")?)?,
+            unsteered: HashMap::try_from(take(ebpf, "UNSTEERED")?)?,
         };
+        own_ports::publish(map(ebpf, "OWN_PORTS", size_of::<OwnPorts>())?);
         let notes = match ebpf.map("NOTES") {
             Some(Map::SkStorage(data)) => Some(data.fd().as_fd().try_clone_to_owned()?),
             _ => None,
@@ -304,6 +308,12 @@ impl Tables {
         let slot = self.entries().slots.get(&slot, 0).with_context(|| format!("reading pool slot {slot}"))?;
         let len = (slot.callers_len as usize).min(slot.callers.len());
         Ok(slot.callers[..len].to_vec())
+    }
+
+    /// The callers that were not steered, of all services; without those that the programs have just forgotten.
+    #[must_use]
+    pub fn unsteered(&self) -> Vec<(UnsteeredKey, Unsteered)> {
+        self.entries().unsteered.iter().filter_map(Result::ok).collect()
     }
 
     /// Says where a worker listens. Not while it is a member of a slot that is in use.

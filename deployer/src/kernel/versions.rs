@@ -14,8 +14,8 @@ use deployer_common::{
     endpoint::Endpoint,
     layout::{
         Dial, EVENT_BYTES, Frontend, LaneCount, Lanes, Limits, ListenerNote, Listening, MAX_FRONTENDS, MAX_LISTENING,
-        MAX_SERVICES, MAX_SLOTS, MAX_WORKERS, ServiceCount, Slot, SockNote, Switchboard, TABLES, WorkerAddr,
-        WorkerCount, WorkerEvidence, WorkerLife, WorkerProof, WorkerTimes,
+        MAX_RESETS, MAX_SERVICES, MAX_SLOTS, MAX_WORKERS, ServiceCount, Slot, SockNote, Switchboard, TABLES,
+        WorkerAddr, WorkerCount, WorkerEnd, WorkerEvidence, WorkerLife, WorkerProof, WorkerTimes,
     },
 };
 
@@ -122,6 +122,8 @@ fn shape(table: &str) -> (u32, u32, u32) {
         "LANE_COUNTS" => array(size_of::<LaneCount>(), MAX_SERVICES),
         "WORKER_LIVES" => array(size_of::<WorkerLife>(), MAX_WORKERS),
         "WORKER_PROOFS" => array(size_of::<WorkerProof>(), MAX_WORKERS),
+        "WORKER_ENDS" => array(size_of::<WorkerEnd>(), MAX_WORKERS),
+        "RESETS" => (size_of::<Endpoint>() as u32, size_of::<u64>() as u32, MAX_RESETS as u32),
         "WORKER_TIMES" => array(size_of::<WorkerTimes>(), MAX_WORKERS),
         "WORKER_EVIDENCE" => array(size_of::<WorkerEvidence>(), MAX_WORKERS),
         "LISTENING" => (size_of::<u64>() as u32, size_of::<Listening>() as u32, MAX_LISTENING as u32),

@@ -4,8 +4,8 @@
 //! Each worker has an account for the version that it runs and one for the version before it; older ones are dropped. At
 //! every look what was counted since the last goes to the account of the version that is on. A look comes once a second, with
 //! every page, and at the moments that matter: when a worker's process is gone and no other has been started, and when it
-//! is warm and nobody has been let in yet. What is established in between is the daemon's own warm-up and counts for
-//! nobody, but for what came for want of anybody better.
+//! is warm and nobody has been let in yet. The kernel does not count the daemon's own warm-up; a connection of any other peer
+//! in between goes to the version that is warmed.
 //!
 //! Accounts and last looks are kept in a file, which is written before anybody is shown what is not in it: no series goes
 //! backwards over a restart of the daemon, and what came while no daemon ran is put down to what ran then.
@@ -249,12 +249,8 @@ impl Account {
     /// What was counted since the last look goes to the account of what it runs.
     fn settle(&mut self, counted: Figures) -> Figures {
         // Nothing that is counted for a worker that is there is ever taken back.
-        let mut more = counted.since(&self.last).unwrap_or_default();
+        let more = counted.since(&self.last).unwrap_or_default();
         self.last = counted;
-        if self.out {
-            more.set(Count::Established, more.get(Count::Established).min(more.get(Count::FallbackCold)));
-            more.clear_lifetimes();
-        }
         self.now.add(&more);
         more
     }

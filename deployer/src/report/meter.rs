@@ -174,7 +174,7 @@ impl Meter {
             self.known.insert(index, Known { at, index, version, out, last: now });
             return;
         };
-        // It is being warmed: nobody knows yet what it will run, nor what of this is the warm-up.
+        // It is being warmed: what it will run is not known yet.
         if look == Look::Tick && known.out && !is_up {
             return;
         }
@@ -183,11 +183,6 @@ impl Meter {
         }
         let mut more = now.since(&known.last);
         known.last = now;
-        if known.out {
-            // All but the connections that came for want of anybody better are the daemon's own.
-            more.connections = more.connections.min(more.fallback_cold);
-            more.lifetimes.clear();
-        }
         match look {
             Look::Stopped => known.out = true,
             Look::Up => known.out = false,

@@ -27,6 +27,7 @@ impl Source for Tables {
             connections: count.established,
             failed: proof.failed,
             reset: proof.reset,
+            closed_port: self.counts().end(index).refused,
             cut: life.cut + self.counts().evidence(index).outsiders_cut,
             refused: count.refused,
             late: proof.late,
@@ -46,10 +47,12 @@ impl Source for Tables {
 
 impl Tally {
     /// The counters, each in its place.
-    fn counters(&mut self) -> [&mut u64; 10] {
-        let Self { connections, failed, reset, cut, refused, late, to_cold, .. } = self;
+    fn counters(&mut self) -> [&mut u64; 11] {
+        let Self { connections, failed, reset, closed_port, cut, refused, late, to_cold, .. } = self;
         let Self { fallback_draining, fallback_cold, fallback_floor, .. } = self;
-        [connections, failed, reset, cut, refused, late, to_cold, fallback_draining, fallback_cold, fallback_floor]
+        let fallbacks = [fallback_draining, fallback_cold, fallback_floor];
+        let [draining, cold, floor] = fallbacks;
+        [connections, failed, reset, closed_port, cut, refused, late, to_cold, draining, cold, floor]
     }
 
     /// Adds another's figures.
@@ -154,6 +157,7 @@ impl Proof {
             fallback_floor: tally.fallback_floor,
             exhausted,
             refused: tally.refused,
+            closed_port: tally.closed_port,
         }
     }
 }

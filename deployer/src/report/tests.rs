@@ -99,15 +99,13 @@ impl Scene {
         self.meter.end(&self.fake, &self.service, now, 1);
     }
 
-    /// A restart, in which the worker gets 9 connections from the daemon.
+    /// A restart; the kernel counts no connection of the daemon's own.
     fn restart(&mut self, nth: u32, to: &str) {
         let worker = &self.service.workers()[nth as usize];
         self.meter.stopped(&self.fake, worker);
         worker.enter(Phase::Warming, "");
-        self.fake.connect(nth, 5);
         self.seconds += 1;
         self.meter.tick(&self.fake, &self.service, self.begun + Duration::from_secs(self.seconds));
-        self.fake.connect(nth, 4);
         worker.control().version = Some(to.into());
         self.meter.up(&self.fake, worker);
         worker.enter(Phase::Up, "");
@@ -150,13 +148,12 @@ fn connections_go_to_the_version_that_took_them() {
 }
 
 #[test]
-fn a_warm_up_is_thrown_away_and_a_proof_is_not() {
+fn what_comes_while_a_worker_is_warmed_goes_to_what_it_then_runs() {
     let mut scene = Scene::new();
     scene.begin("web-1");
     let worker = Arc::clone(&scene.service.workers()[0]);
     scene.meter.stopped(&scene.fake, &worker);
     worker.enter(Phase::Warming, "");
-    scene.fake.connect(0, 9);
     scene.fake.add(0, Tally { connections: 2, to_cold: 2, fallback_cold: 2, late: 1, failed: 3, ..Tally::default() });
     scene.tick(1);
     worker.control().version = Some("v2".into());
@@ -191,7 +188,7 @@ fn what_a_worker_out_has_met_is_told_at_the_end() {
     scene.fake.connect(0, 8);
     scene.tick(1);
     let kept = scene.kept();
-    assert_eq!((connections(&kept.during), connections(&kept.after)), ([("v1", 0)].into(), [("v1", 8)].into()));
+    assert_eq!((connections(&kept.during), connections(&kept.after)), ([("v1", 9)].into(), [("v1", 8)].into()));
 }
 
 #[test]
@@ -258,7 +255,6 @@ fn another_daemon_misses_nothing() {
     let worker = Arc::clone(&scene.service.workers()[0]);
     scene.meter.stopped(&scene.fake, &worker);
     scene.kept().write(&shelf, 1_000, false).unwrap();
-    scene.fake.connect(0, 9);
     scene.fake.connect(1, 20);
     // The next daemon does not know yet what runs.
     worker.control().version = None;

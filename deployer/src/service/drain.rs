@@ -248,8 +248,10 @@ impl<'a> Drain<'a> {
                 sockets = self.sockets().await?;
                 took = begun.elapsed();
                 next = begun + LOOK.max(10 * took);
-                // Behind a full accept queue callers of before are still on their way.
-                let all_through = !sockets.iter().any(|socket| socket.is_in(diag::states::SYN_SENT));
+                // Behind a full accept queue callers of before are still on their way: at their own end, or at the worker's,
+                // where a connection counts when it is established.
+                let on_the_way = diag::states::SYN_SENT | diag::states::SYN_RECV;
+                let all_through = !sockets.iter().any(|socket| socket.is_in(on_the_way));
                 if all_through && leased && !self.sealed {
                     self.sealed = self.word.state() != State::Draining || self.swap(self.word.sealed());
                 }

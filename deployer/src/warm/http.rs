@@ -19,8 +19,14 @@ use tokio::{
 };
 use tracing::Instrument as _;
 
-use super::{BYPASS_MARK, WarmError};
-use crate::config::{Request, Warm};
+use super::{
+    BYPASS_MARK, WarmError,
+    stream::{self, Stream},
+};
+use crate::{
+    config::{Request, Warm},
+    kernel::own_ports::OwnPort,
+};
 
 /// Between two tries to connect to a port that does not listen yet.
 const RETRY: Duration = Duration::from_millis(20);
@@ -96,7 +102,7 @@ impl Run<'_> {
     }
 
     /// Tries until the port accepts a connection.
-    async fn listening(&self) -> Result<TcpStream, WarmError> {
+    async fn listening(&self) -> Result<Stream, WarmError> {
         loop {
             match connect(self.worker, self.remaining()).await {
                 Ok(stream) => return Ok(stream),
@@ -115,7 +121,7 @@ impl Run<'_> {
     }
 
     /// One request in the time that is left.
-    async fn send(&self, open: Option<TcpStream>, request: &Request) -> Result<Answer, String> {
+    async fn send(&self, open: Option<Stream>, request: &Request) -> Result<Answer, String> {
         let limit = self.remaining();
         let whole = async {
             let stream = match open {
@@ -135,8 +141,8 @@ fn late(limit: Duration, within: Duration) -> String {
 }
 
 /// Connects past all steering.
-pub(super) async fn connect(worker: SocketAddr, left: Duration) -> Result<TcpStream, ConnectError> {
-    let socket = marked(worker).map_err(ConnectError::Failed)?;
+pub(super) async fn connect(worker: SocketAddr, left: Duration) -> Result<Stream, ConnectError> {
+    let (socket, port) = marked(worker).map_err(ConnectError::Failed)?;
     let stream = match timeout(left, socket.connect(worker)).await {
         Ok(Ok(stream)) => stream,
         Ok(Err(error)) if error.kind() == io::ErrorKind::ConnectionRefused => {
@@ -145,11 +151,11 @@ pub(super) async fn connect(worker: SocketAddr, left: Duration) -> Result<TcpStr
         Ok(Err(error)) => return Err(ConnectError::Failed(format!("cannot connect: {error}"))),
         Err(_) => return Err(ConnectError::TimedOut),
     };
-    unless_self(stream)
+    unless_self(stream).map(|stream| Stream::new(stream, port))
 }
 
-/// A socket that is ready to connect, or why not.
-fn marked(worker: SocketAddr) -> Result<TcpSocket, String> {
+/// A socket that is ready to connect, and its port, or why not.
+fn marked(worker: SocketAddr) -> Result<(TcpSocket, Option<OwnPort>), String> {
     let new = || {
         let socket = Socket::new(Domain::for_address(worker), Type::STREAM, Some(Protocol::TCP))?;
         socket.set_nonblocking(true)?;
@@ -161,7 +167,8 @@ fn marked(worker: SocketAddr) -> Result<TcpSocket, String> {
     };
     let socket: Socket = new().map_err(|error: io::Error| format!("cannot make a socket: {error}"))?;
     socket.set_mark(BYPASS_MARK).map_err(mark_failed)?;
-    Ok(TcpSocket::from_std_stream(socket.into()))
+    let port = stream::bind(&socket, worker);
+    Ok((TcpSocket::from_std_stream(socket.into()), port))
 }
 
 fn mark_failed(error: io::Error) -> String {
@@ -189,7 +196,7 @@ fn unless_self(stream: TcpStream) -> Result<TcpStream, ConnectError> {
 
 /// Sends a request and reads the whole answer; an error says why the answer is not what it must be.
 pub(super) async fn exchange(
-    stream: TcpStream,
+    stream: Stream,
     worker: SocketAddr,
     request: &Request,
     keep: Body,

@@ -1,6 +1,7 @@
 //! Warm-up: configured HTTP requests straight to a worker, past all steering, and its word on its version.
 
 mod http;
+mod stream;
 #[cfg(test)]
 mod tests;
 mod version;
@@ -8,8 +9,9 @@ mod version;
 use std::{net::SocketAddr, time::Duration};
 
 use deployer_common::layout::BYPASS_MARK;
-use tokio::{net::TcpStream, time::timeout};
+use tokio::time::timeout;
 
+pub(crate) use self::stream::Stream;
 use crate::{
     config::{Request, VersionRequest, Warm},
     version::Version,
@@ -94,7 +96,7 @@ pub(crate) async fn ask(worker: SocketAddr, request: &Request, within: Duration)
 }
 
 /// Connects to a worker, past all steering; the error says why not.
-pub(crate) async fn connect(worker: SocketAddr, within: Duration) -> Result<TcpStream, String> {
+pub(crate) async fn connect(worker: SocketAddr, within: Duration) -> Result<Stream, String> {
     http::connect(worker, within).await.map_err(http::ConnectError::words)
 }
 

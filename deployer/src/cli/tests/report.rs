@@ -42,11 +42,11 @@ fn report() -> Report {
 fn a_clean_roll() {
     let expected = "\
 roll web-1: web, v1 -> v2, done after 12.3 s, 40 workers changed: 40 workers restarted
-              connections  failed  reset  cut   p50    p99     max
-  before  v1        4,012       0      0    0  6 ms  11 ms   14 ms
-  during  v1        2,100       0      0    0  6 ms  11 ms   8.1 s
-          v2        1,930       0      0    0  6 ms  11 ms  0.3 ms
-  after   v2    1,234,567       0      0    0  6 ms  11 ms   6m40s
+              connections  failed  reset  closed port  cut   p50    p99     max
+  before  v1        4,012       0      0            0    0  6 ms  11 ms   14 ms
+  during  v1        2,100       0      0            0    0  6 ms  11 ms   8.1 s
+          v2        1,930       0      0            0    0  6 ms  11 ms  0.3 ms
+  after   v2    1,234,567       0      0            0    0  6 ms  11 ms   6m40s
 
   proof     late  to cold  fallback: draining  cold  floor  exhausted  refused
   before       0        0                   0     0      0          0        0

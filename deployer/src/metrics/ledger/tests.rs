@@ -76,11 +76,11 @@ impl Scene {
     /// Connections that are over.
     fn connect(&self, nth: usize, connections: u64) {
         self.count(nth, Count::Direct, connections);
-        self.own(nth, connections);
+        self.unseen(nth, connections);
     }
 
-    /// The same by the daemon, which passes the hook.
-    fn own(&self, nth: usize, connections: u64) {
+    /// The same by a caller for which no hook runs.
+    fn unseen(&self, nth: usize, connections: u64) {
         self.count(nth, Count::Established, connections);
         let figures = &mut self.kernel.lock().unwrap()[nth];
         let mut more = Figures::default();
@@ -88,14 +88,12 @@ impl Scene {
         figures.add(&more);
     }
 
-    fn restart(&self, nth: usize, to: &str, warm_up: u64) {
+    fn restart(&self, nth: usize, to: &str) {
         let worker = self.worker(nth);
         worker.enter(Phase::Stopping, "");
         self.ledger.stopped(worker);
-        self.own(nth, warm_up / 2);
         worker.enter(Phase::Warming, "");
         self.ledger.look(&self.services);
-        self.own(nth, warm_up - warm_up / 2);
         self.says(nth, to);
         self.ledger.up(worker);
         worker.enter(Phase::Up, "");
@@ -140,7 +138,7 @@ fn connections_count_for_the_version_that_took_them() {
     let scene = Scene::new();
     scene.says(0, "v1");
     scene.connect(0, 10);
-    scene.restart(0, "v2", 7);
+    scene.restart(0, "v2");
     scene.connect(0, 5);
     assert_eq!(scene.shown(0, "v1"), Some([10, 10, 10]));
     assert_eq!(scene.shown(0, "v2"), Some([5, 5, 5]));
@@ -153,29 +151,29 @@ fn a_version_goes_on_when_it_comes_back_and_the_oldest_goes() {
     let scene = Scene::new();
     scene.says(0, "v1");
     scene.connect(0, 1);
-    scene.restart(0, "v2", 3);
+    scene.restart(0, "v2");
     scene.connect(0, 2);
-    scene.restart(0, "v1", 3);
+    scene.restart(0, "v1");
     scene.connect(0, 4);
     assert_eq!((scene.shown(0, "v1"), scene.shown(0, "v2")), (Some([5; 3]), Some([2; 3])));
-    scene.restart(0, "v3", 3);
+    scene.restart(0, "v3");
     assert_eq!((scene.shown(0, "v3"), scene.shown(0, "v2")), (Some([0; 3]), None));
     // One that got nothing is not kept in place of one that did.
-    scene.restart(0, "v4", 3);
+    scene.restart(0, "v4");
     assert_eq!((scene.shown(0, "v4"), scene.shown(0, "v3"), scene.shown(0, "v1")), (Some([0; 3]), None, Some([5; 3])));
 }
 
 #[test]
-fn what_comes_to_a_cold_one_for_want_of_others_counts() {
+fn what_comes_to_a_cold_one_counts() {
     let scene = Scene::new();
     scene.ledger.stopped(scene.worker(0));
     scene.worker(0).enter(Phase::Warming, "");
-    scene.own(0, 5);
+    scene.unseen(0, 5);
     scene.connect(0, 2);
     scene.count(0, Count::FallbackCold, 2);
     scene.count(0, Count::Away, 9);
     scene.ledger.up(scene.worker(0));
-    assert_eq!(scene.shown(0, "unknown"), Some([2, 2, 0]));
+    assert_eq!(scene.shown(0, "unknown"), Some([2, 7, 7]));
     assert_eq!(scene.page()[&(0, "unknown".to_owned())].get(Count::Away), 9);
 }
 
@@ -197,7 +195,7 @@ fn the_next_daemon_goes_on() {
     scene.says(0, "v1");
     scene.connect(0, 10);
     scene.count(0, Count::ReapedQuiet, 4);
-    scene.restart(0, "v2", 7);
+    scene.restart(0, "v2");
     scene.connect(0, 5);
     let before = scene.page();
     // While no daemon runs.
@@ -293,7 +291,7 @@ fn a_file_of_no_use_is_no_reason_not_to_begin() {
 enum Step {
     Connect(usize, u64),
     Divert(usize, u64),
-    Restart(usize, u8, u64),
+    Restart(usize, u8),
     /// It was restarted by somebody, and says so later.
     Says(usize, u8),
     Look,
@@ -308,7 +306,7 @@ fn step() -> impl Strategy<Value = Step> {
     prop_oneof![
         4 => (nth(), 1..50_u64).prop_map(|(nth, more)| Step::Connect(nth, more)),
         1 => (nth(), 1..50_u64).prop_map(|(nth, more)| Step::Divert(nth, more)),
-        3 => (nth(), 0..3_u8, 0..9_u64).prop_map(|(nth, to, own)| Step::Restart(nth, to, own)),
+        3 => (nth(), 0..3_u8).prop_map(|(nth, to)| Step::Restart(nth, to)),
         1 => (nth(), 0..3_u8).prop_map(|(nth, to)| Step::Says(nth, to)),
         1 => Just(Step::Look),
         3 => Just(Step::Page),
@@ -322,7 +320,7 @@ impl Scene {
         match step {
             Step::Connect(nth, more) => self.connect(*nth, *more),
             Step::Divert(nth, more) => self.count(*nth, Count::Away, *more),
-            Step::Restart(nth, to, own) => self.restart(*nth, &format!("v{to}"), *own),
+            Step::Restart(nth, to) => self.restart(*nth, &format!("v{to}")),
             Step::Says(nth, to) => self.says(*nth, &format!("v{to}")),
             Step::Look => self.ledger.look(&self.services),
             Step::Page => drop(self.page()),
@@ -376,31 +374,29 @@ proptest! {
 
     /// Of two versions nothing is dropped.
     #[test]
-    fn all_is_counted_but_the_warm_ups(
-        steps in prop::collection::vec((0..PLACES, 1..50_u64, any::<bool>(), 0..9_u64), 1..30),
+    fn all_is_counted(
+        steps in prop::collection::vec((0..PLACES, 1..50_u64, any::<bool>()), 1..30),
         is_killed in any::<bool>(),
     ) {
         let mut scene = Scene::new();
         (0..PLACES).for_each(|nth| scene.says(nth, "v1"));
-        let mut warm_ups = [0; PLACES];
         let mut is_new = [false; PLACES];
-        for (nth, connections, restart, own) in steps {
+        for (nth, connections, restart) in steps {
             scene.connect(nth, connections);
             if restart {
                 is_new[nth] ^= true;
-                scene.restart(nth, if is_new[nth] { "v2" } else { "v1" }, own);
-                warm_ups[nth] += own;
+                scene.restart(nth, if is_new[nth] { "v2" } else { "v1" });
             }
             if is_killed {
                 scene.page();
                 scene.next(BOOT);
             }
         }
-        for (nth, warm_up) in warm_ups.into_iter().enumerate() {
+        for nth in 0..PLACES {
             let (sum, kernel) = (scene.sum(nth), scene.kernel.lock().unwrap()[nth]);
             prop_assert_eq!(sum.get(Count::Direct), kernel.get(Count::Direct));
-            prop_assert_eq!(sum.get(Count::Established) + warm_up, kernel.get(Count::Established));
-            prop_assert_eq!(sum.closed() + warm_up, kernel.closed());
+            prop_assert_eq!(sum.get(Count::Established), kernel.get(Count::Established));
+            prop_assert_eq!(sum.closed(), kernel.closed());
         }
     }
 }
