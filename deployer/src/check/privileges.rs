@@ -1,8 +1,7 @@
 //! What this process is allowed to do.
 
-use std::fs;
-
 use super::Finding;
+use crate::kernel::host;
 
 const NET_ADMIN: u32 = 12;
 const NET_RAW: u32 = 13;
@@ -23,7 +22,7 @@ const NEEDED: [(u32, &str, &str, bool); 3] = [
 ];
 
 pub(super) fn findings() -> Vec<Finding> {
-    match fs::read_to_string("/proc/self/status") {
+    match host::text("/proc/self/status") {
         Ok(status) => judge(&status),
         Err(error) => vec![Finding::fail("privileges", format!("/proc/self/status: {error}"))],
     }

@@ -1,6 +1,6 @@
 //! What a terminal, a shell or an init system asks of a client that follows a roll.
 
-use std::{fs, io};
+use std::io;
 
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
@@ -23,7 +23,7 @@ pub(super) struct Signals {
 
 impl Signals {
     pub(super) fn catch() -> io::Result<Self> {
-        let ignored = ignored(&fs::read_to_string("/proc/self/status").unwrap_or_default());
+        let ignored = ignored(&crate::kernel::host::text("/proc/self/status").unwrap_or_default());
         // What is ignored from the start stays so: `nohup` and a shell's background jobs count on it.
         let catch = |kind: SignalKind| {
             let bit = 1_u64 << (kind.as_raw_value() - 1);

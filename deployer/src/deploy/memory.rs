@@ -99,7 +99,7 @@ pub fn used_by(workers: &[SocketAddr]) -> io::Result<Used> {
 fn of_process(pid: u32) -> io::Result<Option<(u64, bool)>> {
     // Another user's is refused without CAP_SYS_PTRACE, and not every kernel has it.
     if let Some(bytes) =
-        fs::read_to_string(format!("/proc/{pid}/smaps_rollup")).ok().and_then(|text| field(&text, "Pss:"))
+        crate::kernel::host::text(format!("/proc/{pid}/smaps_rollup")).ok().and_then(|text| field(&text, "Pss:"))
     {
         return Ok(Some((bytes, false)));
     }
@@ -172,7 +172,7 @@ fn left(max: u64, current: u64, stat: &str) -> u64 {
 
 /// The text of a file; `None`: it is not there, or what it is about has ended.
 fn read(path: &Path) -> io::Result<Option<String>> {
-    match fs::read_to_string(path) {
+    match crate::kernel::host::text(path) {
         Ok(text) => Ok(Some(text)),
         Err(error) if is_gone(&error) => Ok(None),
         Err(error) => Err(not_read(path, &error)),

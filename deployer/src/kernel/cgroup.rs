@@ -1,8 +1,12 @@
 //! cgroup v2: where it is mounted, and how its directories are named in the kernel.
 
 use std::{
+    ffi::{OsStr, OsString},
     fs, io,
-    os::unix::fs::MetadataExt,
+    os::unix::{
+        ffi::{OsStrExt, OsStringExt},
+        fs::MetadataExt,
+    },
     path::{Path, PathBuf},
 };
 
@@ -11,8 +15,7 @@ use std::{
 /// # Errors
 /// When `/proc` cannot be read, or none is mounted.
 pub fn root() -> io::Result<PathBuf> {
-    let mounts = fs::read_to_string("/proc/self/mounts")?;
-    find_root(&mounts).ok_or_else(|| {
+    find_root(&fs::read("/proc/self/mounts")?).ok_or_else(|| {
         io::Error::new(
             io::ErrorKind::NotFound,
             "no cgroup2 file system is mounted; mount one: mount -t cgroup2 none DIR",
@@ -23,27 +26,42 @@ pub fn root() -> io::Result<PathBuf> {
 /// This process's own cgroup.
 ///
 /// # Errors
-/// As [`root`].
+/// As [`root`], and when this process is in no cgroup that its cgroup namespace shows.
 pub fn own() -> io::Result<PathBuf> {
-    let text = fs::read_to_string("/proc/self/cgroup")?;
-    let below = text.lines().find_map(|line| line.strip_prefix("0::/")).unwrap_or_default();
+    let below = of_process(std::process::id());
+    let below = below.ok_or_else(|| io::Error::other("this process is in no cgroup below the cgroup v2 root"))?;
     Ok(root()?.join(below))
 }
 
-fn find_root(mounts: &str) -> Option<PathBuf> {
-    mounts.lines().find_map(|line| {
-        let mut fields = line.split(' ');
+/// Paths are bytes: any of the other lines may hold what is not UTF-8.
+fn find_root(mounts: &[u8]) -> Option<PathBuf> {
+    mounts.split(|byte| *byte == b'\n').find_map(|line| {
+        let mut fields = line.split(|byte| *byte == b' ');
         let (_, at, kind) = (fields.next()?, fields.next()?, fields.next()?);
-        (kind == "cgroup2").then(|| PathBuf::from(unescape(at)))
+        (kind == b"cgroup2").then(|| PathBuf::from(OsString::from_vec(unescape(at))))
     })
 }
 
-/// `/proc/self/mounts` writes blanks, tabs, newlines and backslashes as three octal digits.
-fn unescape(field: &str) -> String {
-    ["\\040", "\\011", "\\012", "\\134"]
-        .iter()
-        .zip([" ", "\t", "\n", "\\"])
-        .fold(field.to_owned(), |text, (code, char)| text.replace(code, char))
+/// `/proc/self/mounts` writes some bytes (blanks, tabs, ends of lines, backslashes, `#`) as a backslash and three octal
+/// digits (`fs/seq_file.c`, mangle_path).
+fn unescape(field: &[u8]) -> Vec<u8> {
+    let mut bytes = Vec::with_capacity(field.len());
+    let mut rest = field;
+    while let [first, after @ ..] = rest {
+        let digits = after.get(..3).filter(|_| *first == b'\\');
+        let code = digits.and_then(|digits| std::str::from_utf8(digits).ok());
+        match code.and_then(|code| u8::from_str_radix(code, 8).ok()) {
+            Some(byte) => {
+                bytes.push(byte);
+                rest = &after[3..];
+            }
+            None => {
+                bytes.push(*first);
+                rest = after;
+            }
+        }
+    }
+    bytes
 }
 
 /// Id and depth of a cgroup, as `bpf_get_current_ancestor_cgroup_id` knows it.
@@ -67,15 +85,34 @@ pub fn id(root: &Path, cgroup: &Path) -> io::Result<CgroupId> {
     Ok(CgroupId { id: fs::metadata(&cgroup)?.ino(), depth: below.components().count() as u32 })
 }
 
+/// The cgroup v2 of a process, as a path below the root of the hierarchy, without a leading slash; `None`: it has ended, or
+/// is in none that this cgroup namespace shows.
+#[must_use]
+pub fn of_process(pid: u32) -> Option<PathBuf> {
+    let bytes = fs::read(format!("/proc/{pid}/cgroup")).ok()?;
+    let below = bytes.split(|byte| *byte == b'\n').find_map(|line| line.strip_prefix(b"0::/"))?;
+    let path = PathBuf::from(OsStr::from_bytes(below));
+    (!path.starts_with("..")).then_some(path)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[test]
     fn finds_the_root_on_hybrid_hosts() {
-        let mounts = "cgroup /sys/fs/cgroup/cpu cgroup rw 0 0\ncgroup2 /sys/fs/cgroup/uni\\040fied cgroup2 rw 0 0\n";
+        let mounts = b"cgroup /sys/fs/cgroup/cpu cgroup rw 0 0\ncgroup2 /sys/fs/cgroup/uni\\040fied cgroup2 rw 0 0\n";
         assert_eq!(find_root(mounts), Some(PathBuf::from("/sys/fs/cgroup/uni fied")));
-        assert_eq!(find_root("proc /proc proc rw 0 0\n"), None);
-        assert_eq!(find_root("garbage"), None);
+        assert_eq!(find_root(b"proc /proc proc rw 0 0\n"), None);
+        assert_eq!(find_root(b"garbage"), None);
+        let odd = b"none /mnt/\xff\xfe tmpfs rw 0 0\ncgroup2 /cg\xff cgroup2 rw 0 0\n";
+        assert_eq!(find_root(odd).map(|root| root.into_os_string().into_vec()), Some(b"/cg\xff".to_vec()));
+    }
+
+    #[test]
+    fn octal_escapes_are_bytes() {
+        assert_eq!(unescape(b"a\\040b\\043\\134\\377"), b"a b#\\\xff");
+        // What is no escape stays as it is.
+        assert_eq!(unescape(b"\\0\\9\\999\\"), b"\\0\\9\\999\\");
     }
 }

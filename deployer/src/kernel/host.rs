@@ -49,6 +49,15 @@ pub fn netns_cookie() -> io::Result<u64> {
     if result == 0 { Ok(cookie) } else { Err(io::Error::last_os_error()) }
 }
 
+/// Reads a file of `/proc` or sysfs whose fields of interest are ASCII. What else stands in it (names of processes, mount
+/// points) need not be UTF-8, and is replaced where it is not.
+///
+/// # Errors
+/// When the file cannot be read.
+pub fn text(path: impl AsRef<std::path::Path>) -> io::Result<String> {
+    std::fs::read(path).map(|bytes| String::from_utf8_lossy(&bytes).into_owned())
+}
+
 /// The kernel's version, `(major, minor)`; zeros if it cannot be read.
 #[must_use]
 pub fn version() -> (u32, u32) {

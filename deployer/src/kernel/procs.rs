@@ -5,6 +5,8 @@ use std::{
     fs,
 };
 
+use super::host;
+
 /// A process by the name people know it by.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Process {
@@ -103,11 +105,11 @@ pub fn exists(pid: u32) -> bool {
 /// A process by its id.
 #[must_use]
 pub fn process(pid: u32) -> Process {
-    let command = fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default();
+    let command = host::text(format!("/proc/{pid}/comm")).unwrap_or_default();
     Process { pid, command: command.trim().to_owned() }
 }
 
-/// The ids of all processes.
+/// All processes that there are.
 pub(super) fn pids() -> impl Iterator<Item = u32> {
     fs::read_dir("/proc").into_iter().flatten().flatten().filter_map(|entry| entry.file_name().to_str()?.parse().ok())
 }

@@ -11,7 +11,7 @@ mod tests;
 use std::{
     collections::{BTreeMap, BTreeSet},
     net::SocketAddr,
-    path::PathBuf,
+    path::{Path, PathBuf},
     sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock},
 };
 
@@ -29,8 +29,13 @@ use self::{
 use super::{Service, Worker, callers, identity::squatters::Squatters, manager, moves::Moves, watch};
 use crate::{
     config::{self, Config},
-    kernel::{Tables, host},
+    kernel::{Tables, executables::Running, host},
 };
+
+fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
+    // None of these is left half changed by a panic.
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
 
 /// The services by name.
 pub type Services = BTreeMap<String, Arc<Service>>;
@@ -45,6 +50,10 @@ pub struct Registry {
     moves: Mutex<BTreeMap<String, Arc<Moves>>>,
     /// Who listens where nothing should.
     squatters: Mutex<Squatters>,
+    /// What the last look at the callers could not make rules of, by service.
+    caller_trouble: Mutex<BTreeMap<String, Vec<String>>>,
+    /// The last rule of each caller.
+    known_callers: Mutex<callers::Known>,
 }
 
 impl Registry {
@@ -75,7 +84,9 @@ impl Registry {
             places.rules.insert(index, tables.callers(word.slot()).context("reading the callers' rules")?);
         }
         let (services, moves, squatters) = Default::default();
-        Ok(Self { tables, cgroup_root, services, places: Mutex::new(places), moves, squatters })
+        let (caller_trouble, known_callers) = Default::default();
+        let places = Mutex::new(places);
+        Ok(Self { tables, cgroup_root, services, places, moves, squatters, caller_trouble, known_callers })
     }
 
     /// The services of a configuration that an earlier daemon has left in the tables, steering.
@@ -180,7 +191,7 @@ impl Registry {
         let service = Service { index, config: wanted.clone(), pools: [workers, second], current, spares, manager };
         service.set_current(flip.current(host::now_ms()));
         tell_first(&service, flip);
-        let now = callers::rules(&wanted.callers, &self.cgroup_root);
+        let now = self.caller_rules(&Running::look(), index, wanted);
         let rules = match (before, places.rules.get(&index)) {
             (Some(before), Some(known)) if before.config.callers == wanted.callers => {
                 callers::succeed(known, &now, MAX_CALLERS)
@@ -215,7 +226,51 @@ impl Registry {
 
     fn previewers(&self, service: &config::Service) -> Vec<CallerRule> {
         let preview = service.deploy.as_ref().map_or(&[][..], |deploy| &deploy.preview);
-        callers::rules(preview, &self.cgroup_root)
+        if preview.is_empty() {
+            return Vec::new();
+        }
+        let running = Running::default();
+        // Those who look at a version beforehand are few and near: the file that has the name is what they run.
+        let host = callers::Host { root: &self.cgroup_root, running: &running, unsteered: &[] };
+        callers::rules(preview, &host, &mut lock(&self.known_callers)).rules
+    }
+
+    /// The rules of a service's callers as of now. What is amiss with them is kept for the status.
+    fn caller_rules(&self, running: &Running, index: u32, service: &config::Service) -> Vec<CallerRule> {
+        let mut unsteered = self.tables.unsteered();
+        unsteered.retain(|(key, _)| key.service == index);
+        let host = callers::Host { root: &self.cgroup_root, running, unsteered: &unsteered };
+        if service.callers.is_empty() {
+            return Vec::new();
+        }
+        let found = callers::rules(&service.callers, &host, &mut lock(&self.known_callers));
+        lock(&self.caller_trouble).insert(service.name.clone(), found.trouble);
+        found.rules
+    }
+
+    /// What is amiss with the callers of services, each in a sentence.
+    #[must_use]
+    pub fn caller_trouble(&self) -> Vec<String> {
+        let services = self.services();
+        let trouble = lock(&self.caller_trouble);
+        let of_services = trouble.iter().filter(|(name, _)| services.contains_key(*name));
+        of_services.flat_map(|(name, all)| all.iter().map(move |what| format!("{name}: {what}"))).collect()
+    }
+
+    /// The caller rules of a service as they are published; none: every process in the callers' cgroup is steered.
+    #[must_use]
+    pub fn published_callers(&self, service: &Service) -> Vec<CallerRule> {
+        if service.config.callers.is_empty() {
+            return Vec::new();
+        }
+        let places = self.places.lock().unwrap_or_else(PoisonError::into_inner);
+        places.rules.get(&service.index).cloned().unwrap_or_default()
+    }
+
+    /// The root of the cgroup v2 hierarchy.
+    #[must_use]
+    pub fn cgroup_root(&self) -> &Path {
+        &self.cgroup_root
     }
 
     /// The workers' own addresses, the service's, and those of its lanes. Nobody dials a spare.
@@ -283,8 +338,9 @@ impl Registry {
     /// When the kernel refuses a write.
     pub fn refresh_callers(&self) -> Result<()> {
         let mut places = self.places.lock().unwrap_or_else(PoisonError::into_inner);
+        let running = Running::look();
         for service in self.services().values() {
-            let now = callers::rules(&service.config.callers, &self.cgroup_root);
+            let now = self.caller_rules(&running, service.index, &service.config);
             let previewers = self.previewers(&service.config);
             if places.previewers.get(&service.index) != Some(&previewers) {
                 places.previewers.insert(service.index, previewers);

@@ -77,7 +77,7 @@ impl Place {
     /// The worker's main process, if it runs: the oldest that leads a session, as the launcher makes it do. What it
     /// leaves behind when it ends is in its session, whose leader is gone.
     pub(super) fn main(&self) -> io::Result<Option<Process>> {
-        let facts = |pid| Some((pid, facts(&fs::read_to_string(format!("/proc/{pid}/stat")).ok()?)?));
+        let facts = |pid| Some((pid, facts(&crate::kernel::host::text(format!("/proc/{pid}/stat")).ok()?)?));
         let mut leaders: Vec<_> = self.pids()?.into_iter().filter_map(facts).collect();
         leaders.retain(|(pid, facts)| facts.session == *pid && facts.is_alive);
         leaders.sort_by_key(|(pid, facts)| (facts.started, *pid));
