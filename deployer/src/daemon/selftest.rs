@@ -31,11 +31,17 @@ impl Daemon {
         }
     }
 
-    async fn test(&self) -> Verdict {
+    async fn test(self: &Arc<Self>) -> Verdict {
         if let Some(verdict) = self.idle() {
             return verdict;
         }
-        let verdict = selftest::run(&self.registry, &self.tables, &self.attachment.callers).await;
+        let mut verdict = selftest::run(&self.registry, &self.tables, &self.attachment.callers).await;
+        // The hooks work; are the rules of the services those of what runs?
+        if verdict.0 == TestResult::Ok
+            && let Some(left_out) = self.left_out().await
+        {
+            verdict = (TestResult::Failed, left_out);
+        }
         // What was asked for meanwhile is no fault.
         self.idle().unwrap_or(verdict)
     }

@@ -14,6 +14,7 @@ pub mod registry;
 pub mod selftest;
 #[cfg(test)]
 mod tests;
+pub mod unsteered;
 pub mod watch;
 
 use std::{

@@ -3,9 +3,13 @@
 //! For the moment of a test a service stands in the tables that no configuration names: one worker that is up, and one
 //! that is down and refuses. Both are listeners of the daemon's own, on addresses of 127.0.0.0/8 that it holds, so that no
 //! real service and no real worker has any part in it. A child process is put among the callers and dials the service
-//! address, at which nobody listens (its port is bound), and then the worker that is down: whatever the hooks do not do,
+//! address, at which no socket listens (its port is bound), and then the worker that is down: whatever the hooks do not do,
 //! it meets something else than it must.
+//!
+//! Who is steered there is said by rules, as in a real service, made by the same code: once by the child's executable, and
+//! once by its cgroup. A look-up that does not work on this host, or that gives what the kernel does not see, fails the test.
 
+mod child;
 mod place;
 pub mod probe;
 
@@ -13,7 +17,6 @@ use std::{
     io,
     net::{Ipv4Addr, SocketAddr},
     path::Path,
-    process::Stdio,
     sync::Arc,
     time::Duration,
 };
@@ -24,16 +27,11 @@ use deployer_common::{
     word::{LimitsWord, Mode, Policy, ServiceWord, State},
 };
 use socket2::{Domain, Socket, Type};
-use tokio::{
-    io::{AsyncBufReadExt, AsyncWriteExt, BufReader},
-    net::TcpListener,
-    process::{Child, Command},
-    time::timeout,
-};
+use tokio::{net::TcpListener, time::timeout};
 
 use self::{
-    place::Place,
-    probe::{Dialled, Order, Seen},
+    child::{By, Prober},
+    probe::{Dialled, Order},
 };
 use super::{blocking, registry::Registry};
 use crate::{
@@ -43,8 +41,6 @@ use crate::{
 
 /// Where all of it is: not 127.0.0.1, which has other spellings and other users.
 const IP: Ipv4Addr = Ipv4Addr::new(127, 83, 84, 1);
-/// A child that takes longer hangs.
-const WITHIN: Duration = Duration::from_secs(10);
 /// A connection that the caller has is in the accept queue.
 const ACCEPT_WITHIN: Duration = Duration::from_secs(1);
 
@@ -61,28 +57,67 @@ pub async fn run(registry: &Registry, tables: &Arc<Tables>, callers: &Path) -> (
     }
     match test(registry, tables, callers).await {
         Ok(None) => (TestResult::Ok, String::new()),
-        Ok(Some(wrong)) => {
-            let advice = format!(
-                "does another program overrule deployer's (`bpftool cgroup tree {}`), or a nat rule (`deployer check`)?",
-                callers.display()
-            );
-            (TestResult::Failed, format!("{wrong}; {advice}"))
-        }
+        Ok(Some(wrong)) => (TestResult::Failed, wrong),
         Err(error) => (TestResult::Untested, format!("{error:#}")),
     }
 }
 
 /// What is wrong; an error stands in the way of a test.
 async fn test(registry: &Registry, tables: &Arc<Tables>, callers: &Path) -> Result<Option<String>> {
+    for by in [By::Executable, By::Cgroup] {
+        let wrong = test_by(by, registry, tables, callers).await?;
+        if wrong.is_some() {
+            return Ok(wrong);
+        }
+    }
+    Ok(None)
+}
+
+/// The same, where the child is steered by one of its properties alone.
+async fn test_by(by: By, registry: &Registry, tables: &Arc<Tables>, callers: &Path) -> Result<Option<String>> {
+    let mut child = Prober::start(callers)?;
+    let result = test_with(&mut child, by, registry, tables).await;
+    child.end().await;
+    result.map(|wrong| wrong.map(|wrong| wrong.told(by, callers)))
+}
+
+/// What is wrong.
+enum Wrong {
+    /// No rule can be made.
+    Rule(String),
+    /// A connection met what it should not have met.
+    Met(String),
+}
+
+impl Wrong {
+    fn told(self, by: By, callers: &Path) -> String {
+        match self {
+            Self::Rule(why) => format!("no rule of `callers` can be made for the self-test's own process: {why}"),
+            Self::Met(what) => format!(
+                "{what} (the self-test's caller is told by {by}); does another program overrule deployer's (`bpftool \
+                 cgroup tree {}`), or a nat rule (`deployer check`)?",
+                callers.display()
+            ),
+        }
+    }
+}
+
+async fn test_with(child: &mut Prober, by: By, registry: &Registry, tables: &Arc<Tables>) -> Result<Option<Wrong>> {
+    let (pid, root) = (child.pid, registry.cgroup_root().to_owned());
+    let rules = match blocking(move || Ok(by.rules(pid, &root))).await? {
+        Ok(Some(rules)) => rules,
+        Ok(None) => return Ok(None),
+        Err(why) => return Ok(Some(Wrong::Rule(why))),
+    };
     let stage = Stage::set().context("binding addresses of 127.0.0.0/8 for the self-test")?;
     let lent = registry.lend().context("every place in the tables is taken; give a service or worker up")?;
     let entries = Entries { registry, tables, stage: &stage, lent };
-    let result = match entries.enter().await {
-        Ok(()) => dial(&stage, callers).await,
+    let result = match entries.enter(&rules).await {
+        Ok(()) => ask(child, &stage).await,
         Err(error) => Err(error),
     };
     entries.leave().await?;
-    result
+    Ok(result?.map(Wrong::Met))
 }
 
 /// The addresses.
@@ -121,7 +156,7 @@ struct Entries<'a> {
 }
 
 impl Entries<'_> {
-    async fn enter(&self) -> Result<()> {
+    async fn enter(&self, rules: &[CallerRule]) -> Result<()> {
         let (service, workers) = self.lent;
         for (worker, at) in workers.into_iter().zip(self.stage.at) {
             self.tables.set_seed(worker, 0);
@@ -132,12 +167,12 @@ impl Entries<'_> {
         self.tables.publish(workers[1], State::Down, 0);
         let mut slot = Slot {
             len: [2, 0],
-            // No rules: whoever dials is steered.
-            callers_len: 0,
+            callers_len: rules.len().min(MAX_CALLERS) as u16,
             previewers_len: 0,
             callers: [CallerRule { kind: 0, place: 0, id: 0 }; MAX_CALLERS],
             members: [0; MAX_MEMBERS],
         };
+        slot.callers.iter_mut().zip(rules).for_each(|(place, rule)| *place = *rule);
         slot.members[..2].copy_from_slice(&workers.map(|worker| worker as u16));
         self.tables.write_slot(2 * service, &slot)?;
         self.tables.set_limits(service, LimitsWord::new(0, 0));
@@ -162,43 +197,13 @@ impl Entries<'_> {
     }
 }
 
-/// Has a caller dial, and looks where it came out.
-async fn dial(stage: &Stage, callers: &Path) -> Result<Option<String>> {
-    // The very same program, also where an upgrade has replaced its file.
-    let mut child = Command::new("/proc/self/exe")
-        .arg("self-test-probe")
-        .stdin(Stdio::piped())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::null())
-        .kill_on_drop(true)
-        .spawn()
-        .context("starting a process to dial for the self-test")?;
-    let pid = child.id().context("the process that dials has ended")?;
-    let place = Place::put(pid, callers)
-        .with_context(|| format!("putting a process among the callers, into cgroup {}", callers.display()))?;
-    let result = match timeout(WITHIN, ask(&mut child, stage)).await {
-        Ok(result) => result,
-        Err(_) => Err(anyhow::anyhow!("the process that dials has not answered for {} s", WITHIN.as_secs())),
-    };
-    // Its cgroup can be removed only when it is gone.
-    let _ = child.kill().await;
-    drop(place);
-    result
-}
-
-async fn ask(child: &mut Child, stage: &Stage) -> Result<Option<String>> {
-    let mut order = serde_json::to_vec(&Order { steered: stage.address, refused: stage.at[1] })?;
-    order.push(b'\n');
-    let (mut input, output) =
-        child.stdin.take().zip(child.stdout.take()).context("no pipes to the process that dials")?;
-    input.write_all(&order).await.context("telling a process what to dial")?;
-    let mut line = String::new();
-    BufReader::new(output).read_line(&mut line).await.context("reading what a process has dialled")?;
-    let seen: Seen = serde_json::from_str(&line).context("the process that dials ended without a word")?;
-    if let Some(wrong) = steered(stage, &seen.steered).await {
-        return Ok(Some(wrong));
-    }
-    Ok(refused(stage, &seen.refused))
+/// Has the child dial, and looks where it came out.
+async fn ask(child: &mut Prober, stage: &Stage) -> Result<Option<String>> {
+    let seen = child.ask(&Order { steered: stage.address, refused: stage.at[1] }).await?;
+    Ok(match steered(stage, &seen.steered).await {
+        Some(wrong) => Some(wrong),
+        None => refused(stage, &seen.refused),
+    })
 }
 
 /// What is wrong with the connection that had to be steered.
@@ -208,7 +213,8 @@ async fn steered(stage: &Stage, seen: &Dialled) -> Option<String> {
         Dialled::To { local, peer } => (*local, *peer),
         Dialled::Refused => {
             return Some(format!(
-                "the connect hook did not run: a caller that dialled {address} was not steered to {wanted}"
+                "the connect hook did not run, or did not take the caller for one: a caller that dialled {address} was not \
+                 steered to {wanted}"
             ));
         }
         Dialled::Failed(why) => {
