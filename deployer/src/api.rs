@@ -123,6 +123,9 @@ pub struct RollRequest {
     /// Entered before the first batch, and left at the end.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub double_barrier: Option<DoubleBarrier>,
+    /// Also where most connections of workers come from callers that are not steered, and would be lost.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub force: bool,
 }
 
 /// A roll that has begun, or would.
@@ -316,6 +319,40 @@ pub struct ServiceStatus {
     pub dialled: u64,
     /// In observe mode: connections whose destination would have changed.
     pub would_change: u64,
+    /// The entries of `callers`, and what they fit.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub callers: Vec<CallerStatus>,
+    /// Callers that were not steered in the last five minutes, the one with most connections first.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub unsteered_callers: Vec<UnsteeredCaller>,
+}
+
+/// An entry of `callers`, and what it fits as of the last seconds.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CallerStatus {
+    /// "executable /usr/sbin/nginx", "cgroup /sys/fs/cgroup/system.slice/haproxy.service".
+    pub caller: String,
+    /// Processes that it means.
+    pub processes: usize,
+    /// Those of them that no published rule fits: their connections are not steered.
+    pub left_out: usize,
+}
+
+/// A caller whose connections were not steered.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct UnsteeredCaller {
+    /// Its executable, or where it is: "/usr/local/bin/nginx", "10.0.0.7 (another host or network namespace)".
+    pub caller: String,
+    /// The command of the process that called last; `None`: it is not on this host.
+    pub process: Option<String>,
+    /// Its process id.
+    pub pid: Option<u32>,
+    /// Its address; `None`: it is a process of this host.
+    pub peer: Option<std::net::IpAddr>,
+    /// Its connections in the last five minutes.
+    pub connections: u64,
+    /// Seconds since the last.
+    pub last_s: f64,
 }
 
 /// A worker.
@@ -363,16 +400,19 @@ pub struct WorkerStatus {
     /// Connections taken while draining, because some others were up, but fewer than must be.
     #[serde(default)]
     pub fallback_floor: u64,
-    /// Connections established after its drain was published and every earlier `connect()` had ended.
+    /// Connections that met its address while no socket listened there, of any peer.
+    #[serde(default)]
+    pub closed_port: u64,
+    /// Connections of any peer, established after its drain was published and every earlier `connect()` had ended.
     #[serde(default)]
     pub late: u64,
-    /// Connections established while it was cold.
+    /// Connections of any peer, established while it was cold; without the daemon's own.
     #[serde(default)]
     pub to_cold: u64,
     /// Connections of steered callers that could not be established.
     #[serde(default)]
     pub failed: u64,
-    /// Connections of steered callers that its end reset instead of closing them.
+    /// Connections of any peer that its end reset instead of closing them.
     #[serde(default)]
     pub reset: u64,
     /// How often its process ended, or closed its last listening socket: crashes, and stops on request.

@@ -23,7 +23,8 @@ pub struct DeployRequest {
     /// End a deploy that is under way first: before its flip it is stopped, after it the bake is over.
     #[serde(default)]
     pub supersede: bool,
-    /// Also where there seems to be too little memory for two pools.
+    /// Also where there seems to be too little memory for two pools, or where most connections of workers come from callers
+    /// that are not steered, and would be lost.
     #[serde(default)]
     pub force: bool,
     /// A barrier node of ZooKeeper's that must be gone before the flip.

@@ -122,6 +122,7 @@ pub fn main(config: Option<&Path>, json: bool, ask: &dyn Fn(Option<&Path>) -> Op
     let page = config.as_ref().and_then(|config| config.metrics.as_ref());
     findings.extend(page.map(|page| metrics::finding(page.listen, status.as_ref())));
     findings.push(running::finding(status.as_ref()));
+    findings.extend(running::callers(status.as_ref()));
     let fit = findings.iter().all(|finding| finding.level != Level::Fail);
     // A reader that has gone away does not change what was found.
     let _ = print(&Report { fit, findings }, json);

@@ -1,7 +1,7 @@
 //! What the daemon that runs has seen of its own steering.
 
 use super::Finding;
-use crate::api::{Status, TestResult};
+use crate::api::{CallerStatus, ServiceStatus, Status, TestResult, UnsteeredCaller};
 
 /// The last self-test of a daemon that answers.
 pub(super) fn finding(status: Option<&Status>) -> Finding {
@@ -24,10 +24,85 @@ pub(super) fn finding(status: Option<&Status>) -> Finding {
     }
 }
 
+/// What the daemon has seen of the callers of its services: who is not steered, and which entries fit no process.
+pub(super) fn callers(status: Option<&Status>) -> Vec<Finding> {
+    let services = status.into_iter().flat_map(|status| &status.services);
+    services.flat_map(|service| entries(service).into_iter().chain(unsteered(service))).collect()
+}
+
+/// Entries of `callers` that fit no process, or not all that they mean.
+fn entries(service: &ServiceStatus) -> Vec<Finding> {
+    let odd = service.callers.iter().filter_map(|CallerStatus { caller, processes, left_out }| {
+        let what = format!("service.{}.callers", service.name);
+        if *left_out > 0 {
+            let detail =
+                format!("{caller}: no published rule fits {left_out} of its {processes} processes: not steered");
+            Some(Finding::fail(what, detail).fix("see", "deployer status, which says why"))
+        } else {
+            let detail = format!("{caller}: no process is one just now, so no connection is steered by it");
+            (*processes == 0).then(|| Finding::warn(what, detail))
+        }
+    });
+    odd.collect()
+}
+
+/// Callers whose connections were not steered in the last minutes.
+fn unsteered(service: &ServiceStatus) -> Option<Finding> {
+    let named: Vec<_> = service.unsteered_callers.iter().map(one).collect();
+    if named.is_empty() {
+        return None;
+    }
+    let what = format!("service.{}: not steered", service.name);
+    let detail = format!("in the last 5 minutes connections came from {}", named.join(", "));
+    let fix = "their path in `callers`, if one of them is a load balancer; health checks and the like may stay out";
+    Some(Finding::warn(what, detail).fix("write", fix))
+}
+
+fn one(caller: &UnsteeredCaller) -> String {
+    format!("{} ({} connections)", caller.caller, caller.connections)
+}
+
 #[cfg(test)]
 mod tests {
     use super::{super::Level, *};
     use crate::api::SelfTest;
+
+    fn service(callers: Vec<CallerStatus>, unsteered_callers: Vec<UnsteeredCaller>) -> ServiceStatus {
+        let text = serde_json::json!({
+            "name": "web", "mode": "enforce", "policy": "steer", "address": null, "roll": null, "workers": [],
+            "exhausted": 0, "unsteered": 0, "dialled": 0, "would_change": 0,
+        });
+        ServiceStatus { callers, unsteered_callers, ..serde_json::from_value(text).unwrap() }
+    }
+
+    #[test]
+    fn callers_that_do_not_fit_are_told() {
+        let entry = |processes, left_out| {
+            let caller = "executable /usr/sbin/nginx".to_owned();
+            vec![CallerStatus { caller, processes, left_out }]
+        };
+        assert!(entries(&service(entry(3, 0), Vec::new())).is_empty());
+        let none = &entries(&service(entry(0, 0), Vec::new()))[0];
+        assert!(none.level == Level::Warn && none.detail.contains("/usr/sbin/nginx: no process is one"), "{none}");
+        let some = &entries(&service(entry(3, 1), Vec::new()))[0];
+        assert!(some.level == Level::Fail && some.detail.contains("1 of its 3 processes"), "{some}");
+    }
+
+    #[test]
+    fn callers_that_were_not_steered_are_named() {
+        assert_eq!(unsteered(&service(Vec::new(), Vec::new())), None);
+        let caller = UnsteeredCaller {
+            caller: "/usr/local/bin/nginx".to_owned(),
+            process: Some("nginx".to_owned()),
+            pid: Some(7),
+            peer: None,
+            connections: 84,
+            last_s: 0.5,
+        };
+        let found = unsteered(&service(Vec::new(), vec![caller])).unwrap();
+        assert!(found.level == Level::Warn, "{found}");
+        assert!(found.detail.ends_with("/usr/local/bin/nginx (84 connections)"), "{found}");
+    }
 
     #[test]
     fn every_result_has_its_level() {

@@ -47,6 +47,9 @@ pub(super) struct Options {
     /// Print what would be done and do nothing
     #[arg(long)]
     dry_run: bool,
+    /// Also where most connections of workers come from callers that are not steered: requests of theirs will be lost
+    #[arg(long)]
+    force: bool,
     /// Print every event as one JSON object a line
     #[arg(long)]
     json: bool,
@@ -76,7 +79,7 @@ pub(super) async fn run(client: &Client, options: &Options) -> Result<Exit, Fail
         return fleet::roll(client, (&options.service, to), (&options.fleet, barrier), &following).await;
     }
     let path = format!("/v1/services/{}/roll", encoded(&options.service));
-    let request = RollRequest { to, batch, dry_run, barrier, double_barrier };
+    let request = RollRequest { to, batch, dry_run, barrier, double_barrier, force: options.force };
     if dry_run {
         return show_plan(&client.post(&path, &request).await?, options.json);
     }

@@ -8,7 +8,7 @@ use super::{
     out::{self, clean, short},
 };
 use crate::api::{
-    Exit, Hold, Phase, PoolStatus, SelfTest, ServiceStatus, Status, TestResult, TicketHold, WorkerStatus,
+    CallerStatus, Exit, Hold, Phase, PoolStatus, SelfTest, ServiceStatus, Status, TestResult, TicketHold, WorkerStatus,
 };
 
 const HEADINGS: [&str; 12] = [
@@ -27,6 +27,8 @@ const HEADINGS: [&str; 12] = [
 ];
 /// Said of what does not stop a roll.
 const NOT_STEERED: &str = "not one of the service's callers, so cut at a roll's deadline";
+/// Callers that are named of those that were not steered.
+const UNSTEERED: usize = 8;
 /// The columns of numbers.
 const FLUSH_RIGHT: [usize; 8] = [2, 4, 5, 6, 7, 8, 9, 10];
 
@@ -54,8 +56,37 @@ pub(super) fn table(status: &Status) -> String {
     for service in &status.services {
         text.push('\n');
         text.push_str(&heading(service));
+        text.push_str(&not_steered(service));
         text.push_str(&pools(service));
         text.push_str(&workers(&service.workers));
+    }
+    text
+}
+
+/// Entries of `callers` that do not fit, and callers that were not steered: a line each.
+fn not_steered(service: &ServiceStatus) -> String {
+    let mut text = String::new();
+    for CallerStatus { caller, processes, left_out } in &service.callers {
+        let caller = clean(caller);
+        if *processes == 0 {
+            text.push_str(&format!("  callers: {caller}: no process is one\n"));
+        } else if *left_out > 0 {
+            text.push_str(&format!("  callers: {caller}: {left_out} of {processes} processes are NOT STEERED\n"));
+        }
+    }
+    for caller in service.unsteered_callers.iter().take(UNSTEERED) {
+        let who = match (&caller.process, caller.pid) {
+            (Some(process), Some(pid)) => format!("{} ({}, last pid {pid})", clean(&caller.caller), clean(process)),
+            _ => clean(&caller.caller),
+        };
+        let (count, ago) = (caller.connections, short(caller.last_s));
+        text.push_str(&format!(
+            "  not steered in the last 5 minutes: {who}: {count} connections, the last {ago} ago\n"
+        ));
+    }
+    let more = service.unsteered_callers.len().saturating_sub(UNSTEERED);
+    if more > 0 {
+        text.push_str(&format!("  not steered in the last 5 minutes: {more} more callers\n"));
     }
     text
 }
@@ -184,6 +215,7 @@ fn proofs(workers: &[WorkerStatus]) -> Vec<String> {
     let counts = [
         (sum(|worker| worker.late), "late (established to a worker that was drained)"),
         (sum(|worker| worker.to_cold), "to cold workers"),
+        (sum(|worker| worker.closed_port), "met a worker's closed port"),
         (sum(|worker| worker.fallback_floor), "to draining workers, as too few were up"),
         (sum(|worker| worker.failed), "could not be established"),
         (sum(|worker| worker.reset), "reset by a worker"),

@@ -77,10 +77,30 @@ impl Daemon {
             return Ok(started);
         }
         self.must_steer(&service)?;
+        let by = self.unless_forced(&service, "roll", request.force, by).await?;
         no_hands(&service)?;
         is_manager_fit(&service, &plan).await?;
         started.id = self.begin_roll(service, request.to, plan, by).await?;
         Ok(started)
+    }
+
+    /// Whether connections of workers would be lost that cannot be steered; by force that is written down, and no more.
+    /// Returns who asks, as the events are to have it.
+    pub(super) async fn unless_forced(
+        &self,
+        service: &Arc<Service>,
+        verb: &str,
+        force: bool,
+        by: String,
+    ) -> Result<String, Refusal> {
+        match self.peers_are_steered(service, verb).await {
+            Ok(()) => Ok(by),
+            Err(refusal) if force => {
+                tracing::warn!(by, "forced: {}", refusal.message());
+                Ok(format!("{by}, forced although most connections of workers are not steered"))
+            }
+            Err(refusal) => Err(refusal),
+        }
     }
 
     pub(super) fn prepared(

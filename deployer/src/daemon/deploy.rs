@@ -61,6 +61,7 @@ impl Daemon {
         // Before room is made: the way back is given up with it.
         fit.map_err(|error| Refusal::failed(format!("{error}; no worker was touched")))?;
         self.must_steer(&service)?;
+        let by = self.unless_forced(&service, "deploy", request.force, by).await?;
         if let Some(running) = self.running(name) {
             self.make_room(&service, &running, &request, &by).await?;
         }

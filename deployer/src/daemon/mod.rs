@@ -21,6 +21,7 @@ mod settle;
 mod start;
 mod status;
 mod trace;
+mod unsteered;
 
 use std::{
     collections::BTreeSet,
@@ -102,6 +103,8 @@ pub(crate) struct Daemon {
     losses: Mutex<losses::Losses>,
     /// When it was started, milliseconds since 1970.
     begun_ms: u64,
+    /// What is known of callers that are not steered.
+    watched: unsteered::Watched,
     /// The last self-test.
     self_test: Mutex<Option<SelfTest>>,
     /// What held the drains when it was asked last. No other lock is taken under it.
@@ -221,6 +224,7 @@ impl Daemon {
         tasks.spawn(Arc::clone(self).hear(events, news));
         tasks.spawn(Arc::clone(self).keep());
         tasks.spawn(Arc::clone(self).count());
+        tasks.spawn(Arc::clone(self).watch_callers());
         tasks.spawn(Arc::clone(self).test_itself());
         tasks.spawn(Arc::clone(self).keep_ledger());
         tasks.spawn(Arc::clone(self).register());

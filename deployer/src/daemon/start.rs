@@ -104,6 +104,7 @@ fn assemble(
         losses: Default::default(),
         begun_ms: unix_ms(),
         holds: Default::default(),
+        watched: Default::default(),
         self_test: Default::default(),
         rolls: Default::default(),
         gate: Default::default(),

@@ -37,6 +37,7 @@ impl Daemon {
         let own = own.chain(lock(&self.losses).trouble());
         let own = own.chain(lock(&self.unserved).clone()).chain(self.history.unwritten());
         let own = own.chain(self.registry.squatters().told());
+        let own = own.chain(self.caller_trouble());
         own.chain(self.fleet.troubles()).chain(self.warnings.iter().cloned()).collect()
     }
 
@@ -61,6 +62,8 @@ impl Daemon {
             unsteered: count.unsteered,
             dialled: count.dialled,
             would_change: count.would_change,
+            callers: self.caller_status(service),
+            unsteered_callers: self.unsteered_callers(service),
         }
     }
 
@@ -103,6 +106,7 @@ impl Daemon {
             fallback_draining: count.fallback_draining,
             fallback_cold: count.fallback_cold,
             fallback_floor: proof.fallback_floor,
+            closed_port: counts.end(worker.index).refused,
             late: proof.late,
             to_cold: proof.cold,
             failed: proof.failed,

@@ -58,6 +58,28 @@ pub(super) fn write(page: &mut Page, services: &[ServiceSample]) {
         let counts = |worker: &&WorkerSample| !worker.spare && worker.pool.is_none_or(|(_, is_current)| is_current);
         family.add(labels, service.workers.iter().filter(counts).count());
     }
+    let mut family = page.family(
+        Kind::Gauge,
+        "deployer_service_workers_unsteered",
+        "Workers most of whose connections in the last five minutes came from callers that are not steered.",
+    );
+    all.iter().for_each(|(labels, service)| family.add(labels, service.workers_unsteered));
+    let mut family = page.family(
+        Kind::Gauge,
+        "deployer_unsteered_connections",
+        "Connections in the last five minutes of callers that are not steered, by executable or address.",
+    );
+    for (labels, service) in &all {
+        service.unsteered.iter().for_each(|(caller, count)| family.add(&labels.and(&[("caller", caller)]), *count));
+    }
+    let mut family = page.family(
+        Kind::Gauge,
+        "deployer_caller_processes",
+        "Processes that an entry of callers means just now; 0: no connection is steered by it.",
+    );
+    for (labels, service) in &all {
+        service.callers.iter().for_each(|(caller, count)| family.add(&labels.and(&[("caller", caller)]), *count));
+    }
     for (name, help, durations) in TOOK {
         let mut family = page.family(Kind::Histogram, name, help);
         for (labels, service) in &all {

@@ -1,6 +1,6 @@
 //! What is looked at for a page.
 
-use std::{fs, net::SocketAddr, time::Duration};
+use std::{net::SocketAddr, time::Duration};
 
 use deployer_common::layout::{ServiceCount, WorkerEvidence};
 use rustix::time::{ClockId, clock_gettime};
@@ -59,7 +59,7 @@ impl Process {
     pub fn look(begun_ms: u64) -> Self {
         let time = clock_gettime(ClockId::ProcessCPUTime);
         let cpu_seconds = time.tv_sec as f64 + time.tv_nsec as f64 / 1e9;
-        let resident_bytes = fs::read_to_string("/proc/self/status").ok().and_then(|status| resident(&status));
+        let resident_bytes = crate::kernel::host::text("/proc/self/status").ok().and_then(|status| resident(&status));
         Self { begun_ms, cpu_seconds, resident_bytes }
     }
 }
@@ -82,6 +82,12 @@ pub struct ServiceSample {
     pub min_up: usize,
     /// What the kernel counts for all of it.
     pub count: ServiceCount,
+    /// Connections in the last minutes of callers that are not steered, by caller.
+    pub unsteered: Vec<(String, u64)>,
+    /// Workers most of whose connections these are.
+    pub workers_unsteered: usize,
+    /// Entries of `callers`, and how many processes each means.
+    pub callers: Vec<(String, usize)>,
     /// What it has gone through.
     pub moved: Moved,
     /// The roll that runs.
@@ -145,6 +151,8 @@ pub struct WorkerSample {
     pub listeners: u64,
     /// Ends that nobody asked for.
     pub crashes: u64,
+    /// Connections of any peer that met its address while no socket listened there.
+    pub closed_port: u64,
     /// Starts by rolls, since the daemon was started.
     pub restarts: u64,
     /// Seconds spent draining, since the daemon was started.

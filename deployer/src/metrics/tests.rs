@@ -20,6 +20,7 @@ fn service(name: &str, workers: u16) -> ServiceSample {
         evidence: Default::default(),
         listeners: 1,
         crashes: 0,
+        closed_port: 4,
         restarts: 2,
         drain_seconds: 1.5,
         warm_up_seconds: 0.25,
@@ -30,6 +31,9 @@ fn service(name: &str, workers: u16) -> ServiceSample {
         mode: "enforce",
         min_up: 1,
         count: Default::default(),
+        unsteered: vec![("/usr/local/bin/nginx".to_owned(), 84)],
+        workers_unsteered: 1,
+        callers: vec![("executable /usr/sbin/nginx".to_owned(), 0)],
         moved: Default::default(),
         roll: Some(RollSample { done: 1, ..RollSample::default() }),
         last_end_ms: Some(1_700_000_000_250),
@@ -70,6 +74,10 @@ fn tells_of_connections_by_version() {
         r#"deployer_roll_last_end_timestamp_seconds{service="web"} 1700000000.25"#.to_owned(),
         r#"deployer_bpf_program_run_seconds_total{program="connect4"} 1.5"#.to_owned(),
         r#"deployer_build_info{version="0.1.0"} 1"#.to_owned(),
+        r#"deployer_unsteered_connections{service="web",caller="/usr/local/bin/nginx"} 84"#.to_owned(),
+        r#"deployer_service_workers_unsteered{service="web"} 1"#.to_owned(),
+        r#"deployer_caller_processes{service="web",caller="executable /usr/sbin/nginx"} 0"#.to_owned(),
+        r#"deployer_worker_closed_port_total{service="web",worker="127.0.0.1:8001"} 4"#.to_owned(),
         "deployer_attached 1".to_owned(),
     ] {
         assert!(page.lines().any(|found| found == line), "{line}\nis missing in\n{page}");

@@ -22,7 +22,7 @@ const PHASES: [(Phase, &str); 10] = [
 
 type Single = (Kind, &'static str, &'static str, fn(&WorkerSample) -> Value);
 
-const SINGLE: [Single; 12] = [
+const SINGLE: [Single; 13] = [
     (
         Kind::Gauge,
         "deployer_worker_open_connections",
@@ -70,6 +70,12 @@ const SINGLE: [Single; 12] = [
         "deployer_worker_crashes_total",
         "Ends of the worker's process that nobody had asked for.",
         |worker| worker.crashes.into(),
+    ),
+    (
+        Kind::Counter,
+        "deployer_worker_closed_port_total",
+        "Connections of any peer that met the worker's address while no socket listened there.",
+        |worker| worker.closed_port.into(),
     ),
     (Kind::Counter, "deployer_worker_restarts_total", "Starts of the worker by rolls.", |worker| {
         worker.restarts.into()

@@ -45,7 +45,7 @@ pub(in crate::cli) struct DeployFlags {
 #[derive(Debug, Args)]
 pub(in crate::cli) struct RollFlags {
     /// Roll every host of the fleet, some at a time
-    #[arg(long, conflicts_with_all = ["batch", "dry_run"])]
+    #[arg(long, conflicts_with_all = ["batch", "dry_run", "force"])]
     pub(in crate::cli) fleet: bool,
     /// Hosts at a time: 2 or 10% [default: 10%]
     #[arg(long, value_name = "N|N%", value_parser = host_batch, requires = "fleet")]

@@ -1,5 +1,7 @@
 use super::{super::status::*, *};
-use crate::api::{Hold, LaneCounts, PoolStatus, ServiceStatus, Status, TicketHold, WorkerStatus};
+use crate::api::{
+    CallerStatus, Hold, LaneCounts, PoolStatus, ServiceStatus, Status, TicketHold, UnsteeredCaller, WorkerStatus,
+};
 
 fn worker(port: u16, phase: Phase, reason: &str) -> WorkerStatus {
     WorkerStatus {
@@ -22,6 +24,7 @@ fn worker(port: u16, phase: Phase, reason: &str) -> WorkerStatus {
         fallback_draining: 0,
         fallback_cold: 0,
         fallback_floor: 0,
+        closed_port: 0,
         late: 0,
         to_cold: 0,
         failed: 0,
@@ -60,6 +63,8 @@ fn status() -> Status {
         unsteered: 7,
         dialled: 5,
         would_change: 0,
+        callers: Vec::new(),
+        unsteered_callers: Vec::new(),
     };
     let version = "0.1.0".to_owned();
     let callers = "/sys/fs/cgroup".to_owned();
@@ -73,6 +78,30 @@ fn status() -> Status {
         self_test: None,
         services: vec![web],
     }
+}
+
+#[test]
+fn callers_that_are_not_steered_are_named() {
+    let mut status = status();
+    let caller = |caller: &str, processes, left_out| CallerStatus { caller: caller.to_owned(), processes, left_out };
+    status.services[0].callers =
+        vec![caller("executable /a", 0, 0), caller("executable /b", 2, 0), caller("cgroup /c", 3, 1)];
+    let one = UnsteeredCaller {
+        caller: "/usr/local/bin/nginx".to_owned(),
+        process: Some("nginx\n".to_owned()),
+        pid: Some(7),
+        peer: None,
+        connections: 84,
+        last_s: 0.5,
+    };
+    status.services[0].unsteered_callers = vec![one; 10];
+    let text = table(&status);
+    let line = |wanted: &str| text.lines().any(|line| line.starts_with(wanted));
+    assert!(line("  callers: executable /a: no process is one"), "{text}");
+    assert!(!text.contains("executable /b"), "{text}");
+    assert!(line("  callers: cgroup /c: 1 of 3 processes are NOT STEERED"), "{text}");
+    assert!(line("  not steered in the last 5 minutes: /usr/local/bin/nginx (nginx"), "{text}");
+    assert!(line("  not steered in the last 5 minutes: 2 more callers"), "{text}");
 }
 
 #[test]
