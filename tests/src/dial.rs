@@ -126,13 +126,15 @@ pub struct Caller<'a> {
     netns: PathBuf,
     cgroup: PathBuf,
     python: PathBuf,
+    /// The file that has the executable's name in a mount namespace of the caller's own.
+    hidden: Option<PathBuf>,
 }
 
 impl<'a> Caller<'a> {
     /// In a place of the sandbox.
     pub fn at(sandbox: &'a Sandbox, place: Place) -> Self {
         let (netns, cgroup) = (sandbox.netns_path().to_owned(), sandbox.cgroup(place));
-        Self { sandbox, netns, cgroup, python: PYTHON.into() }
+        Self { sandbox, netns, cgroup, python: PYTHON.into(), hidden: None }
     }
 
     /// In another sandbox's network namespace, but still in this one's cgroup.
@@ -154,6 +156,13 @@ impl<'a> Caller<'a> {
         Ok(Self { python, ..self })
     }
 
+    /// In a container: in its mount namespace another file has the executable's name.
+    pub fn contained(self) -> Result<Self> {
+        let hidden = self.sandbox.dir().join("hidden");
+        fs::copy(PYTHON, &hidden).context("copy Python")?;
+        Ok(Self { hidden: Some(hidden), ..self })
+    }
+
     /// The executable.
     pub fn executable(&self) -> &Path {
         &self.python
@@ -169,6 +178,10 @@ impl<'a> Caller<'a> {
         net.push(&self.netns);
         let mut command = Command::new("nsenter");
         command.arg(net).args(["sh", "-c", r#"echo 0 > "$0/cgroup.procs" && exec "$@""#]).arg(&self.cgroup);
+        if let Some(hidden) = &self.hidden {
+            let bind = r#"mount --bind "$0" "$1" && shift && exec "$@""#;
+            command.args(["unshare", "--mount", "sh", "-c", bind]).arg(hidden).arg(&self.python);
+        }
         // A copy of Python looks for its library beside itself.
         command.arg(&self.python).args(QUICK).arg(script).arg(mode);
         command.env("PYTHONHOME", "/usr");

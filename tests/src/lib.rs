@@ -34,6 +34,7 @@ pub mod haproxy;
 pub mod holder;
 pub mod http;
 pub mod journal;
+pub mod link;
 pub mod load;
 pub mod nginx;
 pub mod pace;

@@ -47,6 +47,8 @@ pub struct Setup {
     pub manager: &'static str,
     /// More lines of the service.
     pub extra: &'static str,
+    /// The daemon runs in a mount namespace of its own, in which these words for a shell are done first.
+    pub mounts: Option<&'static str>,
 }
 
 impl Default for Setup {
@@ -63,6 +65,7 @@ impl Default for Setup {
             self_test: "60s",
             manager: ANY_OF_ROOT_S,
             extra: "",
+            mounts: None,
         }
     }
 }
@@ -123,7 +126,15 @@ impl Setup {
     fn daemon(&self, sandbox: &Sandbox, bin: &DeployerBin) -> Result<Process> {
         let file = self.file(sandbox);
         std::fs::write(&file, self.text(sandbox)).context("write the configuration")?;
-        let mut command = bin.command(sandbox);
+        let mut command = match self.mounts {
+            None => bin.command(sandbox),
+            Some(words) => {
+                let mut command = sandbox.command(Place::Daemon, "unshare");
+                command.args(["--mount", "--propagation", "private", "sh", "-e", "-c"]);
+                command.arg(format!("{words}\nexec \"$@\"")).arg(sandbox.dir()).arg(bin.path());
+                command
+            }
+        };
         command.arg("daemon").arg("--config").arg(file);
         let log = sandbox.dir().join(format!("{}.log", self.name));
         let mut process = Process::start("deployer daemon", command, &log)?;
@@ -229,6 +240,13 @@ impl Rig<'_> {
         eprintln!("{what}: open {open:?}, ss {seen:?}, {took:.0?}");
         ensure!(open == expected && seen == expected, "{what}: open {open:?}, ss {seen:?}, expected {expected:?}");
         Ok(())
+    }
+
+    /// Does something in the daemon's mount namespace.
+    pub fn in_mounts(&self, words: &str) -> Result<()> {
+        let mut command = Command::new("nsenter");
+        command.arg(format!("--mount=/proc/{}/ns/mnt", self.daemon.pid())).args(["sh", "-e", "-c", words]);
+        run(command.arg(self.sandbox.dir())).map(drop)
     }
 
     /// Kills the daemon (SIGKILL). What it has put into the kernel stays.
@@ -384,6 +402,8 @@ pub struct Worker {
     pub fallback_draining: u64,
     pub fallback_cold: u64,
     pub fallback_floor: u64,
+    #[serde(default)]
+    pub closed_port: u64,
     pub late: u64,
     pub to_cold: u64,
     pub failed: u64,

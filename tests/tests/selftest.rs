@@ -5,7 +5,7 @@ use std::process::Command;
 
 use anyhow::{Context, Result, ensure};
 use deployer_tests::process::run;
-use deployer_tests::rig::{Rig, Setup};
+use deployer_tests::rig::{Rig, Setup, wait};
 use deployer_tests::sandbox::{Place, Sandbox};
 
 /// Attached to the callers' cgroup, in which the daemon is not.
@@ -96,4 +96,58 @@ fn a_connection_that_lands_elsewhere_is_said_aloud() -> Result<()> {
     ensure!(rig.self_test("ok")?.failures > 0);
     ensure!(rig.daemon.log().matches("SELF-TEST FAILED").count() == 1, "{}", rig.daemon.log());
     Ok(())
+}
+
+/// The test's own caller is steered by rules, made as those of the services are: if that cannot be done, the test fails.
+#[test]
+fn a_look_up_that_fails_is_said_aloud() -> Result<()> {
+    let sandbox = Sandbox::new("selflook")?;
+    let rig = Setup { mounts: Some(":"), ..apart() }.start(&sandbox)?;
+    rig.self_test("ok")?;
+    let hide = format!("mount --bind /dev/null /proc/{}/mountinfo", rig.daemon.pid());
+    rig.in_mounts(&hide)?;
+    let test = rig.self_test("failed")?;
+    eprintln!("{test:?}");
+    ensure!(test.detail.contains("no rule of `callers` can be made"), "{test:?}");
+    ensure!(rig.must(&["status"])?.contains("!!! SELF-TEST FAILED: no rule"), "{}", rig.must(&["status"])?);
+    rig.in_mounts(&format!("umount /proc/{}/mountinfo", rig.daemon.pid()))?;
+    rig.self_test("ok")?;
+    Ok(())
+}
+
+/// More files of one name run than there is room for: what has no rule is named.
+#[test]
+fn a_process_without_a_rule_is_said_aloud() -> Result<()> {
+    let sandbox = Sandbox::new("selfmany")?;
+    let balancer = sandbox.dir().join("balancer");
+    let mut running = Vec::new();
+    for _ in 0..10 {
+        let aside = balancer.with_extension("new");
+        fs::copy("/usr/bin/sleep", &aside).context("copy sleep")?;
+        fs::rename(&aside, &balancer).context("put the copy in place")?;
+        let child = Ended(sandbox.command(Place::Outside, &balancer).arg("60").spawn().context("start it")?);
+        let exe = format!("/proc/{}/exe", child.0.id());
+        wait("it to run", || Ok(fs::read_link(&exe).is_ok_and(|link| link == balancer)))?;
+        running.push(child);
+    }
+    let rig = Setup { callers: Some(vec![balancer.clone()]), apart: false, ..apart() }.start(&sandbox)?;
+    let test = rig.self_test("failed")?;
+    eprintln!("{test:?}");
+    ensure!(test.detail.contains("no published rule fits it") && test.detail.contains("balancer"), "{test:?}");
+    let trouble = rig.status()?.trouble;
+    ensure!(trouble.iter().any(|what| what.contains("no room for its rule")), "{trouble:?}");
+    let (_, check) = rig.verb(&["check"])?;
+    ensure!(check.contains("no published rule fits") && check.contains("FAIL"), "{check}");
+    running.truncate(7);
+    rig.self_test("ok")?;
+    Ok(())
+}
+
+/// A process that is ended with the test.
+struct Ended(std::process::Child);
+
+impl Drop for Ended {
+    fn drop(&mut self) {
+        self.0.kill().and_then(|()| self.0.wait()).ok();
+    }
 }

@@ -4,6 +4,7 @@ mod addresses;
 mod callers;
 mod counts;
 mod drained;
+mod elsewhere;
 mod floor;
 mod leases;
 mod lives;
