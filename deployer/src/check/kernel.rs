@@ -160,6 +160,8 @@ fn storage(text: &str) -> Option<Finding> {
          connections are still steered, but drains wait longer, and open connections are not counted in full"
     );
     Some(Finding::warn(what, detail).fix("run", "sysctl -w net.core.optmem_max=131072"))
+}
+
 /// What a kernel does not tell of refusals although it accepts all programs.
 fn refusals(version: (u32, u32)) -> Finding {
     let what = "refused connections";

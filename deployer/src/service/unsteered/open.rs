@@ -11,7 +11,7 @@ use deployer_common::layout::CallerRule;
 
 use crate::{
     kernel::{
-        diag::{self, Socket, states},
+        diag::{self, Evidence, Socket, states},
         procs::{self, Process},
     },
     service::callers,
@@ -62,8 +62,9 @@ pub fn look(
 ) -> io::Result<BTreeMap<SocketAddr, Open>> {
     let mut seen = Vec::with_capacity(workers.len());
     for at in workers {
-        let wildcard = diag::listens_on_all(at.port())?;
-        seen.push((*at, pairs(&diag::sockets(states::ESTABLISHED, Some(at.port()))?, *at, wildcard)));
+        let evidence = Evidence::look(*at, diag::listens_on_all(*at)?, None)?;
+        let accepted: Vec<_> = evidence.accepted(*at).filter(|socket| socket.is_in(states::ESTABLISHED)).collect();
+        seen.push((*at, pairs(&accepted, &evidence.sockets)));
     }
     let inodes: BTreeSet<_> = seen.iter().flat_map(|(_, pairs)| pairs).filter_map(|(_, caller)| *caller).collect();
     let holders = if inodes.is_empty() { Default::default() } else { procs::holding(&inodes) };
@@ -95,15 +96,12 @@ pub fn look(
     Ok(found)
 }
 
-/// The connections at a worker's end: the other end's address, and the inode of its socket, if that is of this network
-/// namespace.
-fn pairs(sockets: &[Socket], at: SocketAddr, wildcard: bool) -> Vec<(SocketAddr, Option<u32>)> {
+/// The connections that a worker has accepted: the other end's address, and the inode of its socket, if that is of this
+/// network namespace, and so among `sockets`.
+fn pairs(accepted: &[&Socket], sockets: &[Socket]) -> Vec<(SocketAddr, Option<u32>)> {
     let by_ends: BTreeMap<_, _> = sockets.iter().map(|socket| ((socket.local, socket.peer), socket.inode)).collect();
-    let is_workers = |socket: &&Socket| {
-        socket.local.port() == at.port() && (wildcard || diag::is_end(socket.local, socket.peer, at))
-    };
     let mut local = HashSet::new();
-    let of_pair = |socket: &Socket| {
+    let of_pair = |socket: &&Socket| {
         let caller = by_ends.get(&(socket.peer, socket.local)).copied();
         // An end that is of this host and is not there any more is being closed just now.
         let is_here = caller.is_some() || local.contains(&socket.peer.ip()) || is_of_this_host(socket.peer.ip());
@@ -115,7 +113,7 @@ fn pairs(sockets: &[Socket], at: SocketAddr, wildcard: bool) -> Vec<(SocketAddr,
             (caller, _) => Some((socket.peer, caller)),
         }
     };
-    sockets.iter().filter(is_workers).filter_map(of_pair).collect()
+    accepted.iter().filter_map(of_pair).collect()
 }
 
 /// Whether an address is of this network namespace: only then can a socket be bound to it.
@@ -129,15 +127,15 @@ mod tests {
     use std::net::{TcpListener, TcpStream};
 
     use super::*;
+    use crate::kernel::diag::Origin;
 
     fn socket(local: &str, peer: &str, inode: u32) -> Socket {
         let (local, peer) = (local.parse().unwrap(), peer.parse().unwrap());
-        Socket { state: 1, local, peer, cookie: 0, inode }
+        Socket { state: 1, local, peer, cookie: 0, inode, origin: Origin::default() }
     }
 
     #[test]
     fn ends_are_told_apart() {
-        let at = "10.0.0.1:8000".parse().unwrap();
         let sockets = [
             // From here, both ends of it.
             socket("10.0.0.1:8000", "127.0.0.1:4000", 1),
@@ -146,10 +144,8 @@ mod tests {
             socket("10.0.0.1:8000", "127.0.0.1:4001", 3),
             // From elsewhere.
             socket("10.0.0.1:8000", "192.0.2.7:8000", 4),
-            // This host's own, to elsewhere.
-            socket("10.0.0.9:5000", "192.0.2.7:8000", 5),
         ];
-        let mut found = pairs(&sockets, at, false);
+        let mut found = pairs(&[&sockets[0], &sockets[2], &sockets[3]], &sockets);
         found.sort();
         assert_eq!(found, [("127.0.0.1:4000".parse().unwrap(), Some(2)), ("192.0.2.7:8000".parse().unwrap(), None)]);
     }
