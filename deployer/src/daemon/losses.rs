@@ -13,8 +13,11 @@ use super::{Daemon, lock};
 /// So long it is told after it was last seen.
 const RECENT: Duration = Duration::from_secs(600);
 
+/// A counter, and what it means.
+type Kind = (fn(&WorkerEvidence) -> u64, &'static str);
+
 /// What of it is counted.
-const KINDS: [(fn(&WorkerEvidence) -> u64, &str); 5] = [
+const KINDS: [Kind; 5] = [
     (
         |evidence| evidence.unnoted,
         "connections went to it without a note, because the kernel refused socket storage: drains wait a little longer, and \

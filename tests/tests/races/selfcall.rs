@@ -65,13 +65,14 @@ fn rolled_while_they_call_themselves() -> Result<()> {
     Ok(())
 }
 
-/// A connection to itself that a worker keeps open holds its drain, like any other. That ends at the deadline, and who
-/// reads why is told that it is the worker itself.
+/// A connection to itself that a worker keeps open holds its drain, like that of any caller. That ends at the deadline, and
+/// the roll says that it is the worker itself.
 #[test]
 fn kept_open_it_holds_to_the_deadline() -> Result<()> {
     let sandbox = Sandbox::new("selfkeep")?;
     let service = ServiceConfig { batch: "1".to_owned(), deadline: "5s", ..ServiceConfig::default() };
-    let scene = Setup { service, ..Setup::default() }.start(&sandbox)?;
+    let callers = &[Place::Callers, Place::Workers];
+    let scene = Setup { service, callers, ..Setup::default() }.start(&sandbox)?;
     let old = scene.pids()?;
     ensure!(inner(&scene, "keep")? == [OWN]);
     let end = scene.roll()?.end()?;
