@@ -25,7 +25,7 @@ pub const MAX_FRONTENDS: usize = 8 * MAX_WORKERS;
 
 /// Name and layout version of every table. Tables outlive the daemon, so whoever changes an entry raises its table's
 /// version here, and says in deployer's `kernel/versions.rs` where each word goes.
-pub const TABLES: [(&str, u32); 21] = [
+pub const TABLES: [(&str, u32); 23] = [
     ("SWITCHBOARD", if cfg!(feature = "next-layout") { 2 } else { 1 }),
     ("FRONTENDS", 1),
     ("LISTENERS", 1),
@@ -47,6 +47,8 @@ pub const TABLES: [(&str, u32); 21] = [
     ("WORKER_EVIDENCE", 1),
     ("WORKER_ENDS", 1),
     ("RESETS", 1),
+    ("PROTECTED", 1),
+    ("BIND_COUNTS", 1),
 ];
 
 /// Words that the tests' next layout has more at the beginning of an entry; none in what is shipped.

@@ -11,6 +11,7 @@ pub mod lanes;
 pub mod layout;
 #[cfg(feature = "user")]
 mod pod;
+pub mod protect;
 pub mod reap;
 pub mod word;
 

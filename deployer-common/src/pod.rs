@@ -4,6 +4,7 @@
 use crate::{
     endpoint::Endpoint,
     layout::{Frontend, ServiceCount, Slot, Unsteered, UnsteeredKey, WorkerAddr, WorkerCount},
+    protect::Protected,
     reap::{Ends, Target},
 };
 
@@ -27,3 +28,5 @@ unsafe impl aya::Pod for Unsteered {}
 unsafe impl aya::Pod for Ends {}
 // SAFETY: as above.
 unsafe impl aya::Pod for Target {}
+// SAFETY: repr(C), no padding (asserted), any bits are a value.
+unsafe impl aya::Pod for Protected {}

@@ -13,6 +13,7 @@
 //! | trace | | tells decisions one by one, while somebody asks for them |
 //! | failed | inet_sock_set_state | hands the ticket of a connect() that fails back |
 //! | ticketed | iter/task_file | names the processes that hold tickets |
+//! | bind | cgroup/bind4, bind6, post_bind4, post_bind6 | keeps strangers from the addresses of a protected service |
 //! | arm | iter/tcp | makes sockets that are older than the programs report their close |
 #![no_std]
 #![no_main]
@@ -22,6 +23,7 @@
 mod address;
 mod arm;
 mod atomic;
+mod bind;
 mod callers;
 mod connect;
 mod count;

@@ -13,6 +13,7 @@ use deployer_common::{
         SockNote, Switchboard, Trace, Unsteered, UnsteeredKey, WorkerAddr, WorkerCount, WorkerEnd, WorkerEvidence,
         WorkerLife, WorkerProof, WorkerTimes,
     },
+    protect::{BindCount, Protected},
 };
 
 pub const MMAPABLE: usize = BPF_F_MMAPABLE as usize;
@@ -88,6 +89,14 @@ pub static LISTENING: HashMap<u64, Listening, MAX_LISTENING> = HashMap::new();
 /// What is remembered of each socket that listens for a worker; freed with it.
 #[btf_map]
 pub static LISTENER_NOTES: SkStorage<ListenerNote> = SkStorage::new();
+
+/// Addresses that only some may bind.
+#[btf_map]
+pub static PROTECTED: HashMap<Endpoint, Protected, MAX_FRONTENDS> = HashMap::new();
+
+/// What was refused by those, by service.
+#[btf_map]
+pub static BIND_COUNTS: Array<BindCount, MAX_SERVICES, MMAPABLE> = Array::new();
 
 /// Which decisions are told one by one; one entry.
 #[btf_map]

@@ -353,6 +353,12 @@ pub struct UnsteeredCaller {
     pub connections: u64,
     /// Seconds since the last.
     pub last_s: f64,
+    /// Whether `bind()` to its addresses fails for all but root and the workers' user.
+    #[serde(default)]
+    pub protected: bool,
+    /// `bind()` calls to its addresses that failed for that.
+    #[serde(default)]
+    pub binds_refused: u64,
 }
 
 /// A worker.

@@ -202,6 +202,9 @@ fn heading(service: &ServiceStatus) -> String {
     if !counts.is_empty() {
         line.push_str(&format!("  connections: {}\n", counts.join(", ")));
     }
+    if service.binds_refused > 0 {
+        line.push_str(&format!("  protected: {} bind() calls of other processes refused\n", service.binds_refused));
+    }
     let proofs = proofs(&service.workers);
     if !proofs.is_empty() {
         line.push_str(&format!("  since the tables were made: {}\n", proofs.join(", ")));

@@ -140,6 +140,7 @@ fn service<'a>(name: &str, value: &Value<'a>, default: &Defaults<'_>, claims: &m
     let manager = table.need("manager", example, |value| {
         manager::manager(value, count.map(|count| count + spare.unwrap_or(0)), pools)
     });
+    let protect = table.or("protect", false, Value::boolean);
     let drain = table.section("drain").and_then(drain::drain);
     let policy = drain.as_ref().map(|drain| drain.policy);
     let roll = table.section("roll").and_then(|table| roll::roll(table, spare, policy));
@@ -182,6 +183,7 @@ fn service<'a>(name: &str, value: &Value<'a>, default: &Defaults<'_>, claims: &m
         spares: spares?.into_iter().map(|(spare, _)| spare).collect(),
         callers: callers?,
         manager,
+        protect: protect?,
         limits: limits?,
         drain: drain?,
         roll: roll?,

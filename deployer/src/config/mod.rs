@@ -118,6 +118,8 @@ pub struct Service {
     pub callers: Vec<Caller>,
     /// What starts and stops the workers.
     pub manager: Manager,
+    /// Whether `bind()` to its addresses fails for all but root and the workers' user; default: no.
+    pub protect: bool,
     /// What it is held to, in the kernel.
     pub limits: Limits,
     /// How a worker is emptied.

@@ -106,6 +106,7 @@ fn plain(name: &str, workers: &[&str], program: &str) -> Service {
             login: None,
             stop_within: Duration::from_secs(30),
         },
+        protect: false,
         deploy: None,
         limits: Limits { min_up: 1, cold_limit: Duration::from_secs(60) },
         drain: Drain {

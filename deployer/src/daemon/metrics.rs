@@ -112,6 +112,7 @@ impl Daemon {
             unsteered: self.unsteered_names(service),
             workers_unsteered: self.workers_unsteered(service),
             callers: self.caller_status(service).into_iter().map(|it| (it.caller, it.processes)).collect(),
+            binds_refused: self.tables.counts().binds(service.index).refused,
             moved: service.moves().map(|moves| moves.so_far()).unwrap_or_default(),
             roll: rolls.iter().find(|roll| roll.result().is_none()).map(|roll| self.roll_sample(roll, service)),
             last_end_ms: rolls.iter().filter_map(|roll| roll.ended_ms()).max(),

@@ -14,6 +14,7 @@ mod losses;
 mod manual;
 mod metrics;
 mod plan;
+mod protect;
 mod report;
 mod selftest;
 mod server;
@@ -24,7 +25,7 @@ mod trace;
 mod unsteered;
 
 use std::{
-    collections::BTreeSet,
+    collections::{BTreeMap, BTreeSet},
     path::{Path, PathBuf},
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
@@ -101,6 +102,8 @@ pub(crate) struct Daemon {
     unserved: Mutex<Option<String>>,
     /// What the kernel has refused to the programs.
     losses: Mutex<losses::Losses>,
+    /// By service: what was refused lately to whom may not bind its addresses.
+    refused_binds: Mutex<BTreeMap<String, String>>,
     /// When it was started, milliseconds since 1970.
     begun_ms: u64,
     /// What is known of callers that are not steered.
@@ -223,6 +226,7 @@ impl Daemon {
         tasks.spawn(watch::run(watched, Arc::clone(&news)));
         tasks.spawn(Arc::clone(self).hear(events, news));
         tasks.spawn(Arc::clone(self).keep());
+        tasks.spawn(Arc::clone(self).protect());
         tasks.spawn(Arc::clone(self).count());
         tasks.spawn(Arc::clone(self).watch_callers());
         tasks.spawn(Arc::clone(self).test_itself());

@@ -102,6 +102,7 @@ fn assemble(
         links_lost: Default::default(),
         unserved: Default::default(),
         losses: Default::default(),
+        refused_binds: Default::default(),
         begun_ms: unix_ms(),
         holds: Default::default(),
         watched: Default::default(),

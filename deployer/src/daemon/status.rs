@@ -38,6 +38,7 @@ impl Daemon {
         let own = own.chain(lock(&self.unserved).clone()).chain(self.history.unwritten());
         let own = own.chain(self.registry.squatters().told());
         let own = own.chain(self.caller_trouble());
+        let own = own.chain(lock(&self.refused_binds).values().cloned().collect::<Vec<_>>());
         own.chain(self.fleet.troubles()).chain(self.warnings.iter().cloned()).collect()
     }
 
@@ -64,6 +65,8 @@ impl Daemon {
             would_change: count.would_change,
             callers: self.caller_status(service),
             unsteered_callers: self.unsteered_callers(service),
+            protected: service.config.protect,
+            binds_refused: self.tables.counts().binds(service.index).refused,
         }
     }
 

@@ -28,8 +28,12 @@ mod command {
 #[repr(u32)]
 pub(super) enum Hook {
     SockOps = 3,
+    Bind4 = 8,
+    Bind6 = 9,
     Connect4 = 10,
     Connect6 = 11,
+    PostBind4 = 12,
+    PostBind6 = 13,
     GetPeerName4 = 29,
     GetPeerName6 = 30,
     SockRelease = 34,

@@ -10,6 +10,7 @@ use deployer_common::{
         LaneCount, MAX_SERVICES, MAX_WORKERS, ServiceCount, WorkerCount, WorkerEnd, WorkerEvidence, WorkerLife, WorkerProof,
         WorkerTimes,
     },
+    protect::BindCount,
 };
 
 use super::{mapping::Mapping, tables::map};
@@ -26,6 +27,7 @@ pub struct Counts {
     times: Mapping,
     evidence: Mapping,
     ends: Mapping,
+    binds: Mapping,
 }
 
 impl Counts {
@@ -39,6 +41,7 @@ impl Counts {
             times: map(ebpf, "WORKER_TIMES", size_of::<WorkerTimes>() * MAX_WORKERS)?,
             evidence: map(ebpf, "WORKER_EVIDENCE", size_of::<WorkerEvidence>() * MAX_WORKERS)?,
             ends: map(ebpf, "WORKER_ENDS", size_of::<WorkerEnd>() * MAX_WORKERS)?,
+            binds: map(ebpf, "BIND_COUNTS", size_of::<BindCount>() * MAX_SERVICES)?,
         })
     }
 
@@ -157,6 +160,17 @@ impl Counts {
         self.evidence.words()[at].fetch_add(connections, SeqCst);
     }
 
+    /// The `bind()` calls to a service's protected addresses that were refused.
+    #[must_use]
+    pub fn binds(&self, service: u32) -> BindCount {
+        let count = reader::<BindCount>(&self.binds, service);
+        BindCount {
+            refused: count(offset_of!(BindCount, refused)),
+            last: count(offset_of!(BindCount, last)),
+            port: count(offset_of!(BindCount, port)),
+        }
+    }
+
     /// Begins to count anew what is told of the worker at a place: it is another one. What is told by version has a
     /// reckoning of its own, and reports take differences.
     pub fn begin_worker(&self, worker: u32) {
@@ -169,7 +183,12 @@ impl Counts {
 
     /// The same for the service at a place.
     pub fn begin_service(&self, service: u32) {
-        for (table, bytes) in [(&self.services, size_of::<ServiceCount>()), (&self.lanes, size_of::<LaneCount>())] {
+        let tables = [
+            (&self.services, size_of::<ServiceCount>()),
+            (&self.lanes, size_of::<LaneCount>()),
+            (&self.binds, size_of::<BindCount>()),
+        ];
+        for (table, bytes) in tables {
             let (words, at) = (bytes / WORD, bytes / WORD * service as usize);
             table.words()[at..at + words].iter().for_each(|word| word.store(0, SeqCst));
         }

@@ -71,7 +71,22 @@ pub(super) fn wanted(attachment: &Attachment) -> Vec<Wanted> {
         program,
         cgroup: Some((hook, attachment.callers.clone())),
     });
-    sockets.chain(at_callers).collect()
+    sockets.chain(at_callers).chain(binds(attachment)).collect()
+}
+
+/// What keeps strangers from protected addresses; a kernel may do without. [`super::load`] names them.
+pub(super) const BINDS: [(&str, Hook); 4] =
+    [("bind4", Hook::Bind4), ("bind6", Hook::Bind6), ("post_bind4", Hook::PostBind4), ("post_bind6", Hook::PostBind6)];
+
+/// A stranger may be among the callers or among the workers.
+fn binds(attachment: &Attachment) -> impl Iterator<Item = Wanted> {
+    attachment.watched().into_iter().enumerate().flat_map(|(nth, cgroup)| {
+        BINDS.map(|(program, hook)| Wanted {
+            pin: format!("link-{program}-{nth}"),
+            program,
+            cgroup: Some((hook, cgroup.to_owned())),
+        })
+    })
 }
 
 /// A link that is there.

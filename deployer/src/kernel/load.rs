@@ -153,8 +153,13 @@ impl Programs {
         let generation = pins.begin()?;
         let tables = pin_tables(&ebpf, &generation)?;
         let moving = found.as_ref().map(|found| inheritance.copy(found, &generation)).transpose()?.unwrap_or_default();
+        let (binds, missing): (Vec<_>, Vec<_>) = missing.into_iter().partition(|(name, _)| protects(name));
+        for (name, error) in &binds {
+            warn!(program = name, "`protect` does not keep strangers from all addresses on this kernel: {error:#}");
+        }
         let mut links = attach_tracing(&ebpf, missing, &generation)?;
-        for wanted in links::wanted(attachment) {
+        let is_there = |wanted: &links::Wanted| !binds.iter().any(|(name, _)| *name == wanted.program);
+        for wanted in links::wanted(attachment).into_iter().filter(is_there) {
             let link = Link::take(wanted.clone(), &former, program(&ebpf, wanted.program)?)?;
             link.pin(&generation)?;
             links.push(link);
@@ -287,8 +292,14 @@ pub(crate) fn without(program: &str) -> &'static str {
             "a connect() that has failed may hold a drain until its socket connects again or is closed, and status and \
              rolls cannot name the process whose connect() call holds a drain"
         }
+        name if protects(name) => "`protect` does not keep strangers from all addresses",
         _ => "a worker that crashes is noticed within 0.1 s instead of at once",
     }
+}
+
+/// Whether a program is one of those that keep strangers from protected addresses.
+fn protects(program: &str) -> bool {
+    links::BINDS.iter().any(|(name, _)| *name == program)
 }
 
 /// Loads every program. Returns those that this kernel does without, and why.
@@ -308,10 +319,10 @@ fn load_programs(ebpf: &mut Ebpf) -> Result<Vec<(&'static str, anyhow::Error)>> 
             Program::Iter(program) => program.load("tcp", &btf),
             other => return Err(anyhow!("program {name} is of an unexpected type, {:?}", other.prog_type())),
         };
-        match (loaded.with_context(|| format!("loading program {name}")), TRACING.iter().find(|known| **known == name))
-        {
+        let mut optional = TRACING.into_iter().chain(links::BINDS.map(|(name, _)| name));
+        match (loaded.with_context(|| format!("loading program {name}")), optional.find(|known| *known == name)) {
             (Ok(()), _) => {}
-            (Err(error), Some(name)) => missing.push((*name, error)),
+            (Err(error), Some(name)) => missing.push((name, error)),
             (Err(error), None) => return Err(error),
         }
     }

@@ -1,6 +1,7 @@
 //! The tables, as user space writes and reads them.
 
 mod address;
+mod protect;
 mod tickets;
 mod wildcard;
 
@@ -27,6 +28,7 @@ use deployer_common::{
         CallerRule, Frontend, Lanes, Limits, MAX_SERVICES, MAX_WORKERS, NO_WORKER, OwnPorts, Slot, Switchboard,
         Unsteered, UnsteeredKey, WorkerAddr,
     },
+    protect::Protected,
     word::{LimitsWord, ServiceWord, State, WorkerWord},
 };
 
@@ -90,6 +92,7 @@ struct Entries {
     slots: Array<MapData, Slot>,
     worker_addrs: Array<MapData, WorkerAddr>,
     unsteered: HashMap<MapData, UnsteeredKey, Unsteered>,
+    protected: HashMap<MapData, Endpoint, Protected>,
 }
 
 impl Tables {
@@ -101,6 +104,7 @@ impl Tables {
             slots: Array::try_from(take(ebpf, "SLOTS")?)?,
             worker_addrs: Array::try_from(take(ebpf, "WORKER_ADDRS")?)?,
             unsteered: HashMap::try_from(take(ebpf, "UNSTEERED")?)?,
+            protected: HashMap::try_from(take(ebpf, "PROTECTED")?)?,
         };
         own_ports::publish(map(ebpf, "OWN_PORTS", size_of::<OwnPorts>())?);
         let notes = match ebpf.map("NOTES") {

@@ -17,6 +17,7 @@ use deployer_common::{
         MAX_RESETS, MAX_SERVICES, MAX_SLOTS, MAX_WORKERS, ServiceCount, Slot, SockNote, Switchboard, TABLES,
         WorkerAddr, WorkerCount, WorkerEnd, WorkerEvidence, WorkerLife, WorkerProof, WorkerTimes,
     },
+    protect::{BindCount, Protected},
 };
 
 use super::{bpf, mapping::Mapping, pins::Generation};
@@ -128,6 +129,8 @@ fn shape(table: &str) -> (u32, u32, u32) {
         "WORKER_EVIDENCE" => array(size_of::<WorkerEvidence>(), MAX_WORKERS),
         "LISTENING" => (size_of::<u64>() as u32, size_of::<Listening>() as u32, MAX_LISTENING as u32),
         "EVENTS" => (0, 0, EVENT_BYTES as u32),
+        "PROTECTED" => (size_of::<Endpoint>() as u32, size_of::<Protected>() as u32, MAX_FRONTENDS as u32),
+        "BIND_COUNTS" => array(size_of::<BindCount>(), MAX_SERVICES),
         // Storage of sockets has no entries of its own.
         "DIALS" => array(size_of::<Dial>(), 0),
         "LISTENER_NOTES" => array(size_of::<ListenerNote>(), 0),

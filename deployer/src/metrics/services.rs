@@ -43,6 +43,9 @@ pub(super) fn write(page: &mut Page, services: &[ServiceSample]) {
     for (labels, service) in &all {
         OUTCOMES.iter().for_each(|(text, value)| family.add_with(labels, "outcome", text, value(&service.count)));
     }
+    let help = "bind() calls to the service's protected addresses that failed with EPERM.";
+    let mut family = page.family(Kind::Counter, "deployer_service_binds_refused_total", help);
+    all.iter().for_each(|(labels, service)| family.add(labels, service.binds_refused));
     let mut family = page.family(Kind::Gauge, "deployer_service_mode", "1 for the mode that the service is in.");
     for (labels, service) in &all {
         MODES.iter().for_each(|mode| family.add_with(labels, "mode", mode, service.mode == *mode));

@@ -88,6 +88,8 @@ pub struct ServiceSample {
     pub workers_unsteered: usize,
     /// Entries of `callers`, and how many processes each means.
     pub callers: Vec<(String, usize)>,
+    /// `bind()` calls to its protected addresses that were refused.
+    pub binds_refused: u64,
     /// What it has gone through.
     pub moved: Moved,
     /// The roll that runs.

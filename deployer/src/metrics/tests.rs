@@ -34,6 +34,7 @@ fn service(name: &str, workers: u16) -> ServiceSample {
         unsteered: vec![("/usr/local/bin/nginx".to_owned(), 84)],
         workers_unsteered: 1,
         callers: vec![("executable /usr/sbin/nginx".to_owned(), 0)],
+        binds_refused: 0,
         moved: Default::default(),
         roll: Some(RollSample { done: 1, ..RollSample::default() }),
         last_end_ms: Some(1_700_000_000_250),

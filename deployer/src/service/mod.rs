@@ -10,6 +10,7 @@ pub mod moves;
 pub mod outsiders;
 pub mod phase;
 pub mod pools;
+pub mod protect;
 pub mod registry;
 pub mod selftest;
 #[cfg(test)]

@@ -22,6 +22,7 @@ use deployer_common::{
     word::{self, ServiceWord, State},
 };
 
+pub(super) use self::entries::lanes as lane_address;
 use self::{
     entries::{first_lane, lanes, limits, policy, slot, tell_first},
     places::{Gone, Places, take},

@@ -221,6 +221,10 @@ impl ProcessManager for Builtin {
         })
     }
 
+    fn cgroup(&self) -> Option<PathBuf> {
+        self.above().ok()
+    }
+
     fn status(&self, at: SocketAddr) -> Pending<'_, Result<ProcessStatus, ManagerError>> {
         Box::pin(async move { self.worker(at, &format!("look at {}", self.name(at)))?.status().await })
     }

@@ -38,9 +38,9 @@ impl Exec {
         Self { service: service.to_owned(), config }
     }
 
-    /// The user that the commands run as: the daemon's.
-    fn user_of_commands(&self) -> u32 {
-        self.user().unwrap_or_else(|| rustix::process::geteuid().as_raw())
+    /// The user that the commands run as; `None`: the name is not in `/etc/passwd`.
+    fn user_of_commands(&self) -> Option<u32> {
+        self.config.user.as_deref().map_or_else(|| Some(rustix::process::geteuid().as_raw()), users::number)
     }
 
     /// Runs one of the commands; `tried` is for messages.
@@ -204,8 +204,9 @@ impl ProcessManager for Exec {
             let ProcessStatus { phase, pid, .. } = self.status(worker).await?;
             let runs = phase == ProcessPhase::Running;
             Ok(match pid {
-                Some(pid) => Started { runs, mark: Mark::Process(pid), user: self.user() },
-                None => Started { runs, mark: Mark::User, user: Some(self.user_of_commands()) },
+                // A command may start the worker as another user.
+                Some(pid) => Started { runs, mark: Mark::Process(pid), user: None },
+                None => Started { runs, mark: Mark::User, user: self.user_of_commands() },
             })
         })
     }

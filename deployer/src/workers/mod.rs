@@ -221,6 +221,12 @@ pub trait ProcessManager: Send + Sync {
     /// and the port. A worker that is already running is no error.
     fn start(&self, worker: SocketAddr) -> Pending<'_, Result<(), ManagerError>>;
 
+    /// The cgroup (v2 directory) in or below which the manager puts every worker, and which stays when they end; `None`:
+    /// there is none.
+    fn cgroup(&self) -> Option<PathBuf> {
+        None
+    }
+
     /// What the process does now.
     fn status(&self, worker: SocketAddr) -> Pending<'_, Result<ProcessStatus, ManagerError>>;
 

@@ -65,6 +65,8 @@ fn status() -> Status {
         would_change: 0,
         callers: Vec::new(),
         unsteered_callers: Vec::new(),
+        protected: false,
+        binds_refused: 0,
     };
     let version = "0.1.0".to_owned();
     let callers = "/sys/fs/cgroup".to_owned();

@@ -38,7 +38,7 @@ pub(super) fn first_lane(service: &config::Service) -> u8 {
 }
 
 /// The address under which its lane addresses are entered, if it has any.
-pub(super) fn lanes(service: &Service) -> Option<SocketAddr> {
+pub(in crate::service) fn lanes(service: &Service) -> Option<SocketAddr> {
     let [first, second] = LANE_NET;
     let port = service.config.address.filter(|_| service.config.deploy.is_some())?.port();
     Some(SocketAddr::from(([first, second, 0, 0], port)))
