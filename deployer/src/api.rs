@@ -325,6 +325,12 @@ pub struct ServiceStatus {
     /// Callers that were not steered in the last five minutes, the one with most connections first.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub unsteered_callers: Vec<UnsteeredCaller>,
+    /// Whether `bind()` to its addresses fails for all but root and the workers' user.
+    #[serde(default)]
+    pub protected: bool,
+    /// `bind()` calls to its addresses that failed for that.
+    #[serde(default)]
+    pub binds_refused: u64,
 }
 
 /// An entry of `callers`, and what it fits as of the last seconds.
@@ -353,12 +359,6 @@ pub struct UnsteeredCaller {
     pub connections: u64,
     /// Seconds since the last.
     pub last_s: f64,
-    /// Whether `bind()` to its addresses fails for all but root and the workers' user.
-    #[serde(default)]
-    pub protected: bool,
-    /// `bind()` calls to its addresses that failed for that.
-    #[serde(default)]
-    pub binds_refused: u64,
 }
 
 /// A worker.

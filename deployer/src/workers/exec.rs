@@ -13,6 +13,7 @@ use super::{ManagerError, Mark, Pending, ProcessManager, ProcessPhase, ProcessSt
 use crate::{
     command::{self, Call, CommandError, Ended},
     config,
+    kernel::users,
 };
 
 const MANAGER: &str = "the command";
