@@ -179,6 +179,8 @@ fn judge(service: &Service, worker: &Worker, tables: &Tables, word: WorkerWord, 
         _ if phase == Phase::Failed => return None,
         Listens::Nothing => BTreeSet::new(),
         Listens::Worker(found) => found,
+        // What comes after a stranger is kept out like one until it is known: that is a matter of milliseconds.
+        Listens::Unknown(None) if phase == Phase::Stranger => return None,
         other => {
             keep_out(worker, tables, word, other);
             return None;

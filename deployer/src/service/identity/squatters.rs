@@ -39,6 +39,8 @@ pub struct Squatters {
     named: BTreeMap<(u64, Place), Named>,
     /// How many there are beside them.
     more: usize,
+    /// When there were any beside them last.
+    crowded: Option<Instant>,
 }
 
 #[derive(Debug, Clone)]
@@ -70,6 +72,9 @@ impl Squatters {
         let all = found.len();
         let found: Vec<_> = found.into_iter().take(NAMED.saturating_sub(self.named.len())).collect();
         self.more = all - found.len();
+        if self.more > 0 {
+            self.crowded = Some(now);
+        }
         if found.is_empty() {
             return Vec::new();
         }
@@ -92,8 +97,10 @@ impl Squatters {
     /// All there are, in words.
     #[must_use]
     pub fn told(&self) -> Vec<String> {
-        let more =
-            (self.more > 0).then(|| "there are more strangers at service or lane addresses: ss -tlnp".to_owned());
+        let more = self
+            .crowded
+            .is_some_and(|seen| seen.elapsed() < STAYS)
+            .then(|| "there are more strangers at service or lane addresses: ss -tlnp".to_owned());
         self.named.values().map(|named| named.text.clone()).chain(more).collect()
     }
 }
