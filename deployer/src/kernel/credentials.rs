@@ -20,13 +20,11 @@ pub fn on_files_as<T: Send>(
         become_on_files(uid, gid)?;
         work()
     };
-    let done = thread::scope(|scope| {
-        thread::Builder::new()
-            .spawn_scoped(scope, as_user)?
-            .join()
-            .map_err(|_| io::Error::other("the work on files as another user has panicked"))
-    })?;
-    done
+    thread::scope(|scope| {
+        let thread = thread::Builder::new().spawn_scoped(scope, as_user)?;
+        let panicked = |_| io::Error::other("the work on files as another user has panicked");
+        thread.join().map_err(panicked).flatten()
+    })
 }
 
 /// Never fails by itself, and says what was before: asked once more, it says what is (setfsuid(2), "BUGS").
