@@ -49,6 +49,8 @@ fn build() -> Result<(), Box<dyn Error>> {
         .env_remove("RUSTC_WORKSPACE_WRAPPER")
         .env_remove("RUSTC_WRAPPER")
         .env_remove("RUSTFLAGS")
+        // A check could end in a panic, which a program cannot.
+        .env_remove("CARGO_PROFILE_RELEASE_OVERFLOW_CHECKS")
         .status()
         .map_err(|error| format!("cannot run {cargo:?}: {error}"))?;
     if !status.success() {

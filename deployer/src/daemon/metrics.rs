@@ -151,7 +151,7 @@ impl Daemon {
             phase: control.phase,
             for_seconds: control.entered.elapsed().as_secs_f64(),
             version: control.version.clone().map(String::from),
-            open: count.open + self.tables.seed(worker.index),
+            open: count.open.saturating_add(self.tables.seed(worker.index)),
             pending: count.tickets,
             evidence: counts.evidence(worker.index),
             listeners: life.listeners,

@@ -98,7 +98,7 @@ impl Daemon {
             for_s: control.since.elapsed().as_secs_f64(),
             version: control.version.clone().map(String::from),
             invalid_version: control.invalid_version.clone(),
-            open: count.open + self.tables.seed(worker.index),
+            open: count.open.saturating_add(self.tables.seed(worker.index)),
             tickets: count.tickets,
             established: count.established,
             direct: count.direct,
@@ -141,8 +141,9 @@ impl Daemon {
     fn pool(&self, service: &Service, pool: u32, recent: &BTreeMap<Option<String>, u64>, all: u64) -> PoolStatus {
         let (word, now) = (self.tables.flip(service.index), host::now_ms());
         let workers = service.pool(pool);
-        let opened =
-            |worker: &Arc<Worker>| self.tables.counts().worker(worker.index).open + self.tables.seed(worker.index);
+        let opened = |worker: &Arc<Worker>| {
+            self.tables.counts().worker(worker.index).open.saturating_add(self.tables.seed(worker.index))
+        };
         let version = super::deploy::version(service, pool).map(String::from);
         let mine = recent.get(&version).copied().unwrap_or_default();
         let former: Vec<_> = workers.iter().filter_map(|worker| self.keepalive.former(worker.at)).collect();
@@ -160,7 +161,7 @@ impl Daemon {
             share: (all > 0).then(|| mine as f64 / all as f64),
             age_s: since.as_secs_f64(),
             former: (!former.is_empty()).then(|| former.iter().sum()),
-            flips_at_ms: flips.then(|| unix_ms() + (word.at_ms() - now)),
+            flips_at_ms: flips.then(|| unix_ms().saturating_add(word.at_ms().saturating_sub(now))),
         }
     }
 

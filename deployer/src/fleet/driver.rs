@@ -263,7 +263,7 @@ fn cancel(state: &FleetState, seen: &Seen, now_ms: u64) -> Step {
 /// Everybody returns to the old version. Epoch and active change together: whoever comes back later finds it.
 fn return_(state: &FleetState, now_ms: u64, why: String) -> Step {
     let (mut next, text) = enter(state, Phase::Back, now_ms, format!("{why}; the old version serves again"));
-    next.epoch += 1;
+    next.epoch = next.epoch.saturating_add(1);
     next.wanted = None;
     next.why = why;
     next.flip_at_ms = Some(now_ms);
@@ -306,7 +306,7 @@ fn retire(state: &FleetState, seen: &Seen, now_ms: u64) -> Step {
         return wait("hosts retire the old version", open);
     }
     let version = state.active.as_ref().map_or("", |active| active.version.as_str());
-    let (through, total) = (state.members.len() - open.len(), state.expected.len());
+    let (through, total) = (state.members.len().saturating_sub(open.len()), state.expected.len());
     over(state, Ended::Done, now_ms, format!("{version} serves on {through} of {total} hosts"))
 }
 
@@ -342,7 +342,7 @@ pub fn deploy(
     let text = format!("{version} (lane {lane}) is prepared on {} hosts, by {}", expected.len(), order.by);
     let next = FleetState {
         format: FORMAT,
-        epoch: state.epoch + 1,
+        epoch: state.epoch.saturating_add(1),
         phase: Phase::Prepare,
         active: active.clone(),
         other: Some(Release { version, lane }),

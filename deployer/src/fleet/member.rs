@@ -194,7 +194,7 @@ fn go(state: &FleetState, me: &Me<'_>, local: &Local) -> Goal {
             if me.said.contains(&Mark::Confirmed) {
                 // By a daemon that was killed before it had armed the kernel.
                 Goal::Flip(at_ms)
-            } else if me.now_ms + CONFIRM_BEFORE_MS <= at_ms {
+            } else if me.now_ms.saturating_add(CONFIRM_BEFORE_MS) <= at_ms {
                 Goal::Confirm(at_ms)
             } else {
                 me.say(Mark::Ready)
@@ -273,7 +273,7 @@ fn converge(target: Option<&Release>, epoch: u64, me: &Me<'_>, local: &Local) ->
         Stage::Busy(_) | Stage::Rolling(_) | Stage::Ending(_) => Goal::Wait,
         Stage::Holding(task) if is_target(task) => Goal::Flip(me.now_ms),
         // By a clock that was set since.
-        Stage::Armed(task, at_ms) if is_target(task) && *at_ms > me.now_ms + FAR_MS => Goal::Disarm,
+        Stage::Armed(task, at_ms) if is_target(task) && *at_ms > me.now_ms.saturating_add(FAR_MS) => Goal::Disarm,
         Stage::Starting(task) | Stage::Armed(task, _) if is_target(task) => Goal::Wait,
         Stage::Starting(_) | Stage::Holding(_) | Stage::Armed(..) => Goal::Stop,
         // Also where it would have to go back and cannot: the next deploy brings it there.

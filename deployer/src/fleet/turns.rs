@@ -21,7 +21,7 @@ pub fn order(
     let text = format!("{} hosts are rolled, {} at a time, by {}", expected.len(), order.host_batch.max(1), order.by);
     let next = FleetState {
         format: FORMAT,
-        epoch: state.epoch + 1,
+        epoch: state.epoch.saturating_add(1),
         phase: Phase::Roll,
         active: state.active.clone().or(active),
         last_lane: state.last_lane,

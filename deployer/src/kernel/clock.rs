@@ -33,9 +33,9 @@ pub fn wall_ms() -> u64 {
 #[must_use]
 pub fn monotonic_ms(wall: u64) -> u64 {
     let mut looks = (0..LOOKS).map(|_| (host::now_ms(), wall_ms(), host::now_ms()));
-    let close = looks.find(|(before, _, after)| after - before <= BETWEEN_MS);
+    let close = looks.find(|(before, _, after)| after.saturating_sub(*before) <= BETWEEN_MS);
     let (before, now, _) = close.unwrap_or_else(|| (host::now_ms(), wall_ms(), 0));
-    before + wall.saturating_sub(now).max(1)
+    before.saturating_add(wall.saturating_sub(now).max(1))
 }
 
 /// Whether the time of day is kept in step with others.

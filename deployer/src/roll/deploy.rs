@@ -96,7 +96,7 @@ impl Roll {
     /// Writes down which pool is current, for the time after the machine was started anew.
     pub(super) fn note_lanes(&self, last: Option<u8>) {
         let (word, now, unix) = (self.flip(), host::now_ms(), unix_ms());
-        let at_ms = if word.is_armed(now) { unix + (word.at_ms() - now) } else { 0 };
+        let at_ms = if word.is_armed(now) { unix.saturating_add(word.at_ms().saturating_sub(now)) } else { 0 };
         let (from, to) = (word.current(now), word.current(now.max(word.at_ms())));
         let lanes = [word.lane(0), word.lane(1)];
         let open = [word.is_open(0, now), word.is_open(1, now)];

@@ -213,7 +213,7 @@ impl Roll {
             return self.world.publish_flip(&self.service, armed);
         }
         self.note_lanes(None);
-        let moved_ms = instant as i64 - armed.at_ms() as i64;
+        let moved_ms = (instant as i64).saturating_sub(armed.at_ms() as i64);
         tracing::warn!(moved_ms, "the time of day was set: the flip is armed anew, for the same instant of it");
     }
 

@@ -316,7 +316,7 @@ impl<'a> Drain<'a> {
             let counts = self.tables.counts();
             (counts.worker(self.worker.index), counts.evidence(self.worker.index))
         };
-        let open = count.open + self.tables.seed(self.worker.index);
+        let open = count.open.saturating_add(self.tables.seed(self.worker.index));
         Counted { tickets: count.tickets, open, uncounted: evidence.uncounted }
     }
 
@@ -361,7 +361,7 @@ impl<'a> Drain<'a> {
         if now >= self.word.lease_ms() {
             return false;
         }
-        if self.word.lease_ms() - now > left.as_millis() as u64 {
+        if self.word.lease_ms().saturating_sub(now) > left.as_millis() as u64 {
             return true;
         }
         let end = if state == State::Cold { self.worker.quarantine(self.tables) } else { until(self.lease) };

@@ -197,7 +197,7 @@ impl Agent {
         let fence = match &goal {
             Goal::Begin(task) => task.epoch,
             // It brings to an end what was before the order in hand.
-            Goal::Stop | Goal::End | Goal::Return if view.state.phase == Phase::Prepare => epoch - 1,
+            Goal::Stop | Goal::End | Goal::Return if view.state.phase == Phase::Prepare => epoch.saturating_sub(1),
             _ => epoch,
         };
         if fence > local.epoch
@@ -325,7 +325,7 @@ impl Agent {
                 info!(service = self.name, epoch, mark = mark.name(), "said to the fleet");
                 if let (Mark::Flipped, Some(view), Some(at)) = (mark, self.followed.view(), said.at_ms) {
                     let meant = view.state.flip_at_ms.unwrap_or(at);
-                    *lock(&self.followed.late_ms) = Some(at as i64 - meant as i64);
+                    *lock(&self.followed.late_ms) = Some((at as i64).saturating_sub(meant as i64));
                 }
             }
             Err(trouble) => self.unsaid(&trouble).await,
