@@ -5,9 +5,7 @@ use std::{fs, io, path::Path};
 use rustix::thread::{MembarrierQuery, membarrier_query};
 
 use super::Finding;
-use crate::kernel::{
-    ARMS, COUNTS_RELATIVES, TELLS_REFUSALS, can_load, cgroup, diag, host, reaper::Reaper, without,
-};
+use crate::kernel::{ARMS, COUNTS_RELATIVES, TELLS_REFUSALS, can_load, cgroup, diag, host, reaper::Reaper, without};
 
 /// Sockets, links and the netns cookie are all there from here on.
 const NEEDED: (u32, u32) = (5, 15);

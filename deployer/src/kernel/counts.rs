@@ -7,8 +7,8 @@ use aya::Ebpf;
 use deployer_common::{
     histogram::BUCKETS,
     layout::{
-        LaneCount, MAX_SERVICES, MAX_WORKERS, ServiceCount, WorkerCount, WorkerEnd, WorkerEvidence, WorkerLife, WorkerProof,
-        WorkerTimes,
+        LaneCount, MAX_SERVICES, MAX_WORKERS, ServiceCount, WorkerCount, WorkerEnd, WorkerEvidence, WorkerLife,
+        WorkerProof, WorkerTimes,
     },
     protect::BindCount,
 };

@@ -238,7 +238,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let (odd, root) = (Caller::Cgroup(dir.path().to_owned()), Path::new("/sys/fs/cgroup"));
         let mut known = Known::default();
-        let found = look(&[odd.clone()], root, &mut known);
+        let found = look(std::slice::from_ref(&odd), root, &mut known);
         assert_eq!(found.rules, [NONE]);
         assert!(found.trouble[0].contains("its processes are not steered"), "{:?}", found.trouble);
         let last = CallerRule { kind: CALLER_CGROUP, place: 1, id: 7 };

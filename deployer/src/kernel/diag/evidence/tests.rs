@@ -16,7 +16,14 @@ const WORKER: u32 = 33;
 const STRANGER: u32 = 65534;
 
 fn socket(state: u8, local: &str, peer: &str) -> Socket {
-    Socket { state, local: local.parse().unwrap(), peer: peer.parse().unwrap(), cookie: 1, inode: 1, origin: Origin::default() }
+    Socket {
+        state,
+        local: local.parse().unwrap(),
+        peer: peer.parse().unwrap(),
+        cookie: 1,
+        inode: 1,
+        origin: Origin::default(),
+    }
 }
 
 fn doors(listening: &[(&str, u32)]) -> Doors {
