@@ -43,6 +43,8 @@ const POLL: Duration = Duration::from_millis(2);
 const LOOK: Duration = Duration::from_millis(50);
 /// Between two looks at all open files for the sockets that have tickets.
 const ASK: Duration = Duration::from_secs(1);
+/// The first of them.
+const SOON: Duration = Duration::from_millis(50);
 /// Between two looks for others who serve.
 const SHORT: Duration = Duration::from_millis(20);
 /// What a lease must still be worth when STOPPING is entered.
@@ -77,6 +79,20 @@ struct Counted {
     open: u64,
     /// Connections that are not in `open`, although they may be there.
     uncounted: u64,
+}
+
+/// What the last look at all open files has said of a worker's tickets.
+struct Asked {
+    again: Instant,
+    tickets: u64,
+    are_stale: bool,
+}
+
+impl Asked {
+    /// Most connect() calls that are on their way are through before it is worth a look.
+    fn new() -> Self {
+        Self { again: Instant::now() + SOON, tickets: 0, are_stale: false }
+    }
 }
 
 /// A worker being emptied.
@@ -231,7 +247,7 @@ impl<'a> Drain<'a> {
         blocking(host::grace_period).await?;
         let at = self.worker.at;
         self.wildcard |= blocking(move || diag::listens_on_all(at)).await?;
-        let (mut passes, mut asked) = (0, None);
+        let (mut passes, mut asked) = (0, Asked::new());
         let (mut empty, mut next, mut took, mut quiet) = (0, Instant::now(), Duration::ZERO, Instant::now());
         self.told = Instant::now();
         loop {
@@ -243,7 +259,7 @@ impl<'a> Drain<'a> {
             let begun = Instant::now();
             // The worker's end closes a moment after the caller's: a look that takes long is put off for a part of that.
             quiet = if open == 0 { quiet } else { begun };
-            let is_ticketed = tickets > 0 && !self.are_stale(&mut asked).await;
+            let is_ticketed = tickets > 0 && !self.are_stale(&mut asked, tickets).await;
             if !is_ticketed && !self.is_unsure() && (open == 0 && begun - quiet >= took / 8 || begun >= next) {
                 sockets = self.sockets().await?;
                 took = begun.elapsed();
@@ -295,19 +311,15 @@ impl<'a> Drain<'a> {
         Ok(true)
     }
 
-    /// Whether all tickets are of connect() calls that have failed, as of a moment ago. `asked`: when that was looked at last,
-    /// and what came of it; tickets that come later are of others than steered callers, which the drain leads elsewhere.
-    async fn are_stale(&self, asked: &mut Option<(Instant, u64, bool)>) -> bool {
-        let tickets = self.counted().tickets;
-        if let Some((at, of, are_stale)) = *asked
-            && at.elapsed() < ASK
-            && (of == tickets || !are_stale)
-        {
-            return are_stale;
+    /// Whether all tickets are of connect() calls that have failed, as of a moment ago. Tickets that come later are of others
+    /// than steered callers, which the drain leads elsewhere.
+    async fn are_stale(&self, asked: &mut Asked, tickets: u64) -> bool {
+        if Instant::now() < asked.again && (asked.tickets == tickets || !asked.are_stale) {
+            return asked.are_stale;
         }
         let (tables, index) = (Arc::clone(self.tables), self.worker.index);
         let are_stale = blocking(move || Ok(outsiders::are_stale(&tables, index))).await.unwrap_or(false);
-        *asked = Some((Instant::now(), tickets, are_stale));
+        *asked = Asked { again: Instant::now() + ASK, tickets, are_stale };
         are_stale
     }
 
