@@ -34,8 +34,11 @@ fn it_is_fine_at_start_and_stays_so() -> Result<()> {
         let (_, check) = rig.verb(&["check"])?;
         ensure!(check.contains("self-test: a connection of the daemon's own was steered"), "{check}");
         no_trace(&rig)?;
-        let left = fs::read_dir(sandbox.cgroup(Place::Callers))?.flatten().any(|entry| entry.path().is_dir());
-        ensure!(!left && sandbox.pids(Place::Callers)?.is_empty(), "something is left among the callers");
+        // Between two tests.
+        wait("nothing to be left among the callers", || {
+            let left = fs::read_dir(sandbox.cgroup(Place::Callers))?.flatten().any(|entry| entry.path().is_dir());
+            Ok(!left && sandbox.pids(Place::Callers)?.is_empty())
+        })?;
         let log = rig.daemon.log();
         ensure!(log.matches("self-test").count() == 1, "{log}");
     }

@@ -243,7 +243,7 @@ mod tests {
         assert!(found.trouble[0].contains("its processes are not steered"), "{:?}", found.trouble);
         let last = CallerRule { kind: CALLER_CGROUP, place: 1, id: 7 };
         known.note(&odd, last);
-        let found = look(&[odd], root, &mut known);
+        let found = look(std::slice::from_ref(&odd), root, &mut known);
         assert_eq!(found.rules, [last]);
         assert!(found.trouble[0].contains("its last rule stays"), "{:?}", found.trouble);
     }

@@ -31,7 +31,7 @@ const CALLS: &[(&str, &str, &[u8], &str)] = &[
     ("POST", ROLL, b"{\"to\":\"\"}", "is not a valid version"),
     ("POST", ROLL, b"{\"to\":\"../v2\"}", "is not a valid version"),
     ("POST", ROLL, b"{\"to\":\"v2\\u0000\"}", "is not a valid version"),
-    ("POST", ROLL, b"{\"to\":\"v2\",\"force\":true}", "force"),
+    ("POST", ROLL, b"{\"to\":\"v2\",\"nonsense\":true}", "nonsense"),
     ("POST", ROLL, b"{\"batch\":2}", "string"),
     ("POST", ROLL, b"{\"batch\":\"0\"}", "batch"),
     ("POST", ROLL, b"{\"batch\":\"-5\"}", "batch"),
