@@ -93,7 +93,7 @@ fn who_becomes_empty_is_restarted_last() -> Result<()> {
     for key in ["idle_s", "age_s"] {
         ensure!(hold[key].as_f64().is_some_and(|time| time > 2.0 && time < elapsed + 2.0), "{elapsed}: {hold}");
     }
-    ensure!(text.contains(&format!("bash (pid {pid})")) && text.contains("quiet for"), "{text}");
+    ensure!(text.contains(&format!("bash (pid {pid}, user root)")) && text.contains("quiet for"), "{text}");
     ensure!(versions(&stage)? == ["v2", "v1", "v2", "v2"], "{:?}", versions(&stage)?);
     ensure!(silent.version()? == "v1", "it was not the worker that was left");
     let end = roll.end()?;
