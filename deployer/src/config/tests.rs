@@ -240,6 +240,16 @@ fn full() {
 }
 
 #[test]
+fn a_service_is_protected_where_it_says_so() {
+    let with = |line: &str| parse(&format!("{MINIMAL}{line}\n")).map(|config| config.services["web"].protect);
+    assert!(matches!((with(""), with("protect = true"), with("protect = false")), (Ok(false), Ok(true), Ok(false))));
+    for wrong in ["protect = 1", "protect = \"yes\"", "protect = { user = \"www\" }"] {
+        let error = with(wrong).unwrap_err().to_string();
+        assert!(error.contains("service.web.protect") && error.contains("write true or false"), "{error}");
+    }
+}
+
+#[test]
 fn an_ipv6_service_may_have_ipv4_workers() {
     let text = MINIMAL.replace("[service.web]", "[service.web]\naddress = \"[::1]:9000\"");
     assert_eq!(parse(&text).unwrap().services["web"].address, Some("[::1]:9000".parse().unwrap()));

@@ -44,7 +44,7 @@ const LIMITS: Limits = Limits { total: 512, per_peer: 48, reserved: 64 };
 /// The API may use one in so many of the descriptors that the process may have.
 const SHARE: u64 = 4;
 /// Clients that are told at a time that there is no room for them; more are sent away without a word.
-const REFUSED: usize = 32;
+const REFUSED: usize = 128;
 /// How long a request's head may take.
 const HEAD_WITHIN: Duration = Duration::from_secs(5);
 /// How long its body may take.
