@@ -107,7 +107,7 @@ fn service(name: &str, address: SocketAddr) -> Finding {
     let (at, who) = (socket.local, listener(socket));
     if in_the_way.is_none() {
         let detail = format!(
-            "{who} listens at {at}: callers that are not steered reach it, and so does everybody while {name} is bypassed or \
+            "{who} listens at {at}: callers that are not steered reach it, and so do all callers while {name} is bypassed or \
              detached"
         );
         return Finding::warn(what, detail).fix("do", "give the service a port of its own, if that is not wanted");

@@ -24,7 +24,7 @@ pub(super) fn finding(status: Option<&Status>) -> Finding {
     }
 }
 
-/// What the daemon has seen of the callers of its services: who is not steered, and which entries fit no process.
+/// What the daemon has seen of the callers of its services: those that are not steered, and entries that fit no process.
 pub(super) fn callers(status: Option<&Status>) -> Vec<Finding> {
     let services = status.into_iter().flat_map(|status| &status.services);
     services.flat_map(|service| entries(service).into_iter().chain(unsteered(service))).collect()

@@ -102,7 +102,7 @@ pub(crate) struct Daemon {
     unserved: Mutex<Option<String>>,
     /// What the kernel has refused to the programs.
     losses: Mutex<losses::Losses>,
-    /// By service: what was refused lately to whom may not bind its addresses.
+    /// By service: the last refused `bind()` calls to its protected addresses, in words.
     refused_binds: Mutex<BTreeMap<String, String>>,
     /// When it was started, milliseconds since 1970.
     begun_ms: u64,

@@ -1,4 +1,4 @@
-//! Keeps strangers from the addresses of protected services, and tells whom that has met.
+//! Keeps strangers from the addresses of protected services, and names the processes that were refused.
 
 use std::{
     collections::BTreeMap,

@@ -344,7 +344,8 @@ impl Daemon {
         let published = self.registry.published_callers(service);
         let (root, attached) = (self.registry.cgroup_root().to_owned(), self.attachment.callers.clone());
         let looked = blocking(move || unsteered::look(&workers, &published, &root, &attached)).await;
-        let looked = looked.inspect_err(|error| warn!(%error, "cannot look at who is connected to workers"));
+        let looked =
+            looked.inspect_err(|error| warn!(%error, "cannot look at the callers that are connected to workers"));
         let mostly = |open: &Open| unsteered::is_mostly_unsteered(open.unsteered.values().sum(), open.all);
         looked.unwrap_or_default().into_iter().filter(|(_, open)| mostly(open)).collect()
     }

@@ -69,11 +69,11 @@ pub struct Socket {
     pub cookie: u64,
     /// Inode in `/proc/PID/fd`; 0: no process holds it (yet).
     pub inode: u32,
-    /// Who made it.
+    /// The process that made it, as far as the kernel tells.
     pub origin: Origin,
 }
 
-/// Who made a socket, as the kernel noted it when the socket was made. A process without privileges cannot change it.
+/// What made a socket, as the kernel noted it when the socket was made. A process without privileges cannot change it.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Origin {
     /// The user, by number.

@@ -4,7 +4,7 @@
 //! Each worker has an account for the version that it runs and one for the version before it; older ones are dropped. At
 //! every look what was counted since the last goes to the account of the version that is on. A look comes once a second, with
 //! every page, and at the moments that matter: when a worker's process is gone and no other has been started, and when it
-//! is warm and nobody has been let in yet. The kernel does not count the daemon's own warm-up; a connection of any other peer
+//! is warm and no caller has been let in yet. The kernel does not count the daemon's own warm-up; a connection of any other peer
 //! in between goes to the version that is warmed.
 //!
 //! Accounts and last looks are kept in a file, which is written before anybody is shown what is not in it: no series goes

@@ -45,7 +45,7 @@ pub(super) async fn nobody_listens(at: SocketAddr, still: io::Result<BTreeSet<u6
 pub(crate) enum NotUp {
     /// Its process did something else; in words.
     Failed(String),
-    /// A stranger has its address; who, and what to do, in words.
+    /// A stranger has its address; its process and user, and what to do, in words.
     Stranger(String),
 }
 
@@ -79,7 +79,7 @@ pub(super) async fn own(world: &dyn World, service: &Service, worker: &Worker) -
 /// Asks for the start and waits until the worker listens.
 ///
 /// # Errors
-/// What the process did instead, or who listens there.
+/// What the process did instead, or which process listens there.
 pub(crate) async fn start(
     world: &dyn World,
     service: &Service,

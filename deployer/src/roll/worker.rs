@@ -220,7 +220,7 @@ impl Restart {
     async fn stopped_and_on(&self) -> Outcome {
         self.reach(Point::Stopped).await;
         match start::own(&*self.world, &self.service, &self.worker).await {
-            // Whoever it is: it keeps the worker from its address.
+            // Whatever it is: it keeps the worker from its address.
             Ok(Listens::Doubtful(who)) => return self.fail_at_stranger(format!("{}: {who}", self.worker.at)).await,
             Ok(_) => {}
             Err(not_up) => return self.not_up(not_up).await,

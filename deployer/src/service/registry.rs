@@ -49,7 +49,7 @@ pub struct Registry {
     places: Mutex<Places>,
     /// By service: what it has gone through, also before a reload that left none of its workers.
     moves: Mutex<BTreeMap<String, Arc<Moves>>>,
-    /// Who listens where nothing should.
+    /// The processes that listen where nothing should.
     squatters: Mutex<Squatters>,
     /// What the last look at the callers could not make rules of, by service.
     caller_trouble: Mutex<BTreeMap<String, Vec<String>>>,
@@ -115,7 +115,7 @@ impl Registry {
         self.places.lock().unwrap_or_else(PoisonError::into_inner).remembered = flips;
     }
 
-    /// Who listens where nothing should.
+    /// The processes that listen where nothing should.
     pub fn squatters(&self) -> MutexGuard<'_, Squatters> {
         self.squatters.lock().unwrap_or_else(PoisonError::into_inner)
     }

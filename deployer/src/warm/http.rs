@@ -1,6 +1,6 @@
 //! One HTTP exchange with a worker, on a marked connection of its own, and the warm-up made of them.
 
-use std::{io, net::SocketAddr, time::Duration};
+use std::{io, iter, net::SocketAddr, time::Duration};
 
 use bytes::Bytes;
 use http_body_util::{BodyExt, Full};
@@ -30,6 +30,9 @@ use crate::{
 
 /// Between two tries to connect to a port that does not listen yet.
 const RETRY: Duration = Duration::from_millis(20);
+/// Ports that a connection tries. A port that is free to bind may have a former connection to the same worker in TIME_WAIT,
+/// which connect() refuses with EADDRNOTAVAIL; in a small `net.ipv4.ip_local_port_range` many have.
+const PORTS: usize = 32;
 /// The body of an answer to a warm-up request is thrown away, but an endless one must end.
 pub(super) const DRAIN: Body = Body { limit: 16 << 20, keep: false };
 
@@ -142,20 +145,25 @@ fn late(limit: Duration, within: Duration) -> String {
 
 /// Connects past all steering.
 pub(super) async fn connect(worker: SocketAddr, left: Duration) -> Result<Stream, ConnectError> {
-    let (socket, port) = marked(worker).map_err(ConnectError::Failed)?;
-    let stream = match timeout(left, socket.connect(worker)).await {
-        Ok(Ok(stream)) => stream,
-        Ok(Err(error)) if error.kind() == io::ErrorKind::ConnectionRefused => {
-            return Err(ConnectError::Refused);
+    timeout(left, connected(worker)).await.unwrap_or(Err(ConnectError::TimedOut))
+}
+
+async fn connected(worker: SocketAddr) -> Result<Stream, ConnectError> {
+    // The last try leaves the choice to the kernel, which finds any port that is free for this worker.
+    for is_bound in iter::repeat_n(true, PORTS).chain([false]) {
+        let (socket, port) = marked(worker, is_bound).map_err(ConnectError::Failed)?;
+        match socket.connect(worker).await {
+            Ok(stream) => return unless_self(stream).map(|stream| Stream::new(stream, port)),
+            Err(error) if error.kind() == io::ErrorKind::AddrNotAvailable && is_bound => {}
+            Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => return Err(ConnectError::Refused),
+            Err(error) => return Err(ConnectError::Failed(format!("cannot connect: {error}"))),
         }
-        Ok(Err(error)) => return Err(ConnectError::Failed(format!("cannot connect: {error}"))),
-        Err(_) => return Err(ConnectError::TimedOut),
-    };
-    unless_self(stream).map(|stream| Stream::new(stream, port))
+    }
+    Err(ConnectError::Failed("cannot connect: no port is free".to_owned()))
 }
 
 /// A socket that is ready to connect, and its port, or why not.
-fn marked(worker: SocketAddr) -> Result<(TcpSocket, Option<OwnPort>), String> {
+fn marked(worker: SocketAddr, is_bound: bool) -> Result<(TcpSocket, Option<OwnPort>), String> {
     let new = || {
         let socket = Socket::new(Domain::for_address(worker), Type::STREAM, Some(Protocol::TCP))?;
         socket.set_nonblocking(true)?;
@@ -167,7 +175,7 @@ fn marked(worker: SocketAddr) -> Result<(TcpSocket, Option<OwnPort>), String> {
     };
     let socket: Socket = new().map_err(|error: io::Error| format!("cannot make a socket: {error}"))?;
     socket.set_mark(BYPASS_MARK).map_err(mark_failed)?;
-    let port = stream::bind(&socket, worker);
+    let port = if is_bound { stream::bind(&socket, worker) } else { None };
     Ok((TcpSocket::from_std_stream(socket.into()), port))
 }
 

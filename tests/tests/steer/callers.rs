@@ -8,6 +8,8 @@ use deployer_tests::rig::{Setup, wait};
 use deployer_tests::sandbox::{Place, Sandbox};
 
 const HOST: &str = "127.0.0.1";
+/// A process manager that cannot be reached: a roll comes as far as that.
+const NOT_THERE: &str = "{ supervisord = \"/nonexistent.sock\", program = \"web:web_{port}\" }";
 
 /// A unit's cgroup, and those below it; also when a restart has made the cgroup anew.
 #[test]
@@ -115,7 +117,7 @@ fn a_caller_that_no_rule_fits_stops_a_roll() -> Result<()> {
     let named = Caller::at(&sandbox, Place::Outside).copied("balancer")?;
     let copy = Caller::at(&sandbox, Place::Outside).copied("copied")?;
     let callers = Some(vec![named.executable().to_owned()]);
-    let rig = Setup { ports: 8000..=8001, callers, ..Setup::default() }.start(&sandbox)?;
+    let rig = Setup { ports: 8000..=8001, callers, manager: NOT_THERE, ..Setup::default() }.start(&sandbox)?;
     let running = copy.start(&[Dial { pause_ms: 10, ..Dial::to(HOST, 8000).times(400) }])?;
     wait("half of it", || Ok(rig.worker(8000)?.established >= 150))?;
     let path = copy.executable().display().to_string();
@@ -140,7 +142,7 @@ fn a_caller_that_no_rule_fits_stops_a_roll() -> Result<()> {
 #[test]
 fn a_few_that_are_not_steered_stop_nothing() -> Result<()> {
     let sandbox = Sandbox::new("few")?;
-    let rig = Setup { ports: 8000..=8001, ..Setup::default() }.start(&sandbox)?;
+    let rig = Setup { ports: 8000..=8001, manager: NOT_THERE, ..Setup::default() }.start(&sandbox)?;
     let checker = Caller::at(&sandbox, Place::Outside);
     checker.dial(&[Dial::to(HOST, 8000).times(10), Dial::to(HOST, 8001).times(10)])?;
     let _held = checker.hold(&[Dial { keep: true, ..Dial::to(HOST, 8000).times(2) }])?;

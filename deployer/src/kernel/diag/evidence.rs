@@ -137,7 +137,7 @@ impl Doors {
     /// seen to listen at a wildcard address.
     fn of(listening: &[(IpAddr, u32)], own: IpAddr, wildcard: bool) -> Self {
         let exact = listening.iter().any(|(ip, _)| *ip == own);
-        // A wildcard address beside the worker's own is somebody else's: the kernel prefers the exact one.
+        // A wildcard address beside the worker's own belongs to another process: the kernel prefers the exact one.
         let serves = |ip: &IpAddr| *ip == own || !exact && ip.is_unspecified();
         let owners: Vec<u32> = listening.iter().filter(|(ip, _)| serves(ip)).map(|(_, uid)| *uid).collect();
         let alias = alias(own);

@@ -31,7 +31,7 @@ impl Tables {
         Ok(())
     }
 
-    /// Who may bind an address, if it is protected now.
+    /// The user and cgroup that may bind an address, if it is protected now.
     #[must_use]
     pub fn protected(&self, at: SocketAddr) -> Option<Protected> {
         self.entries().protected.get(&self.key(at), 0).ok()

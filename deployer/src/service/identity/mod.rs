@@ -198,7 +198,7 @@ struct Own {
 fn judge(asked: &[Asked], user: Option<u32>, usual: &BTreeSet<u32>) -> Vec<Vec<(Socket, Answer)>> {
     let mut family = None;
     let verdicts: Vec<_> = asked.iter().map(|asked| verdicts(asked, user, usual, &mut family)).collect();
-    // Who they are is looked for once, and only of those that are none of the workers'.
+    // Their processes are looked for once, and only for sockets that are none of the workers'.
     let others = verdicts.iter().flatten().filter(|(_, whose)| *whose != Some(Whose::Worker));
     let holders = procs::holding(&others.map(|(socket, _)| socket.inode).filter(|inode| *inode != 0).collect());
     let answers = asked.iter().zip(verdicts).map(|(asked, verdicts)| {

@@ -10,7 +10,7 @@ use super::{rule::Whose, takers};
 use crate::kernel::diag::Socket;
 use std::net::SocketAddr;
 
-/// How long a manager may take to name what it has started, before a socket that nobody answers for is a stranger's.
+/// How long a manager may take to name what it has started, before a socket that no manager answers for is a stranger's.
 const GRACE: Duration = Duration::from_secs(1);
 /// Between two questions about a socket in that time.
 const ASK_SOON: Duration = Duration::from_millis(250);
@@ -30,7 +30,7 @@ pub enum Listens {
     Unknown(Option<String>),
     /// Something that the manager has not started, as it says now; what.
     Doubtful(String),
-    /// A stranger; who, why it is none of the worker's, and what to do.
+    /// A stranger; its process, why it is not the worker's, and what to do.
     Stranger(String),
 }
 
@@ -63,9 +63,9 @@ enum Verdict {
 /// What a question to the manager has come to, for one socket.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Answer {
-    /// The rule's answer, with who it is and why, in words.
+    /// The rule's answer, with the process and the reason in words.
     Is(Whose, String),
-    /// The manager cannot be asked; why not, and whether the user is plainly another, with who it is in words.
+    /// The manager cannot be asked; why not, and whether the user is plainly another, with the process in words.
     Silent(String, Option<String>),
 }
 
@@ -162,7 +162,7 @@ impl Seen {
         self.0.get(&cookie).is_some_and(is_its)
     }
 
-    /// Who a stranger is that has this socket.
+    /// The stranger that has this socket.
     #[must_use]
     pub fn stranger(&self, cookie: u64) -> Option<&str> {
         match self.0.get(&cookie).map(|one| &one.verdict) {

@@ -181,15 +181,15 @@ fn text(service: &str, place: Place, socket: &Socket, who: &str) -> String {
     let (what, means) = match place {
         Place::Service(address) => (
             format!("the service address {address}"),
-            "callers that are not steered reach it, and so does everybody while the service is bypassed or detached",
+            "callers that are not steered reach it, and so do all callers while the service is bypassed or detached",
         ),
         Place::Lane(lane) if lane.ip() == IpAddr::from([LANE_NET[0], LANE_NET[1], 0, 0]) => (
             format!("the lane addresses 127.77.*.*:{}", lane.port()),
-            "callers that are not steered reach it, and so does everybody while the service is bypassed or detached",
+            "callers that are not steered reach it, and so do all callers while the service is bypassed or detached",
         ),
         Place::Lane(lane) => (
             format!("the lane address {lane}"),
-            "callers that are not steered reach it, and so does everybody while the service is bypassed or detached",
+            "callers that are not steered reach it, and so do all callers while the service is bypassed or detached",
         ),
         Place::Beside(worker) => (
             format!("the port of worker {worker}"),
