@@ -180,11 +180,12 @@ impl Sandbox {
         let mut command = Command::new("nsenter");
         let mut net = std::ffi::OsString::from("--net=");
         net.push(self.netns_path());
-        command
-            .arg(net)
-            .args(["sh", "-c", r#"echo 0 > "$0/cgroup.procs" && exec "$@""#])
-            .arg(self.cgroup(place))
-            .arg(program);
+        // A daemon begins with the limit of open files that hosts give by default.
+        let enter = match place {
+            Place::Daemon => r#"ulimit -Sn 1024 && echo 0 > "$0/cgroup.procs" && exec "$@""#,
+            Place::Callers | Place::Workers | Place::Outside => r#"echo 0 > "$0/cgroup.procs" && exec "$@""#,
+        };
+        command.arg(net).args(["sh", "-c", enter]).arg(self.cgroup(place)).arg(program);
         command
     }
 

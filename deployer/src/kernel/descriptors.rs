@@ -31,10 +31,37 @@ pub fn limit() -> u64 {
 }
 
 /// Has a command start with the soft limit that this process was started with: a program that uses `select()` breaks at
-/// descriptors above 1023, and some close every descriptor that they might have.
+/// descriptors above 1023, and some close every descriptor that they might have. The hard limit stays as it is: it may have
+/// been lowered from outside, and only a privileged process may raise it again.
 pub fn restore(command: &mut Command) {
     let Some(former) = FORMER.get().copied() else { return };
-    let give_back = move || setrlimit(Resource::Nofile, former).map_err(io::Error::from);
-    // SAFETY: one system call, which neither allocates nor takes a lock.
+    let give_back = move || {
+        let maximum = getrlimit(Resource::Nofile).maximum;
+        let current = lower(former.current, maximum);
+        setrlimit(Resource::Nofile, Rlimit { current, maximum }).map_err(io::Error::from)
+    };
+    // SAFETY: two system calls, which neither allocate nor take a lock.
     unsafe { command.pre_exec(give_back) };
+}
+
+/// The lower of two limits; `None`: unlimited.
+fn lower(one: Option<u64>, other: Option<u64>) -> Option<u64> {
+    match (one, other) {
+        (Some(one), Some(other)) => Some(one.min(other)),
+        (one, other) => one.or(other),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_soft_limit_is_never_above_the_hard_one() {
+        assert_eq!(lower(Some(1024), Some(4096)), Some(1024));
+        assert_eq!(lower(Some(4096), Some(1024)), Some(1024));
+        assert_eq!(lower(None, Some(1024)), Some(1024));
+        assert_eq!(lower(Some(1024), None), Some(1024));
+        assert_eq!(lower(None, None), None);
+    }
 }

@@ -3,12 +3,12 @@
 use std::fs::{self, Permissions};
 use std::io::{BufRead, BufReader};
 use std::os::unix::fs::PermissionsExt;
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use deployer_tests::daemon::Daemon;
-use deployer_tests::process::{run, send};
+use deployer_tests::process::send;
 use deployer_tests::sandbox::{Place, Sandbox};
 use deployer_tests::site::{Plan, Site};
 use rustix::process::Signal;
@@ -25,9 +25,6 @@ const SOON: Duration = Duration::from_secs(8);
 fn site(sandbox: &Sandbox) -> Result<Site<'_>> {
     // `nobody` gets as far as the socket.
     fs::set_permissions(sandbox.dir(), Permissions::from_mode(0o711)).context("open the sandbox's directory")?;
-    // The daemon, and what holds connections against it, begin with the usual limit.
-    let pid = std::process::id().to_string();
-    run(Command::new("prlimit").args(["--pid", &pid, &format!("--nofile={SOFT}:")]))?;
     let plan = Plan { workers: 2, bake: "1s", daemon: "group = \"nogroup\"", ..Plan::default() };
     Site::start(sandbox, Plan { metrics: Some(METRICS), ..plan })
 }
