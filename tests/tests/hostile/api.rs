@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use deployer_tests::daemon::Daemon;
-use deployer_tests::process::send;
+use deployer_tests::process::{run, send};
 use deployer_tests::sandbox::{Place, Sandbox};
 use deployer_tests::site::{Plan, Site};
 use rustix::process::Signal;
