@@ -49,7 +49,10 @@ fn hosts_that_flip_each_for_itself_mix_pages() -> Result<()> {
         host.must(&["deploy", "web", "--to", "v2", "--detach"])?;
         sleep(Duration::from_secs(1));
     }
-    sleep(Duration::from_secs(5));
+    for host in &fleet.hosts {
+        host.wait("v2 to be current", |_| host.current().is_ok_and(|pool| pool["version"] == "v2"))?;
+    }
+    sleep(Duration::from_secs(3));
     let (seen, probings) = (browsers.stop()?, probes.stop()?);
     let spread = probings.flips_to("v2")?;
     eprintln!("{spread}; {seen}");
