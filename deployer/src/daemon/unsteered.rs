@@ -18,7 +18,7 @@ use crate::{
     kernel::{
         address,
         executables::{self, Running},
-        host,
+        host, own_ports,
     },
     service::{
         Service, Worker, blocking,
@@ -95,7 +95,7 @@ impl Daemon {
     fn ends(&self, worker: &Worker) -> Ends {
         let counts = self.tables.counts();
         // In this order: a caller's end is established first, and must not be missing.
-        let established = counts.worker(worker.index).established;
+        let established = counts.worker(worker.index).established.saturating_sub(own_ports::unheld(worker.at));
         Ends { established, steered: counts.end(worker.index).steered }
     }
 

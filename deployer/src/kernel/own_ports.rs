@@ -6,18 +6,21 @@
 
 use std::{
     collections::BTreeMap,
+    net::SocketAddr,
     sync::{Mutex, MutexGuard, PoisonError, atomic::Ordering::SeqCst},
 };
 
 use super::mapping::Mapping;
 
 /// One for the process: a connection is made far from the tables, and there is one set of programs.
-static OWN: Mutex<Own> = Mutex::new(Own { table: None, held: BTreeMap::new() });
+static OWN: Mutex<Own> = Mutex::new(Own { table: None, held: BTreeMap::new(), unheld: BTreeMap::new() });
 
 struct Own {
     table: Option<Mapping>,
     /// How many connections use a port: more than one, at addresses of different families.
     held: BTreeMap<u16, u32>,
+    /// Connections to a worker so far whose ports the programs were not told.
+    unheld: BTreeMap<SocketAddr, u64>,
 }
 
 /// A port that the programs take for the daemon's, until this is dropped.
@@ -41,6 +44,19 @@ pub fn hold(port: u16) -> OwnPort {
         set(table, port, true);
     }
     OwnPort(port)
+}
+
+/// Counts a connection to a worker whose port the programs were not told: they take it for a caller's.
+pub fn count_unheld(worker: SocketAddr) {
+    let mut own = lock();
+    let unheld = own.unheld.entry(worker).or_default();
+    *unheld = unheld.saturating_add(1);
+}
+
+/// How many connections to a worker this process has made so far that the programs take for a caller's.
+#[must_use]
+pub fn unheld(worker: SocketAddr) -> u64 {
+    lock().unheld.get(&worker).copied().unwrap_or(0)
 }
 
 impl Drop for OwnPort {

@@ -25,7 +25,7 @@ use super::{
 };
 use crate::{
     config::{Request, Warm},
-    kernel::own_ports::OwnPort,
+    kernel::own_ports::{self, OwnPort},
 };
 
 /// Between two tries to connect to a port that does not listen yet.
@@ -153,7 +153,12 @@ async fn connected(worker: SocketAddr) -> Result<Stream, ConnectError> {
     for is_bound in iter::repeat_n(true, PORTS).chain([false]) {
         let (socket, port) = marked(worker, is_bound).map_err(ConnectError::Failed)?;
         match socket.connect(worker).await {
-            Ok(stream) => return unless_self(stream).map(|stream| Stream::new(stream, port)),
+            Ok(stream) => {
+                if port.is_none() {
+                    own_ports::count_unheld(worker);
+                }
+                return unless_self(stream).map(|stream| Stream::new(stream, port));
+            }
             Err(error) if error.kind() == io::ErrorKind::AddrNotAvailable && is_bound => {}
             Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => return Err(ConnectError::Refused),
             Err(error) => return Err(ConnectError::Failed(format!("cannot connect: {error}"))),
