@@ -62,6 +62,21 @@ def one():
         pass
 
 
+def fill():
+    """Followers one after the other, each answered before the next, until one is refused: what of a crowd is taken in
+    depends on whether the daemon is faster."""
+    for _ in range(200):
+        try:
+            sock = connect()
+            sock.sendall(FIRST[KIND])
+            head = sock.recv(64)
+        except OSError:
+            continue
+        if b" 503 " in head:
+            break
+        KEPT.append(sock)
+
+
 def asked():
     """Other processes of this crowd may still be at it, so it is tried a few times; beside followers until it is refused."""
     answers = (" 503 ",) if KIND == "follow" else (" 200 ", " 503 ")
@@ -94,6 +109,8 @@ def hold():
         thread.start()
     for thread in threads:
         thread.join()
+    if KIND == "follow":
+        fill()
     asked()
     while not select.select([sys.stdin], [], [], 0.5)[0]:
         if KIND in ("half", "body"):
