@@ -77,7 +77,7 @@ pub struct WorkerLife {
 }
 
 impl WorkerLife {
-    /// Whether it is known that nobody listens: sockets have been seen to, and none is left.
+    /// Whether it is known that no socket listens: some have been seen, and none is left.
     #[must_use]
     pub const fn is_dead(&self) -> bool {
         self.listened > 0 && self.listeners == 0

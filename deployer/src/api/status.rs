@@ -50,9 +50,9 @@ pub struct SelfTest {
 pub enum TestResult {
     /// A connection was steered, and another refused, as the tables said.
     Ok,
-    /// Nothing is steered, as somebody has asked for.
+    /// Nothing is steered, as an operator has asked.
     Bypassed,
-    /// Nothing is in the kernel, as somebody has asked for.
+    /// Nothing is in the kernel, as an operator has asked.
     Detached,
     /// The tables say one thing, and a connection met another.
     Failed,
@@ -148,7 +148,7 @@ pub struct WorkerStatus {
     pub spare: bool,
     /// What it goes through.
     pub phase: Phase,
-    /// Why: a failure, who drained it. May be empty.
+    /// Why: a failure, the operator that drained it. May be empty.
     pub reason: String,
     /// Seconds since the phase began.
     pub for_s: f64,
