@@ -58,7 +58,8 @@ impl Daemon {
     }
 
     fn look_at_callers(&self) {
-        let (services, running) = (self.registry.services(), Running::look());
+        // Without the means for a look, what was seen last stays.
+        let (services, Ok(running)) = (self.registry.services(), Running::look()) else { return };
         let all = self.tables.unsteered();
         self.name(&all, &running);
         let mut trouble = Vec::new();
@@ -217,7 +218,9 @@ impl Daemon {
         if all.is_empty() {
             return Vec::new();
         }
-        self.name(&all.clone(), &Running::look());
+        if let Ok(running) = Running::look() {
+            self.name(&all, &running);
+        }
         let (now, rings, names) = (host::now_ms(), lock(&self.watched.rings), lock(&self.watched.names));
         let mut found = Vec::new();
         for (key, seen) in all {
@@ -247,7 +250,7 @@ impl Daemon {
     pub(super) async fn left_out(self: &Arc<Self>) -> Option<String> {
         let look = |daemon: Arc<Self>| {
             blocking(move || {
-                let running = Running::look();
+                let running = Running::look()?;
                 let services = daemon.registry.services();
                 let each = services.values().flat_map(|service| {
                     let fits = daemon.fits(service, &running).into_iter();

@@ -65,10 +65,12 @@ pub struct Running(Vec<(u32, PathBuf)>);
 
 impl Running {
     /// Looks: one system call a process. A process is left out that ends meanwhile, or whose link may not be read.
-    #[must_use]
-    pub fn look() -> Self {
+    ///
+    /// # Errors
+    /// When `/proc` cannot be read.
+    pub fn look() -> io::Result<Self> {
         let link = |pid| Some((pid, fs::read_link(format!("/proc/{pid}/exe")).ok()?));
-        Self(procs::pids().filter_map(link).collect())
+        Ok(Self(procs::pids()?.into_iter().filter_map(link).collect()))
     }
 
     /// The processes that run a file under this name: the file that is there now, one that it has replaced, or one in a
@@ -130,7 +132,7 @@ mod tests {
     #[test]
     fn this_process_runs_what_it_runs() {
         let own = std::env::current_exe().unwrap();
-        let running = Running::look();
+        let running = Running::look().unwrap();
         let pid = std::process::id();
         assert!(running.of(&own).any(|found| found == pid));
         assert_eq!(rule_of(pid).unwrap(), rule(&own).unwrap());

@@ -2,7 +2,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    fs,
+    fs, io,
     os::unix::fs::MetadataExt,
     path::Path,
 };
@@ -24,10 +24,16 @@ struct Relatives {
 
 impl Family {
     /// Reads all of `/proc`; processes that end meanwhile are left out.
-    #[must_use]
-    pub fn read() -> Self {
-        let one = |pid| Some((pid, relatives(&fs::read(format!("/proc/{pid}/stat")).ok()?)?));
-        Self(procs::pids().filter_map(one).collect())
+    ///
+    /// # Errors
+    /// When `/proc` cannot be read, or the descriptors or the memory for it are missing.
+    pub fn read() -> io::Result<Self> {
+        let mut all = BTreeMap::new();
+        for pid in procs::pids()? {
+            let stat = procs::seen(fs::read(format!("/proc/{pid}/stat")))?;
+            all.extend(stat.and_then(|stat| Some((pid, relatives(&stat)?))));
+        }
+        Ok(Self(all))
     }
 
     /// A process, all that descend from it, and the members of the process group that it leads. A process whose parents
@@ -62,8 +68,10 @@ pub struct Tree {
 }
 
 /// A cgroup with all below it; empty if it is not there.
-#[must_use]
-pub fn tree(cgroup: &Path) -> Tree {
+///
+/// # Errors
+/// When the descriptors or the memory for it are missing.
+pub fn tree(cgroup: &Path) -> io::Result<Tree> {
     let mut found = Tree::default();
     let mut open = vec![cgroup.to_owned()];
     while let Some(dir) = open.pop() {
@@ -71,18 +79,21 @@ pub fn tree(cgroup: &Path) -> Tree {
         if !meta.is_dir() || found.ids.len() >= CGROUPS || !found.ids.insert(meta.ino()) {
             continue;
         }
-        let procs = fs::read_to_string(dir.join("cgroup.procs")).unwrap_or_default();
+        let procs = procs::seen(fs::read_to_string(dir.join("cgroup.procs")))?.unwrap_or_default();
         found.pids.extend(procs.lines().filter_map(|line| line.parse::<u32>().ok()));
-        open.extend(fs::read_dir(&dir).into_iter().flatten().flatten().map(|entry| entry.path()));
+        let below = procs::seen(fs::read_dir(&dir))?;
+        open.extend(below.into_iter().flatten().flatten().map(|entry| entry.path()));
     }
-    found
+    Ok(found)
 }
 
 /// The user that a process counts as; `None`: it is gone. A process that may become root counts as root.
-#[must_use]
-pub fn user_of(pid: u32) -> Option<u32> {
-    let status = fs::read(format!("/proc/{pid}/status")).ok()?;
-    user_in(&String::from_utf8_lossy(&status))
+///
+/// # Errors
+/// When the descriptors or the memory for a look are missing.
+pub fn user_of(pid: u32) -> io::Result<Option<u32>> {
+    let status = procs::seen(fs::read(format!("/proc/{pid}/status")))?;
+    Ok(status.and_then(|status| user_in(&String::from_utf8_lossy(&status))))
 }
 
 /// `Uid:` with the real, effective, saved and file system's user (proc_pid_status(5)).
@@ -109,7 +120,7 @@ mod tests {
         let output = child.stdout.take().ok_or_else(|| std::io::Error::other("no output"))?;
         std::io::BufRead::read_line(&mut std::io::BufReader::new(output), &mut line)?;
         let grandchild: u32 = line.trim().parse().map_err(std::io::Error::other)?;
-        let family = Family::read();
+        let family = Family::read()?;
         let ours = family.of(std::process::id());
         assert!(ours.contains(&grandchild) && ours.contains(&child.id()), "{ours:?}");
         assert!(!family.of(grandchild).contains(&child.id()), "a parent is no descendant");
@@ -140,7 +151,7 @@ mod tests {
         assert_eq!(user_in("Name:\tx\nUid:\t33\t33\t33\t33\n"), Some(33));
         assert_eq!(user_in("Uid:\t33\t33\t0\t33\n"), Some(0));
         assert_eq!(user_in("Uid:\t\n"), None);
-        assert_eq!(user_of(std::process::id()), Some(rustix::process::geteuid().as_raw()));
+        assert_eq!(user_of(std::process::id()).unwrap(), Some(rustix::process::geteuid().as_raw()));
     }
 
     proptest! {

@@ -2,8 +2,10 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
-    fs,
+    fs, io,
 };
+
+use rustix::io::Errno;
 
 use super::host;
 
@@ -60,8 +62,8 @@ impl std::fmt::Display for Process {
 #[must_use]
 pub fn holding(inodes: &BTreeSet<u32>) -> HashMap<u32, Process> {
     let mut found = HashMap::new();
-    for pid in pids() {
-        for inode in sockets_of(pid).intersection(inodes) {
+    for pid in pids().unwrap_or_default() {
+        for inode in sockets_of(pid).unwrap_or_default().intersection(inodes) {
             found.entry(*inode).or_insert_with(|| process(pid));
         }
         if found.len() == inodes.len() {
@@ -74,26 +76,54 @@ pub fn holding(inodes: &BTreeSet<u32>) -> HashMap<u32, Process> {
 /// Every process that holds any of these sockets, with those that it holds; others are left out as in [`holding`].
 #[must_use]
 pub fn sharing(inodes: &BTreeSet<u32>) -> BTreeMap<u32, BTreeSet<u32>> {
-    let held = |pid| (pid, sockets_of(pid).intersection(inodes).copied().collect());
-    pids().map(held).filter(|(_, held): &(u32, BTreeSet<u32>)| !held.is_empty()).collect()
+    let held = |pid| (pid, sockets_of(pid).unwrap_or_default().intersection(inodes).copied().collect());
+    let pids = pids().unwrap_or_default().into_iter();
+    pids.map(held).filter(|(_, held): &(u32, BTreeSet<u32>)| !held.is_empty()).collect()
 }
 
-/// Inodes of the sockets that a process holds; empty if it is gone.
-#[must_use]
-pub fn sockets_of(pid: u32) -> BTreeSet<u32> {
-    readable_sockets_of(pid).unwrap_or_default()
+/// Inodes of the sockets that a process holds; empty if the process is gone, or may not be read.
+///
+/// # Errors
+/// When this process or the machine lacks what a look takes ([`seen`]).
+pub fn sockets_of(pid: u32) -> io::Result<BTreeSet<u32>> {
+    Ok(readable_sockets_of(pid)?.unwrap_or_default())
 }
 
-/// The same; `None`: it is gone, or may not be read (`CAP_SYS_PTRACE` is missing).
-#[must_use]
-pub fn readable_sockets_of(pid: u32) -> Option<BTreeSet<u32>> {
-    let descriptors = fs::read_dir(format!("/proc/{pid}/fd")).ok()?;
-    let targets = descriptors.flatten().filter_map(|entry| fs::read_link(entry.path()).ok());
-    Some(
-        targets
-            .filter_map(|target| target.to_str()?.strip_prefix("socket:[")?.strip_suffix(']')?.parse().ok())
-            .collect(),
-    )
+/// The same; `None`: the process is gone, or may not be read (`CAP_SYS_PTRACE` is missing).
+///
+/// # Errors
+/// As [`sockets_of`].
+pub fn readable_sockets_of(pid: u32) -> io::Result<Option<BTreeSet<u32>>> {
+    let Some(descriptors) = seen(fs::read_dir(format!("/proc/{pid}/fd")))? else { return Ok(None) };
+    let mut inodes = BTreeSet::new();
+    for entry in descriptors.flatten() {
+        let target = seen(fs::read_link(entry.path()))?;
+        inodes.extend(target.as_deref().and_then(|target| inode(target.to_str()?)));
+    }
+    Ok(Some(inodes))
+}
+
+/// What the link of a descriptor says of a socket: `socket:[4711]`.
+fn inode(link: &str) -> Option<u32> {
+    link.strip_prefix("socket:[")?.strip_suffix(']')?.parse().ok()
+}
+
+/// What a look at a process has shown; `None`: the process is gone, or may not be read.
+///
+/// # Errors
+/// When the look failed for want of descriptors or memory: it says nothing about the process then.
+pub(super) fn seen<T>(look: io::Result<T>) -> io::Result<Option<T>> {
+    match look {
+        Ok(found) => Ok(Some(found)),
+        Err(error) if is_want(&error) => Err(error),
+        Err(_) => Ok(None),
+    }
+}
+
+/// Whether a call failed since this process or the machine lacks what it takes.
+fn is_want(error: &io::Error) -> bool {
+    let wants = [Errno::MFILE, Errno::NFILE, Errno::NOMEM, Errno::NOBUFS];
+    wants.into_iter().any(|want| Errno::from_io_error(error) == Some(want))
 }
 
 /// Whether a process is there.
@@ -110,13 +140,30 @@ pub fn process(pid: u32) -> Process {
 }
 
 /// All processes that there are.
-pub(super) fn pids() -> impl Iterator<Item = u32> {
-    fs::read_dir("/proc").into_iter().flatten().flatten().filter_map(|entry| entry.file_name().to_str()?.parse().ok())
+///
+/// # Errors
+/// When `/proc` cannot be read.
+pub(super) fn pids() -> io::Result<Vec<u32>> {
+    Ok(fs::read_dir("/proc")?.flatten().filter_map(|entry| entry.file_name().to_str()?.parse().ok()).collect())
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_want_of_descriptors_says_nothing_about_a_process() {
+        let fails = |errno: Errno| seen::<()>(Err(errno.into())).map_err(|error| error.raw_os_error());
+        assert_eq!(fails(Errno::NOENT), Ok(None));
+        assert_eq!(fails(Errno::ACCESS), Ok(None));
+        assert_eq!(fails(Errno::MFILE), Err(Some(Errno::MFILE.raw_os_error())));
+    }
+
+    #[test]
+    fn links_of_sockets_have_inodes() {
+        assert_eq!(inode("socket:[4711]"), Some(4711));
+        assert!(["socket:[]", "pipe:[7]", "socket:[7", "/x"].iter().all(|link| inode(link).is_none()));
+    }
 
     #[test]
     fn users_are_named() {

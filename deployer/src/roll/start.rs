@@ -154,7 +154,7 @@ async fn taken(at: SocketAddr) -> String {
 
 /// What else a process listens on: a worker on the wrong port is worth naming.
 fn elsewhere(pid: u32) -> io::Result<String> {
-    let held = procs::sockets_of(pid);
+    let held = procs::sockets_of(pid)?;
     let listening = diag::sockets(diag::states::LISTEN, None)?;
     let ports: Vec<_> =
         listening.iter().filter(|socket| held.contains(&socket.inode)).map(|socket| socket.local.to_string()).collect();

@@ -221,7 +221,7 @@ mod tests {
     use super::*;
 
     fn look(callers: &[Caller], root: &Path, known: &mut Known) -> Rules {
-        let running = Running::look();
+        let running = Running::look().unwrap();
         rules(callers, &Host { root, running: &running, unsteered: &[] }, known)
     }
 
@@ -251,7 +251,7 @@ mod tests {
     #[test]
     fn what_runs_under_a_name_has_a_rule() {
         let own = std::env::current_exe().unwrap();
-        let (pid, running) = (std::process::id(), Running::look());
+        let (pid, running) = (std::process::id(), Running::look().unwrap());
         let caller = Caller::Executable(own);
         // The file is replaced; the process runs on.
         let of_process = executables::rule_of(pid).unwrap();
@@ -266,7 +266,7 @@ mod tests {
     #[test]
     fn the_programs_own_numbers_count_where_they_differ() {
         let own = std::env::current_exe().unwrap();
-        let running = Running::look();
+        let running = Running::look().unwrap();
         let key = UnsteeredKey { place: 5, id: 77, ..UnsteeredKey::default() };
         let seen = Unsteered { pid: std::process::id(), ..Unsteered::default() };
         let host = Host { root: Path::new("/"), running: &running, unsteered: &[(key, seen)] };

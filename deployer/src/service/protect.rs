@@ -113,7 +113,7 @@ async fn user(service: &Service, at: SocketAddr) -> Result<Option<u32>, ()> {
     let started = service.manager.started(at).await.map_err(|_| ())?;
     let processes = match started.mark {
         Mark::Process(pid) => BTreeSet::from([pid]),
-        Mark::Cgroup(cgroup) => family::tree(&cgroup).pids,
+        Mark::Cgroup(cgroup) => family::tree(&cgroup).map_err(|_| ())?.pids,
         Mark::User | Mark::Nothing => BTreeSet::new(),
     };
     // What root has started may have become another user: that is the higher number.

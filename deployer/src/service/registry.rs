@@ -192,7 +192,8 @@ impl Registry {
         let service = Service { index, config: wanted.clone(), pools: [workers, second], current, spares, manager };
         service.set_current(flip.current(host::now_ms()));
         tell_first(&service, flip);
-        let now = self.caller_rules(&Running::look(), index, wanted);
+        let running = Running::look().context("look at what the host's processes run, in /proc")?;
+        let now = self.caller_rules(&running, index, wanted);
         let rules = match (before, places.rules.get(&index)) {
             (Some(before), Some(known)) if before.config.callers == wanted.callers => {
                 callers::succeed(known, &now, MAX_CALLERS)
@@ -339,7 +340,7 @@ impl Registry {
     /// When the kernel refuses a write.
     pub fn refresh_callers(&self) -> Result<()> {
         let mut places = self.places.lock().unwrap_or_else(PoisonError::into_inner);
-        let running = Running::look();
+        let running = Running::look().context("look at what the host's processes run, in /proc")?;
         for service in self.services().values() {
             let now = self.caller_rules(&running, service.index, &service.config);
             let previewers = self.previewers(&service.config);

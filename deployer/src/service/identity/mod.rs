@@ -31,7 +31,7 @@ use crate::{
         procs::{self, Process},
         users,
     },
-    workers::{ManagerError, Mark, Started},
+    workers::{Mark, Started},
 };
 
 /// Workers whose manager is asked at the same time.
@@ -141,10 +141,10 @@ pub async fn ask(service: &Service, due: &[(&Worker, Vec<Socket>)]) {
         name: service.manager.name(worker.at),
         at: worker.at,
         found: found.clone(),
-        started,
+        started: started.map_err(|error| error.to_string()),
     });
     let asked: Vec<_> = asked.collect();
-    let judged = blocking(move || Ok(judge(&asked, user, &usual))).await;
+    let judged = blocking(move || Ok(judge(asked, user, &usual))).await;
     for ((worker, _), answers) in due.iter().zip(judged.unwrap_or_default()) {
         let mut seen = worker.seen();
         answers.into_iter().for_each(|(socket, answer)| seen.answer(&socket, answer));
@@ -181,7 +181,8 @@ struct Asked {
     name: String,
     at: SocketAddr,
     found: Vec<Socket>,
-    started: Result<Started, ManagerError>,
+    /// What the manager has started for it, or why that is not known.
+    started: Result<Started, String>,
 }
 
 /// What belongs to a worker, as the manager says and `/proc` shows.
@@ -195,15 +196,24 @@ struct Own {
 }
 
 /// Judges the sockets of each. Walks over `/proc`.
-fn judge(asked: &[Asked], user: Option<u32>, usual: &BTreeSet<u32>) -> Vec<Vec<(Socket, Answer)>> {
+fn judge(asked: Vec<Asked>, user: Option<u32>, usual: &BTreeSet<u32>) -> Vec<Vec<(Socket, Answer)>> {
     let mut family = None;
-    let verdicts: Vec<_> = asked.iter().map(|asked| verdicts(asked, user, usual, &mut family)).collect();
+    let judged = asked.into_iter().map(|mut asked| {
+        let known = asked.started.and_then(|started| {
+            let own = own(&started, &mut family);
+            own.map(|own| (started, own)).map_err(|error| format!("its processes cannot be looked at: {error}"))
+        });
+        let verdicts = verdicts(&asked.found, user, usual, known.as_ref().ok());
+        asked.started = known.map(|(started, _)| started);
+        (asked, verdicts)
+    });
+    let judged: Vec<_> = judged.collect();
     // Their processes are looked for once, and only for sockets that are none of the workers'.
-    let others = verdicts.iter().flatten().filter(|(_, whose)| *whose != Some(Whose::Worker));
+    let others = judged.iter().flat_map(|(_, verdicts)| verdicts).filter(|(_, whose)| *whose != Some(Whose::Worker));
     let holders = procs::holding(&others.map(|(socket, _)| socket.inode).filter(|inode| *inode != 0).collect());
-    let answers = asked.iter().zip(verdicts).map(|(asked, verdicts)| {
+    let answers = judged.into_iter().map(|(asked, verdicts)| {
         let answer = |(socket, whose): (Socket, Option<Whose>)| {
-            let answer = answer(asked, &socket, whose, user, &holders);
+            let answer = answer(&asked, &socket, whose, user, &holders);
             (socket, answer)
         };
         verdicts.into_iter().map(answer).collect()
@@ -211,25 +221,24 @@ fn judge(asked: &[Asked], user: Option<u32>, usual: &BTreeSet<u32>) -> Vec<Vec<(
     answers.collect()
 }
 
-/// `None`: the manager is silent, and the user says nothing.
+/// Whose each socket is, by what the manager has started. `None`: that is not known, and the user says nothing.
 fn verdicts(
-    asked: &Asked,
+    found: &[Socket],
     user: Option<u32>,
     usual: &BTreeSet<u32>,
-    family: &mut Option<Family>,
+    known: Option<&(Started, Own)>,
 ) -> Vec<(Socket, Option<Whose>)> {
-    let Ok(started) = &asked.started else {
+    let Some((started, own)) = known else {
         let foreign = |socket: &Socket| is_foreign(socket.origin.uid, user, usual).then_some(Whose::Stranger);
-        return asked.found.iter().map(|socket| (socket.clone(), foreign(socket))).collect();
+        return found.iter().map(|socket| (socket.clone(), foreign(socket))).collect();
     };
-    let own = own(started, family);
     let expected = Expected {
         runs: started.runs,
         is_traced: own.is_traced,
         user: started.user,
         usual: if own.users.is_empty() { usual.clone() } else { own.users.clone() },
     };
-    let judged = asked.found.iter().map(|socket| {
+    let judged = found.iter().map(|socket| {
         let facts = Facts {
             user: socket.origin.uid,
             is_in_cgroup: socket.origin.cgroup.is_some_and(|id| own.cgroups.contains(&id)),
@@ -240,24 +249,31 @@ fn verdicts(
     judged.collect()
 }
 
-fn own(started: &Started, family: &mut Option<Family>) -> Own {
+/// # Errors
+/// When the daemon lacks descriptors or memory for a look: what it did not see may be there.
+fn own(started: &Started, family: &mut Option<Family>) -> io::Result<Own> {
     let mut own = Own { is_traced: started.mark != Mark::User, ..Own::default() };
     let pids = match &started.mark {
         Mark::Cgroup(cgroup) => {
-            let tree = family::tree(cgroup);
+            let tree = family::tree(cgroup)?;
             own.cgroups = tree.ids;
             tree.pids
         }
         Mark::Process(pid) => {
-            own.users = family::user_of(*pid).into_iter().collect();
+            own.users = family::user_of(*pid)?.into_iter().collect();
             // Where the daemon may not look at it, its user has to do.
-            own.is_traced = !procs::exists(*pid) || procs::readable_sockets_of(*pid).is_some();
-            family.get_or_insert_with(Family::read).of(*pid)
+            own.is_traced = !procs::exists(*pid) || procs::readable_sockets_of(*pid)?.is_some();
+            match family {
+                Some(family) => family.of(*pid),
+                None => family.insert(Family::read()?).of(*pid),
+            }
         }
         Mark::User | Mark::Nothing => BTreeSet::new(),
     };
-    own.sockets = pids.into_iter().flat_map(procs::sockets_of).collect();
-    own
+    for pid in pids {
+        own.sockets.extend(procs::sockets_of(pid)?);
+    }
+    Ok(own)
 }
 
 fn answer(
@@ -278,9 +294,9 @@ fn answer(
                  process; the worker then comes back by itself",
                 who()
             );
-            Answer::Silent(error.to_string(), Some(foreign))
+            Answer::Silent(error.clone(), Some(foreign))
         }
-        (Err(error), _) => Answer::Silent(error.to_string(), None),
+        (Err(error), _) => Answer::Silent(error.clone(), None),
         (Ok(_), None) => Answer::Silent("its manager has not been asked".to_owned(), None),
     }
 }

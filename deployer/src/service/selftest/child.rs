@@ -45,7 +45,7 @@ impl By {
     /// # Errors
     /// Why they cannot be made, in words.
     pub(super) fn rules(self, pid: u32, root: &Path) -> Result<Option<Vec<CallerRule>>, String> {
-        let running = Running::look();
+        let running = Running::look().map_err(|error| format!("/proc cannot be read: {error}"))?;
         let caller = match self {
             Self::Executable => Caller::Executable(own_name()?),
             Self::Cgroup => {
