@@ -27,7 +27,7 @@ impl std::ops::AddAssign for Tally {
 pub(crate) struct Seen {
     /// The sum of the results.
     pub(crate) tally: Tally,
-    /// What each failing test printed, its name first; of tests that ran one at a time and uncaptured.
+    /// What each failing test printed, its name first.
     pub(crate) failures: Vec<String>,
 }
 
@@ -53,7 +53,9 @@ pub(crate) fn tee(mut from: impl Read, mut to: impl Write) -> io::Result<Seen> {
 #[derive(Default)]
 struct Scanner {
     line: Vec<u8>,
-    /// Of the test that runs.
+    /// libtest tells what failing tests have printed.
+    tells_failures: bool,
+    /// Of the failing test that is told of; the first line names it.
     lines: VecDeque<String>,
     seen: Seen,
 }
@@ -70,6 +72,7 @@ impl Scanner {
 
     fn finish(mut self) -> Seen {
         self.end_line();
+        self.end_failure();
         self.seen
     }
 
@@ -79,16 +82,29 @@ impl Scanner {
         if let Some(result) = parse(&line) {
             self.seen.tally += result;
         }
-        if line.starts_with("test ") {
-            self.lines.clear();
+        if line == "failures:" {
+            // Said twice: before what they have printed, and before a list of their names.
+            self.end_failure();
+            self.tells_failures = !self.tells_failures;
+        } else if self.tells_failures {
+            self.failure_line(line);
+        }
+    }
+
+    fn failure_line(&mut self, line: String) {
+        if line.starts_with("---- ") && line.ends_with(" stdout ----") {
+            self.end_failure();
         } else if self.lines.len() == KEPT {
             // The first line, which names the test, stays.
             self.lines.remove(1);
         }
-        let failed = line == "FAILED" || line.ends_with(" ... FAILED");
         self.lines.push_back(line);
-        if failed {
-            self.seen.failures.push(Vec::from(std::mem::take(&mut self.lines)).join("\n"));
+    }
+
+    fn end_failure(&mut self) {
+        let text = Vec::from(std::mem::take(&mut self.lines)).join("\n");
+        if !text.trim().is_empty() {
+            self.seen.failures.push(text.trim().to_owned());
         }
     }
 }
@@ -147,19 +163,23 @@ mod tests {
         assert_eq!(read.tally, Tally { passed: 3, failed: 0 });
     }
 
+    fn failures(text: &str) -> Vec<String> {
+        tee(text.as_bytes(), io::sink()).expect("memory does not fail").failures
+    }
+
     #[test]
     fn keeps_what_failing_tests_said() {
-        let text = "test good ... fine\nok\ntest bad ... first\nError: second\nFAILED\ntest worse ... FAILED\n";
-        let failures = tee(text.as_bytes(), io::sink()).expect("memory does not fail").failures;
-        assert_eq!(failures, ["test bad ... first\nError: second\nFAILED", "test worse ... FAILED"]);
+        let text = "test good ... ok\ntest bad ... FAILED\n\nsuccesses:\n\n---- good stdout ----\nfine\n\n\nsuccesses:\n    \
+                    good\n\nfailures:\n\n---- bad stdout ----\nError: second\n\n---- worse stdout ----\nError: third\n\n\n\
+                    failures:\n    bad\n    worse\n\ntest result: FAILED. 1 passed; 2 failed; 0 ignored\n";
+        assert_eq!(failures(text), ["---- bad stdout ----\nError: second", "---- worse stdout ----\nError: third"]);
     }
 
     #[test]
     fn keeps_the_name_and_the_last_lines() {
         let said: String = (0..200).map(|line| format!("line {line}\n")).collect();
-        let text = format!("test wordy ... \n{said}FAILED\n");
-        let failures = tee(text.as_bytes(), io::sink()).expect("memory does not fail").failures;
-        let lines: Vec<_> = failures[0].lines().collect();
-        assert_eq!((lines.len(), lines[0], lines[KEPT - 1]), (KEPT, "test wordy ...", "FAILED"));
+        let told = failures(&format!("failures:\n---- wordy stdout ----\n{said}end"));
+        let lines: Vec<_> = told[0].lines().collect();
+        assert_eq!((lines.len(), lines[0], lines[KEPT - 1]), (KEPT, "---- wordy stdout ----", "end"));
     }
 }

@@ -7,6 +7,7 @@ mod kernels;
 mod libtest;
 mod requirements;
 mod setup;
+mod suites;
 mod test;
 mod toolchain;
 mod workspace;

@@ -4,7 +4,7 @@ use std::fmt;
 use std::fs;
 use std::io::{self, Write};
 use std::process::{Child, Command, ExitCode};
-use std::sync::mpsc;
+use std::sync::{Arc, Mutex, PoisonError, mpsc};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -13,43 +13,9 @@ use clap::builder::PossibleValuesParser;
 
 use crate::libtest::{Seen, Tally, tee};
 use crate::requirements::Scope;
+use crate::suites::{self, Suite};
 use crate::workspace::{Workspace, shown};
 use crate::{fitness, kernels, setup};
-
-/// The suite of what needs no servers and no kernel: format, lints, unit tests.
-const UNIT: &str = "unit";
-
-/// How many unit tests run at a time: those of the managers of workers wait for processes.
-const UNIT_THREADS: &str = "4";
-
-/// The end-to-end suites, integration tests of the package deployer-tests, and how many tests of each run at a time: more
-/// than one where they wait more than they work, and assert nothing narrow about how long things take.
-const END_TO_END: &[(&str, &str)] = &[
-    ("harness", "3"),
-    ("steer", "4"),
-    ("races", "3"),
-    ("managers", "8"),
-    ("systemd", "4"),
-    ("roll", "3"),
-    ("reaper", "2"),
-    // It tells threads by their names.
-    ("framing", "1"),
-    ("kept-alive", "6"),
-    ("report", "3"),
-    ("faults", "6"),
-    ("crash", "3"),
-    ("outlive", "4"),
-    ("journal", "6"),
-    ("matrix", "3"),
-    ("selftest", "4"),
-    ("hostile", "6"),
-    ("metrics", "6"),
-    ("cli", "4"),
-    ("versions", "6"),
-    ("coordinator", "6"),
-    // Five hosts each.
-    ("fleet", "2"),
-];
 
 /// What everything that is tested is built with. All of it, and what clippy sees, goes by one set of packages and features:
 /// cargo would build dependencies and eBPF objects once for each set.
@@ -72,7 +38,7 @@ const LEFTOVER_GRACE: Duration = Duration::from_secs(5);
 #[derive(clap::Args)]
 pub(crate) struct Args {
     /// The suite to run; all of them when none is named, but for `kernels`, which needs a virtual machine and takes long
-    #[arg(value_parser = PossibleValuesParser::new([UNIT, kernels::SUITE].into_iter().chain(END_TO_END.iter().map(|(suite, _)| *suite))))]
+    #[arg(value_parser = PossibleValuesParser::new(suites::ALL.iter().map(|suite| suite.name).chain([kernels::SUITE])))]
     suite: Option<String>,
     /// The long variants, too
     #[arg(long)]
@@ -87,17 +53,17 @@ impl Args {
 
 /// The verb itself. Every suite runs, whatever became of those before it.
 pub(crate) fn run(workspace: &Workspace, args: &Args) -> Result<ExitCode> {
-    let suites: Vec<_> = END_TO_END.iter().copied().filter(|(suite, _)| args.wants(suite)).collect();
+    let suites: Vec<_> = suites::ALL.iter().copied().filter(|suite| args.wants(suite.name)).collect();
     let within = args.suite.as_deref() == Some(kernels::SUITE);
     let mut report = Report::default();
-    if prepare(workspace, &mut report, within || !suites.is_empty()) {
-        if args.wants(UNIT) {
-            unit(workspace, &mut report);
+    if prepare(workspace, &mut report, within || suites.iter().any(|suite| suite.name != suites::UNIT)) {
+        if args.wants(suites::UNIT) {
+            checks(workspace, &mut report);
             if args.full {
                 simulation(workspace, &mut report);
             }
         }
-        end_to_end(workspace, &mut report, &suites, args.full);
+        run_suites(workspace, &mut report, &suites, args.full);
         if within {
             other_kernel(workspace, &mut report);
         }
@@ -113,24 +79,19 @@ fn prepare(workspace: &Workspace, report: &mut Report, end_to_end: bool) -> bool
     fit && report.step("setup", || setup::ensure(workspace, scope).map(|()| Tally::default()))
 }
 
-fn unit(workspace: &Workspace, report: &mut Report) {
+fn checks(workspace: &Workspace, report: &mut Report) {
     for (name, line) in CHECKS {
         report.step(name, || {
             succeed(workspace.cargo(line.split(' ')))?;
             Ok(Tally { passed: 1, failed: 0 })
         });
     }
-    let line = ["test", "--lib", "--bins", "--no-fail-fast"];
-    let mut command = workspace.cargo(line.into_iter().chain(FEATURES.iter().copied()));
-    command.args(["--", "--test-threads", UNIT_THREADS]);
-    let mut failures = Vec::new();
-    report.step("unit tests", || count(command, io::stdout(), &mut failures));
-    report.failures.extend(failures);
 }
 
 /// Thousands of fleets of a thousand hosts, which take an hour in a debug build.
 fn simulation(workspace: &Workspace, report: &mut Report) {
-    let line = ["test", "--release", "--package", "deployer", "--lib", "fleet::tests::simulation", "--", "--nocapture"];
+    let line =
+        ["test", "--release", "--package", "deployer", "--lib", "fleet::tests::simulation", "--", "--show-output"];
     let mut command = workspace.cargo(line);
     command.env("DEPLOYER_FULL", "1");
     let mut failures = Vec::new();
@@ -138,23 +99,77 @@ fn simulation(workspace: &Workspace, report: &mut Report) {
     report.failures.extend(failures);
 }
 
-fn end_to_end(workspace: &Workspace, report: &mut Report, suites: &[(&str, &str)], full: bool) {
-    if suites.is_empty() || !report.step("build", || build(workspace, suites).map(|()| Tally::default())) {
+fn run_suites(workspace: &Workspace, report: &mut Report, suites: &[Suite], full: bool) {
+    let names: Vec<_> = suites.iter().map(|suite| suite.name).collect();
+    if suites.is_empty() || !report.step("build", || build(workspace, &names).map(|()| Tally::default())) {
         return;
     }
-    for (suite, threads) in suites {
-        let mut command = workspace.cargo(["test", "--test", suite].into_iter().chain(FEATURES.iter().copied()));
-        command.args(["--", "--test-threads", threads, "--nocapture"]).env("DEPLOYER_BIN", workspace.debug("deployer"));
-        if full {
-            command.env("DEPLOYER_FULL", "1");
-        }
-        let mut failures = Vec::new();
-        report.step(suite, || match count(command, io::stdout(), &mut failures)? {
+    // The long variants take all that the machine has.
+    let lanes = if full { 1 } else { suites::lanes() };
+    let run = |suite: Suite| {
+        let mut ran = Ran { tally: Ok(Tally::default()), failures: Vec::new(), output: Written::default() };
+        let command = suite_command(workspace, suite, full);
+        // One that is named is followed; the others tell all when they end.
+        let is_followed = suites.len() == 1;
+        eprintln!("== {}{}", suite.name, if is_followed { "" } else { " begins" });
+        let to: Box<dyn Write + Send> = if is_followed { Box::new(io::stdout()) } else { Box::new(ran.output.clone()) };
+        ran.tally = count(command, to, &mut ran.failures).and_then(|tally| match tally {
             Tally { passed: 0, failed: 0 } => bail!("the suite has no tests"),
             tally => Ok(tally),
         });
-        report.failures.extend(failures);
+        ran
+    };
+    suites::each(suites, lanes, run, |suite, time, ran| {
+        ran.output.print(suite.name);
+        report.add(suite.name, time, ran.tally);
+        report.failures.extend(ran.failures);
+    });
+}
+
+/// What came of a suite.
+struct Ran {
+    tally: Result<Tally>,
+    failures: Vec<String>,
+    output: Written,
+}
+
+/// What a suite that ran beside others has printed.
+#[derive(Clone, Default)]
+struct Written(Arc<Mutex<Vec<u8>>>);
+
+impl Written {
+    fn print(&self, suite: &str) {
+        let bytes = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if !bytes.is_empty() {
+            println!("== {suite}");
+            // Its results count, whatever becomes of its words.
+            let _ = io::stdout().write_all(&bytes);
+        }
     }
+}
+
+impl Write for Written {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).write(bytes)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+fn suite_command(workspace: &Workspace, suite: Suite, full: bool) -> Command {
+    let targets = match suite.name {
+        suites::UNIT => &["test", "--no-fail-fast", "--lib", "--bins"][..],
+        name => &["test", "--test", name],
+    };
+    let mut command = workspace.cargo(targets.iter().chain(FEATURES).copied());
+    command.args(["--", "--test-threads", suite.threads, "--show-output"]);
+    command.env("DEPLOYER_BIN", workspace.debug("deployer"));
+    if full {
+        command.env("DEPLOYER_FULL", "1");
+    }
+    command
 }
 
 /// Suites under Debian's own kernel.
@@ -165,7 +180,10 @@ fn other_kernel(workspace: &Workspace, report: &mut Report) {
         Ok(Tally::default())
     });
     let Some(prepared) = prepared.filter(|_| ready) else { return };
-    if !report.step("build", || build(workspace, kernels::suites()).map(|()| Tally::default())) {
+    if !report.step("build", || {
+        build(workspace, &kernels::suites().iter().map(|(suite, _)| *suite).collect::<Vec<_>>())
+            .map(|()| Tally::default())
+    }) {
         return;
     }
     for (suite, filters) in kernels::suites() {
@@ -187,9 +205,13 @@ fn other_kernel(workspace: &Workspace, report: &mut Report) {
 
 /// Builds the binary under test, last, since all variants of it are made in the same place, and the tests. The debug
 /// build, whose arithmetic is checked, and which takes a quarter of the time.
-fn build<T>(workspace: &Workspace, suites: &[(&str, T)]) -> Result<()> {
+fn build(workspace: &Workspace, suites: &[&str]) -> Result<()> {
+    if suites == [suites::UNIT] {
+        // `cargo test` builds them.
+        return Ok(());
+    }
     let (suite, feature) = VARIANT;
-    if suites.iter().any(|(named, _)| *named == suite) {
+    if suites.contains(&suite) {
         succeed(workspace.cargo(["build", "--package", "deployer", "--features", feature]))?;
         let (made, kept) = (workspace.debug("deployer"), workspace.debug(&format!("deployer-{feature}")));
         fs::copy(&made, &kept).with_context(|| format!("cannot copy {} to {}", made.display(), kept.display()))?;
@@ -252,11 +274,17 @@ impl Report {
     fn step(&mut self, name: &str, action: impl FnOnce() -> Result<Tally>) -> bool {
         eprintln!("== {name}");
         let start = Instant::now();
-        let tally = action().unwrap_or_else(|error| {
+        let result = action();
+        self.add(name, start.elapsed(), result)
+    }
+
+    /// Writes down what came of a step.
+    fn add(&mut self, name: &str, time: Duration, result: Result<Tally>) -> bool {
+        let tally = result.unwrap_or_else(|error| {
             eprintln!("error: {name}: {error:#}");
             Tally { passed: 0, failed: 1 }
         });
-        self.steps.push((name.to_owned(), start.elapsed(), tally));
+        self.steps.push((name.to_owned(), time, tally));
         tally.failed == 0
     }
 

@@ -20,7 +20,7 @@ ulimit -n 524288
 export TMPDIR=/run/tmp HOME=/root PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin
 echo "== $(uname -r): $(basename "$suite") $filters"
 "$deployer" check
-DEPLOYER_BIN="$deployer" DEPLOYER_SLOW="$slow" "$suite" --test-threads 1 --nocapture $filters
+DEPLOYER_BIN="$deployer" DEPLOYER_SLOW="$slow" "$suite" --test-threads 1 --show-output $filters
 code=$?
 echo "exit code $code"
 echo "$code" > /run/out/exit
