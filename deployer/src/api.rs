@@ -168,6 +168,9 @@ pub struct DrainRequest {
 pub struct EnableRequest {
     /// The worker's port.
     pub port: u16,
+    /// Milliseconds that the answer may take; `None`: twice the limit of the worker's warm-up.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub within_ms: Option<u64>,
 }
 
 /// Bypasses services, or no longer.

@@ -1,5 +1,7 @@
 //! `deployer drain` and `deployer enable`: one worker out of rotation, and back.
 
+use std::time::Duration;
+
 use super::{
     Worker,
     client::{Client, Failure, encoded},
@@ -10,15 +12,22 @@ use crate::{
     config::duration,
 };
 
+/// The daemon waits no longer where the command line names no limit: twice `warm.within`, which is an hour at most.
+const LONGEST: Duration = Duration::from_secs(2 * 3600);
+
 pub(super) async fn drain(client: &Client, worker: &Worker, for_ms: Option<u64>, force: bool) -> Result<Exit, Failure> {
     let path = format!("/v1/services/{}/drain", encoded(&worker.service));
     let done: Done = client.post(&path, &DrainRequest { port: worker.port, for_ms, force }).await?;
     out::say(&out::clean(&done.done))
 }
 
-pub(super) async fn enable(client: &Client, worker: &Worker) -> Result<Exit, Failure> {
+/// Waits until the worker is up: the daemon answers then, or when its limit is over.
+pub(super) async fn enable(client: &Client, worker: &Worker, within_ms: Option<u64>) -> Result<Exit, Failure> {
+    let limit = within_ms.map_or(LONGEST, Duration::from_millis);
+    let mut client = client.clone();
+    client.answer_within = client.answer_within.saturating_add(limit);
     let path = format!("/v1/services/{}/enable", encoded(&worker.service));
-    let done: Done = client.post(&path, &EnableRequest { port: worker.port }).await?;
+    let done: Done = client.post(&path, &EnableRequest { port: worker.port, within_ms }).await?;
     out::say(&out::clean(&done.done))
 }
 

@@ -158,11 +158,14 @@ enum Verb {
         #[arg(long)]
         force: bool,
     },
-    /// Put a worker back into rotation
+    /// Put a worker back into rotation: starts it if it is stopped, and waits until it is warm; Ctrl-C ends the wait only
     #[command(after_help = EXIT_CODES)]
     Enable {
         #[command(flatten)]
         worker: Worker,
+        /// Wait no longer than this: 30s, 10m [default: twice the service's warm.within]
+        #[arg(long = "within", value_name = "TIME", value_parser = drain::time)]
+        within_ms: Option<u64>,
     },
     /// Let every connection go where it was dialled; with --off steer again
     #[command(after_help = EXIT_CODES)]
@@ -264,7 +267,7 @@ fn run(cli: Cli) -> Exit {
         Verb::Trace(options) => block_on(trace::run(&client, &options)),
         Verb::Events(options) => block_on(events::run(&client, &options)),
         Verb::Drain { worker, for_ms, force } => block_on(drain::drain(&client, &worker, for_ms, force)),
-        Verb::Enable { worker } => block_on(drain::enable(&client, &worker)),
+        Verb::Enable { worker, within_ms } => block_on(drain::enable(&client, &worker, within_ms)),
         Verb::Bypass { service, off, force } => block_on(bypass::run(&client, service, !off, force)),
         #[cfg(feature = "failpoints")]
         Verb::Failpoints => failpoints(),

@@ -1,7 +1,6 @@
-//! Drains and enables by an operator's hand.
+//! Drains by an operator's hand.
 
 use std::{
-    collections::BTreeSet,
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -11,23 +10,24 @@ use tokio::sync::Notify;
 
 use super::{Daemon, error::Refusal, lock};
 use crate::{
-    api::{Done, DrainRequest, EnableRequest, Phase},
+    api::{Done, DrainRequest, Phase},
     journal::{ByHand, WorkerState, history::About},
     kernel::host,
-    roll::{record::unix_ms, start},
+    roll::record::unix_ms,
     service::{
-        Claim, Owner, Service, Worker,
+        Claim, Owner, Service, Worker, answers,
         drain::Drain,
         holds::Held,
         identity::{self, seen::Listens},
         listeners, put_up,
     },
-    warm,
 };
 
 /// A worker in an operator's hand: what is written down of it, what ends it, and how long it lasts.
 type Taken = (Arc<Worker>, Claim, ByHand, Arc<Notify>, Duration);
 
+/// Between two renewals of a lease while a worker is asked whether it answers.
+const RENEW: Duration = Duration::from_millis(100);
 /// The longest drain that renews itself when no end was given: a year.
 const FOR_GOOD: Duration = Duration::from_secs(365 * 24 * 3600);
 
@@ -135,9 +135,10 @@ impl Daemon {
             // Who is let in would only have to dial anew.
             begun.iter_mut().for_each(|begun| begun.close(!is_let_in));
         }
+        let answered = if lives { self.still_answers(worker, &mut drain).await } else { Ok(()) };
         drop(begun);
         self.history.let_in(About::worker(&worker.service, worker.at), None);
-        self.let_go(worker, lives).await;
+        self.let_go(worker, lives, answered).await;
         drop(claim);
     }
 
@@ -158,8 +159,25 @@ impl Daemon {
         let _ = self.tables.swap(worker.index, word, state, lease);
     }
 
-    /// The end of a drain: it is written down, and the worker is back, if it `lives`.
-    async fn let_go(&self, worker: &Worker, lives: bool) {
+    /// Whether a worker answers, so that it may be given connections again. Its drain goes on while it is asked.
+    async fn still_answers(&self, worker: &Worker, drain: &mut Drain<'_>) -> Result<(), String> {
+        let Ok(service) = self.service(&worker.service) else { return Ok(()) };
+        let mut asked = Box::pin(answers::answers(&service, worker.at));
+        loop {
+            tokio::select! {
+                biased;
+                answered = &mut asked => return answered,
+                () = tokio::time::sleep(RENEW) => {
+                    if !drain.keep() {
+                        drain.publish();
+                    }
+                }
+            }
+        }
+    }
+
+    /// The end of a drain: it is written down, and the worker is back, if it `lives` and has `answered`.
+    async fn let_go(&self, worker: &Worker, lives: bool, answered: Result<(), String>) {
         let written = self.journal.commit(|state| {
             if let Some(known) = state.worker(&worker.service, worker.at) {
                 known.drained = None;
@@ -167,7 +185,14 @@ impl Daemon {
         });
         // At worst the next daemon drains it once more, and can be told.
         let _ = written.await;
-        if lives && same_process(worker).await {
+        let lives = lives && same_process(worker).await;
+        if let (true, Err(silent)) = (lives, &answered) {
+            let silent = answers::stays_out(silent);
+            let serving = worker.control().listeners.clone();
+            answers::keep_out(worker, serving, &silent);
+            self.tables.publish(worker.index, State::Cold, worker.quarantine(&self.tables));
+            worker.enter(Phase::Listening, &format!("its drain by hand is over, but {silent}"));
+        } else if lives {
             let serving = worker.control().listeners.clone();
             put_up(&self.tables, worker, serving, "back in rotation");
         } else {
@@ -183,98 +208,6 @@ impl Daemon {
         self.history.let_in(About::worker(&worker.service, worker.at), None);
         worker.enter(Phase::Draining, "by hand; its process has ended meanwhile");
     }
-
-    /// Puts a worker back: ends an operator's drain, or warms one that had failed.
-    pub(super) async fn enable(
-        self: &Arc<Self>,
-        name: &str,
-        request: &EnableRequest,
-        by: &str,
-    ) -> Result<Done, Refusal> {
-        let service = self.service(name)?;
-        let worker = worker(&service, request.port)?;
-        let (phase, end) = {
-            let control = worker.control();
-            (control.phase, control.by_hand())
-        };
-        if let Some(end) = end {
-            worker.control().ended_by(by);
-            end.notify_one();
-            // The task that holds the drain does it, at once.
-            while worker.control().by_hand().is_some() {
-                tokio::time::sleep(Duration::from_millis(1)).await;
-            }
-            return match worker.control().phase {
-                Phase::Up => Ok(Done { done: format!("{} is back in rotation", worker.at) }),
-                _ => Err(Refusal::failed(format!(
-                    "{} is no longer drained, but its process has ended meanwhile; it is back when it listens and is warm",
-                    worker.at
-                ))),
-            };
-        }
-        match phase {
-            Phase::Up => Ok(Done { done: format!("{} was up already", worker.at) }),
-            Phase::Failed => {
-                let (daemon, service, worker) = (Arc::clone(self), Arc::clone(&service), Arc::clone(worker));
-                let by = by.to_owned();
-                // A task of its own: it must come to its end even if the client does not wait for it.
-                let revived = tokio::spawn(async move { daemon.revive(&service, &worker, by).await });
-                revived.await.unwrap_or_else(|error| Err(Refusal::failed(error.to_string())))
-            }
-            Phase::Stranger => {
-                let (at, reason) = (worker.at, worker.control().reason.clone());
-                Err(Refusal::failed(format!("{at} cannot be enabled: {reason}")))
-            }
-            phase => Err(Refusal::busy(format!("{} is {phase}; it will be up when it is warm", worker.at))),
-        }
-    }
-
-    async fn revive(&self, service: &Service, worker: &Arc<Worker>, by: String) -> Result<Done, Refusal> {
-        let _claim = {
-            let _gate = lock(&self.gate);
-            let still = self.service(&service.config.name)?;
-            if !still.members().any(|now| Arc::ptr_eq(now, worker)) {
-                return Err(Refusal::busy("the configuration was read again just now; try again"));
-            }
-            worker.claim(Owner::Enabling(by)).map_err(Refusal::busy)?
-        };
-        let why = worker.control().reason.clone();
-        worker.enter(Phase::Warming, "enabled by hand");
-        let result = self.warm_again(service, worker).await;
-        match result {
-            Ok(serving) => {
-                let (phase, listeners) = (Phase::Up, serving.clone());
-                let known = WorkerState { phase, listeners, ..worker.control().known() };
-                let written = self.journal.commit(|state| state.revived(&worker.service, worker.at, known));
-                // At worst it is found failed, and out, by the next daemon.
-                let _ = written.await;
-                self.ledger.up(worker);
-                put_up(&self.tables, worker, serving, "enabled by hand");
-                Ok(Done { done: format!("{} is warm, and back in rotation", worker.at) })
-            }
-            Err(error) => {
-                worker.enter(Phase::Failed, &why);
-                Err(Refusal::failed(format!("{error}; it stays out")))
-            }
-        }
-    }
-
-    /// Has a worker run, and warms it; its listeners, if they are still those of the process that was warmed.
-    async fn warm_again(&self, service: &Service, worker: &Worker) -> Result<BTreeSet<u64>, String> {
-        let told = |error: std::io::Error| format!("{}: sock_diag: {error}", worker.at);
-        let until = Instant::now() + service.config.warm.within;
-        // Also one that listens: its manager may have been told to stop it, and would leave it down after a crash.
-        let before = start::start(&*self.world, service, worker, until).await.map_err(start::NotUp::why)?;
-        self.ledger.stopped(worker);
-        let left = until.saturating_duration_since(Instant::now());
-        let warmed = warm::warm(worker.at, &service.config.warm, left).await;
-        warmed.map_err(|error| error.to_string())?;
-        let now = listeners(worker.at).await.map_err(told)?;
-        if now.is_disjoint(&before) {
-            return Err(format!("{}: its process has ended, or begun, while it was being warmed", worker.at));
-        }
-        Ok(now)
-    }
 }
 
 /// Whether the process still listens that was serving when the drain began. Where the kernel does not say, it is taken
@@ -283,7 +216,7 @@ async fn same_process(worker: &Worker) -> bool {
     listeners(worker.at).await.map_or(true, |now| !now.is_disjoint(&worker.control().listeners))
 }
 
-fn worker(service: &Service, port: u16) -> Result<&Arc<Worker>, Refusal> {
+pub(super) fn worker(service: &Service, port: u16) -> Result<&Arc<Worker>, Refusal> {
     service.worker(port).ok_or_else(|| {
         if let Some(spare) = service.spares.iter().find(|spare| spare.at.port() == port) {
             return Refusal::usage(format!(

@@ -2,6 +2,7 @@
 
 mod actions;
 mod deploy;
+mod enable;
 mod error;
 mod fleet;
 mod floor;
@@ -55,7 +56,7 @@ use crate::{
     metrics::Ledger,
     report::Meters,
     roll::{Record, barrier::Barriers, world::World},
-    service::{self, Service, registry::Registry, watch},
+    service::{self, Service, answers, registry::Registry, stopped, watch},
 };
 
 /// Rolls that are remembered.
@@ -221,6 +222,7 @@ impl Daemon {
         let mut tasks = JoinSet::new();
         tasks.spawn(note_for_ever(Arc::clone(self)));
         tasks.spawn(watch::ask_versions(Arc::clone(&self.registry)));
+        tasks.spawn(Arc::clone(self).look_at_found(BTreeSet::new()));
         let news = Arc::new(Notify::new());
         let watched = (Arc::clone(&self.registry), Arc::clone(&self.tables), Arc::clone(&self.ledger));
         tasks.spawn(watch::run(watched, Arc::clone(&news)));
@@ -259,6 +261,14 @@ impl Daemon {
         self.journal.refresh(|state| settle::note(state, &services));
     }
 
+    /// Asks the workers that were found serving whether they answer, and says why others are down; but of services that were
+    /// `known` before.
+    async fn look_at_found(self: Arc<Self>, known: BTreeSet<String>) {
+        let services = self.registry.services();
+        let new = || services.values().filter(|service| !known.contains(&service.config.name)).cloned().collect();
+        tokio::join!(answers::ask_found(new(), Arc::clone(&self.tables)), stopped::tell(new()));
+    }
+
     fn attached(&self) -> bool {
         lock(&self.programs).is_some()
     }
@@ -266,6 +276,7 @@ impl Daemon {
     /// Reads the configuration again. What is wrong leaves everything as it was.
     async fn reload(self: &Arc<Self>, path: &Path) {
         let _ = sd_notify::notify(&[sd_notify::NotifyState::Reloading]);
+        let known = self.registry.services().into_keys().collect();
         let (daemon, path) = (Arc::clone(self), PathBuf::from(path));
         let read = tokio::task::spawn_blocking(move || daemon.reload_now(&path)).await;
         self.tell_reloaded(&read);
@@ -273,6 +284,7 @@ impl Daemon {
             Ok(Ok(())) => {
                 // Without the gate: a manager may take its time.
                 service::adopt(&self.registry.services()).await;
+                tokio::spawn(Arc::clone(self).look_at_found(known));
                 info!("configuration read again");
             }
             Ok(Err(error)) => error!(error = format!("{error:#}"), "configuration not read again; the former stays"),

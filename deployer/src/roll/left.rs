@@ -18,7 +18,7 @@ use super::{record::Record, world::World};
 use crate::{
     api::{Phase, What},
     keepalive::Closing,
-    service::{Claim, Owner, Service, Worker, floor::Short},
+    service::{Claim, Owner, Service, Worker, answers, floor::Short},
 };
 
 /// Between two looks at the floor, and at the leases.
@@ -158,12 +158,36 @@ impl Left {
         now.map_or(true, |now| !now.is_disjoint(&worker.control().listeners))
     }
 
+    /// Whether a worker answers. All that were left go on draining while it is asked.
+    async fn answers(&self, held: &Held, worker: &Worker) -> Result<(), String> {
+        let mut asked = self.world.answers(&self.service, worker);
+        loop {
+            tokio::select! {
+                biased;
+                answered = &mut asked => return answered,
+                () = tokio::time::sleep(TICK) => {
+                    for Out { worker, .. } in held.values() {
+                        let _ = self.world.stay(worker, self.lease);
+                    }
+                }
+            }
+        }
+    }
+
     async fn put_back(&self, held: &mut Held, nth: usize, why: &str) {
-        let Some(out) = held.get_mut(&nth) else { return };
-        // Who is up has none of its connections closed.
-        out.closing = None;
-        let worker = &out.worker;
-        if self.same_process(worker).await {
+        let Some(worker) = held.get(&nth).map(|out| Arc::clone(&out.worker)) else { return };
+        let is_same = self.same_process(&worker).await;
+        let answers = if is_same { self.answers(held, &worker).await } else { Ok(()) };
+        // A worker that is up has none of its connections closed.
+        held.entry(nth).and_modify(|out| out.closing = None);
+        let worker = &worker;
+        if let Err(silent) = answers {
+            let silent = answers::stays_out(&silent);
+            let listeners = worker.control().listeners.clone();
+            answers::keep_out(worker, listeners, &silent);
+            self.world.publish(worker, State::Cold);
+            self.enter(worker, Phase::Listening, &format!("{why}; and {silent}"));
+        } else if is_same {
             self.world.publish(worker, State::Up);
             self.enter(worker, Phase::Up, why);
         } else {

@@ -22,7 +22,7 @@ use crate::{
     metrics::Ledger,
     report::Meters,
     service::{
-        Service, Worker, closes,
+        Service, Worker, answers, closes,
         drain::{Drain, DrainError},
         floor::Floor,
         holds::Held,
@@ -70,6 +70,12 @@ pub trait World: Send + Sync {
 
     /// What listens where the worker should: the worker, or a stranger.
     fn listens<'a>(&'a self, service: &'a Service, worker: &'a Worker) -> Pending<'a, io::Result<Listens>>;
+
+    /// Asks a worker whether it still answers; see [`answers`](crate::service::answers).
+    ///
+    /// # Errors
+    /// What it did instead, in words.
+    fn answers<'a>(&'a self, service: &'a Service, worker: &'a Worker) -> Pending<'a, Result<(), String>>;
 
     /// Warms a worker, and asks what it runs.
     fn warm_up<'a>(
@@ -216,6 +222,10 @@ impl World for Host {
 
     fn listens<'a>(&'a self, service: &'a Service, worker: &'a Worker) -> Pending<'a, io::Result<Listens>> {
         Box::pin(identity::look(service, worker))
+    }
+
+    fn answers<'a>(&'a self, service: &'a Service, worker: &'a Worker) -> Pending<'a, Result<(), String>> {
+        Box::pin(answers::answers(service, worker.at))
     }
 
     fn warm_up<'a>(

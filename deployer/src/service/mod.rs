@@ -1,9 +1,11 @@
 //! A service while the daemon runs: its workers, what each goes through, and who may change that.
 
+pub mod answers;
 pub mod boot;
 pub mod callers;
 pub mod drain;
 pub mod floor;
+mod hands;
 pub mod holds;
 pub mod identity;
 pub mod moves;
@@ -13,6 +15,7 @@ pub mod pools;
 pub mod protect;
 pub mod registry;
 pub mod selftest;
+pub mod stopped;
 #[cfg(test)]
 mod tests;
 pub mod unsteered;
@@ -173,6 +176,8 @@ pub struct Control {
     pub listeners: BTreeSet<u64>,
     /// Since when the kernel has it down although the socket is there on which it listened.
     pub doubted: Option<Instant>,
+    /// It listens and has not answered when it was asked: how, in words.
+    pub silent: Option<String>,
     /// How long a warm-up may take, or the time until it is tried again.
     pub patience: Duration,
 }
@@ -212,6 +217,7 @@ impl Worker {
             invalid_version: None,
             listeners: BTreeSet::new(),
             doubted: None,
+            silent: None,
             patience: Duration::ZERO,
         };
         let (moves, history) = (Arc::default(), OnceLock::new());
@@ -243,20 +249,11 @@ impl Worker {
     /// Who owns it already, in words.
     pub fn claim(self: &Arc<Self>, owner: Owner) -> Result<Claim, String> {
         let mut control = self.control();
-        match &control.owner {
-            Owner::Watch => {
-                control.owner = owner;
-                Ok(Claim(Arc::clone(self)))
-            }
-            Owner::Roll(id) => Err(format!("{} is in the hands of roll {id}", self.at)),
-            Owner::Enabling(by) => Err(format!("{} is being enabled, {by} has asked for that", self.at)),
-            Owner::Hand { .. } => Err(format!(
-                "{} is drained by hand; put it back first: deployer enable {} {}",
-                self.at,
-                self.service,
-                self.at.port()
-            )),
+        if let Some(owned) = self.owned(&control.owner) {
+            return Err(owned);
         }
+        control.owner = owner;
+        Ok(Claim(Arc::clone(self)))
     }
 
     /// Notes a phase and logs it, once; returns the phase before.
@@ -407,6 +404,7 @@ pub fn put_up(tables: &Tables, worker: &Worker, listeners: BTreeSet<u64>, reason
         let mut control = worker.control();
         control.listeners = listeners;
         control.doubted = None;
+        control.silent = None;
     }
     let word = tables.publish(worker.index, State::Up, 0);
     worker.enter(Phase::Up, reason);

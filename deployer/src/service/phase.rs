@@ -6,13 +6,13 @@ use crate::api::Phase;
 /// passing a warm-up; `Stranger` only when the stranger has gone, and the worker itself listens, is warmed, or is started.
 const MOVES: &[(Phase, &[Phase])] = &[
     (Phase::Up, &[Phase::Draining, Phase::Down, Phase::Listening, Phase::Stopping]),
-    (Phase::Draining, &[Phase::Drained, Phase::Up, Phase::Down]),
-    (Phase::Drained, &[Phase::Stopping, Phase::Draining, Phase::Up, Phase::Down]),
+    (Phase::Draining, &[Phase::Drained, Phase::Up, Phase::Down, Phase::Listening]),
+    (Phase::Drained, &[Phase::Stopping, Phase::Draining, Phase::Up, Phase::Down, Phase::Listening]),
     (Phase::Stopping, &[Phase::Starting, Phase::Up, Phase::Listening, Phase::Down]),
     (Phase::Starting, &[Phase::Listening]),
     (Phase::Listening, &[Phase::Warming, Phase::Down, Phase::Draining, Phase::Stopping]),
     (Phase::Warming, &[Phase::Up, Phase::Down, Phase::Listening, Phase::Draining, Phase::Stopping]),
-    (Phase::Down, &[Phase::Listening, Phase::Stopping, Phase::Up, Phase::Draining]),
+    (Phase::Down, &[Phase::Listening, Phase::Stopping, Phase::Up, Phase::Draining, Phase::Warming]),
     (Phase::Failed, &[Phase::Drained, Phase::Stopping, Phase::Warming]),
     (Phase::Stranger, &[Phase::Down, Phase::Listening, Phase::Drained, Phase::Stopping]),
 ];

@@ -40,6 +40,7 @@ const SOON: Duration = Duration::from_millis(200);
 /// So long an address stays a stranger's after it was found to be, whatever comes and goes there.
 const STRANGER: Duration = Duration::from_secs(5);
 const BY_ITSELF: &str = "has started by itself";
+const ANSWERS: &str = "answers again, and is warm";
 
 /// Watches for ever; `news` has it look at once.
 pub async fn run((registry, tables, ledger): (Arc<Registry>, Arc<Tables>, Arc<Ledger>), news: Arc<Notify>) {
@@ -216,8 +217,14 @@ fn judge(service: &Service, worker: &Worker, tables: &Tables, word: WorkerWord, 
         _ => {
             // New listeners: a process that has started by itself. Cold first, whatever it was.
             let cold = tables.swap(worker.index, word, State::Cold, worker.quarantine(tables)).ok()?;
-            worker.control().listeners.clone_from(&found);
-            worker.enter(Phase::Listening, BY_ITSELF);
+            let silent = {
+                let mut control = worker.control();
+                control.listeners.clone_from(&found);
+                // Another process may answer.
+                control.silent.take_if(|_| !same);
+                control.silent.clone()
+            };
+            worker.enter(Phase::Listening, silent.as_deref().unwrap_or(BY_ITSELF));
             return Some((cold, found));
         }
     }
@@ -307,7 +314,8 @@ async fn warm_up(
             if matches!(now, Ok(Listens::Worker(now)) if !now.is_disjoint(&listeners))
                 && tables.swap(worker.index, cold, State::Up, 0).is_ok()
             {
-                worker.enter(Phase::Up, "warm after it had started by itself");
+                let was_silent = worker.control().silent.take().is_some();
+                worker.enter(Phase::Up, if was_silent { ANSWERS } else { "warm after it had started by itself" });
                 if worker.control().version.is_none() {
                     ask_version(&service, &worker, ASKED_WITHIN).await;
                 }
@@ -316,7 +324,9 @@ async fn warm_up(
             }
         }
         Err(error) => {
-            worker.enter(Phase::Listening, &format!("stays cold, and is warmed again in 5 s: {error}"));
+            let silent = worker.control().silent.clone();
+            let why = silent.unwrap_or_else(|| format!("stays cold, and is warmed again in 5 s: {error}"));
+            worker.enter(Phase::Listening, &why);
         }
     }
 }

@@ -32,6 +32,14 @@ impl Stream {
     pub(super) fn new(inner: TcpStream, port: Option<OwnPort>) -> Self {
         Self { inner, _port: port }
     }
+
+    /// The daemon's end of it.
+    ///
+    /// # Errors
+    /// When the kernel does not say.
+    pub(crate) fn local_addr(&self) -> io::Result<SocketAddr> {
+        self.inner.local_addr()
+    }
 }
 
 /// Binds a socket that is to connect to `worker`, and tells the programs its port. `None`: no port is free that no other

@@ -6,10 +6,12 @@ use anyhow::{Result, ensure};
 
 use deployer_tests::app::Fault;
 use deployer_tests::daemon::{Daemon, ServiceConfig};
-use deployer_tests::dial::{Caller, Dial, answers};
+use deployer_tests::dial::{Caller, Dial, Server, answers};
+use deployer_tests::process::send;
 use deployer_tests::rig::{Rig, Setup};
 use deployer_tests::sandbox::{Place, Sandbox};
-use deployer_tests::stage::Stage;
+use deployer_tests::stage::{Stage, default_signals};
+use rustix::process::Signal;
 
 const HOST: &str = "127.0.0.1";
 
@@ -117,5 +119,79 @@ fn a_failed_worker_stays_out() -> Result<()> {
     stage.app.set_fault("v2", 8000, None)?;
     stage.roll(&daemon, &["--to", "v2"])?.end()?.must("done", &["4 workers"])?;
     stage.unharmed("a failed worker")?;
+    Ok(())
+}
+
+/// Drained, restarted by hand, enabled: the answer comes when the new process is up, and not before.
+#[test]
+fn a_restart_by_hand_is_waited_for() -> Result<()> {
+    let sandbox = Sandbox::new("byhand")?;
+    let mut rig = two(&sandbox)?;
+    rig.drain(8000)?;
+    rig.servers.remove(0).stop()?;
+    let enabled = std::thread::scope(|scope| {
+        let late = scope.spawn(|| {
+            std::thread::sleep(Duration::from_millis(1200));
+            Server::start(&sandbox, HOST, 8000)
+        });
+        let enabled = rig.verb(&["enable", "web", "8000"]);
+        (enabled, rig.worker(8000), late.join().expect("a thread that starts a server"))
+    });
+    let (enabled, worker, server) = enabled;
+    let ((exit, text), _server) = (enabled?, server?);
+    ensure!(exit == 0 && text.contains("back in rotation"), "exit {exit}: {text}");
+    let worker = worker?;
+    ensure!(worker.phase == "up", "{worker:?}");
+    Ok(())
+}
+
+/// The wait has a limit, which says what was waited for; Ctrl-C ends it before, and the worker comes back all the same.
+#[test]
+fn the_wait_for_a_worker_has_an_end() -> Result<()> {
+    let sandbox = Sandbox::new("waits")?;
+    let mut rig = two(&sandbox)?;
+    rig.drain(8000)?;
+    rig.servers.remove(0).stop()?;
+    let begun = Instant::now();
+    let (exit, text) = rig.verb(&["enable", "web", "8000", "--within", "700ms"])?;
+    eprintln!("{text}");
+    ensure!(
+        exit == 1 && begun.elapsed() > Duration::from_millis(600),
+        "exit {exit} after {:?}: {text}",
+        begun.elapsed()
+    );
+    let said = ["127.0.0.1:8000 is not back in rotation after 0.7 s", "waited for its process to listen", "it is down"];
+    ensure!(said.iter().all(|said| text.contains(said)), "{text}");
+    let mut waits = default_signals(&rig.command(&["enable", "web", "8000"])?).spawn()?;
+    std::thread::sleep(Duration::from_millis(500));
+    ensure!(waits.try_wait()?.is_none(), "it does not wait");
+    send(waits.id(), Signal::INT)?;
+    let begun = Instant::now();
+    ensure!(!waits.wait()?.success() && begun.elapsed() < Duration::from_secs(5), "{:?}", begun.elapsed());
+    rig.start_worker(8000)?;
+    rig.wait_phase(8000, "up")
+}
+
+/// A worker that failed is being enabled when a roll comes to it: the roll waits for that, and restarts it then.
+#[test]
+fn a_roll_takes_over_what_is_being_enabled() -> Result<()> {
+    let sandbox = Sandbox::new("takesover")?;
+    let stage = Stage::new(&sandbox)?;
+    let daemon = stage.daemon(&ServiceConfig { batch: "1".to_owned(), ..ServiceConfig::default() })?;
+    stage.app.set_fault("v2", 8000, Some(Fault::Crash))?;
+    stage.roll(&daemon, &["--to", "v2"])?.end()?.must("failed", &["8000"])?;
+    // It listens 8 s after its start.
+    stage.app.set_fault("v2", 8000, Some(Fault::SlowStart))?;
+    let enabling = daemon.cli_spawn(&["enable", "web", "8000"])?;
+    stage.wait(Duration::from_secs(10), || Ok(stage.supervisor.pid_of(8000)?.is_some()))?;
+    std::thread::sleep(Duration::from_millis(500));
+    stage.app.set_fault("v2", 8000, None)?;
+    let end = stage.roll(&daemon, &["--to", "v2"])?.end()?;
+    eprintln!("{end:?}");
+    end.must("done", &["4 workers"])?;
+    let enabled = enabling.wait_with_output()?;
+    ensure!(enabled.status.success(), "{enabled:?}");
+    stage.only_failed(&[])?;
+    stage.unharmed("a roll that takes over")?;
     Ok(())
 }

@@ -111,7 +111,7 @@ fn a_worker_that_dies_while_it_is_drained() -> Result<()> {
     rig.servers.remove(index).stop()?;
     let steady = caller.start(&[Dial { pause_ms: 2, ..Dial::to(HOST, 8000).times(250) }])?;
     std::thread::sleep(std::time::Duration::from_millis(150));
-    let _ = rig.verb(&["enable", "web", "8000"])?;
+    let _ = rig.verb(&["enable", "web", "8000", "--within", "300ms"])?;
     let seen = steady.finish()?;
     eprintln!("enabled while nothing listens: {:?}", answers(&seen));
     ensure!(answers(&seen) == [(8001, 250)].into(), "{:?}", answers(&seen));

@@ -13,6 +13,8 @@ use crate::{
 
 /// Between two looks whether the floor allows a worker to be taken.
 const LOOK: Duration = Duration::from_millis(50);
+/// How much longer than its warm-up a client's `enable` of a worker may take: its manager starts it first.
+const ENABLED_WITHIN: Duration = Duration::from_secs(30);
 
 impl Wait {
     /// Comes when the wait is over before its time.
@@ -30,8 +32,10 @@ impl Restart {
     /// What came of the worker instead.
     pub(super) async fn turn(&self) -> Result<Claim, Outcome> {
         let Some(wait) = &self.wait else {
+            self.enabled_first(Instant::now() + ENABLED_WITHIN + self.service.config.warm.within).await;
             return self.worker.claim(Owner::Roll(self.record.id.clone())).map_err(Outcome::Kept);
         };
+        self.enabled_first(wait.until).await;
         loop {
             if let Some(claim) = self.left.give(self.nth).await {
                 return Ok(claim);
@@ -47,6 +51,13 @@ impl Restart {
             if is_over {
                 return Err(Outcome::Left(wait.why.clone()));
             }
+        }
+    }
+
+    /// Waits until no client has the worker started and warmed any more (`deployer enable`): the roll then takes it over.
+    async fn enabled_first(&self, until: Instant) {
+        while self.worker.control().is_being_enabled() && Instant::now() < until {
+            tokio::time::sleep(LOOK).await;
         }
     }
 

@@ -306,6 +306,10 @@ impl World for Sim {
         Box::pin(async move { Ok(listens) })
     }
 
+    fn answers<'a>(&'a self, _: &'a Service, _: &'a Worker) -> Pending<'a, Result<(), String>> {
+        Box::pin(async { Ok(()) })
+    }
+
     fn warm_up<'a>(
         &'a self,
         _: &'a Service,
