@@ -2,6 +2,7 @@
 //! times a second, and touches only workers that no roll and no operator holds.
 
 mod found;
+mod waits;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -129,6 +130,7 @@ async fn tick(
                 let (service, worker) = (Arc::clone(service), Arc::clone(worker));
                 tokio::spawn(warm_up(service, worker, Arc::clone(tables), Arc::clone(ledger), cold));
             }
+            waits::tell(service, worker);
             if worker.seen().ask(&found) {
                 due.insert(worker.index, found);
             }

@@ -239,6 +239,13 @@ impl ProcessManager for Builtin {
         })
     }
 
+    fn waits_for(&self, at: SocketAddr) -> Option<String> {
+        let worker = self.workers.lock().unwrap_or_else(PoisonError::into_inner).get(&at).cloned()?;
+        let by = worker.blocked_by()?;
+        let name = self.name(at);
+        Some(format!("the built-in manager starts {name} as soon as {at} is free, where {by} listens"))
+    }
+
     fn user(&self) -> Option<u32> {
         users::number(self.config.user.as_deref()?)
     }

@@ -230,6 +230,11 @@ pub trait ProcessManager: Send + Sync {
     /// What the process does now.
     fn status(&self, worker: SocketAddr) -> Pending<'_, Result<ProcessStatus, ManagerError>>;
 
+    /// What a start of the worker waits for, where the manager has put one off, in words; known without asking any process.
+    fn waits_for(&self, _worker: SocketAddr) -> Option<String> {
+        None
+    }
+
     /// What it has started for a worker, as of now. By default the process that [`Self::status`] names.
     fn started(&self, worker: SocketAddr) -> Pending<'_, Result<Started, ManagerError>> {
         Box::pin(async move {

@@ -2,6 +2,8 @@
 //! hand is logged as the roll's.
 
 use std::{
+    io,
+    net::SocketAddr,
     sync::{Arc, Weak},
     time::Duration,
 };
@@ -13,10 +15,19 @@ use super::{
     process::Process,
     worker::{State, Worker},
 };
-use crate::service::{blocking, listeners};
+use crate::{
+    kernel::{diag, procs},
+    service::{
+        blocking,
+        identity::{takers, who},
+        listeners,
+    },
+};
 
 /// Between two looks at the size of a log.
 const LOG: Duration = Duration::from_secs(5);
+/// Between two looks whether the address of a worker is free by now.
+const PORT: Duration = Duration::from_millis(100);
 
 /// For as long as a manager names the worker.
 pub(super) async fn tend(worker: Weak<Worker>) {
@@ -41,6 +52,13 @@ pub(super) async fn tend(worker: Weak<Worker>) {
             },
             State::Waiting(until) => tokio::select! {
                 () = tokio::time::sleep_until(Instant::from_std(until)) => {
+                    let Some(worker) = worker.upgrade() else { return };
+                    again(&worker).instrument(worker.span()).await;
+                }
+                () = changed.notified() => {}
+            },
+            State::Blocked(_) => tokio::select! {
+                () = tokio::time::sleep(PORT) => {
                     let Some(worker) = worker.upgrade() else { return };
                     again(&worker).instrument(worker.span()).await;
                 }
@@ -75,26 +93,84 @@ async fn rotate(worker: &Worker) {
     }
 }
 
-/// Its time has come.
+/// Its time has come, or its address may be free.
 async fn again(worker: &Worker) {
     let _turn = worker.turn.lock().await;
     let (state, failures) = {
         let view = worker.view();
         (view.state.clone(), view.failures)
     };
-    if !matches!(state, State::Waiting(until) if until <= std::time::Instant::now()) {
-        return;
-    }
-    // Not in its cgroup, or what is left there holds its port.
-    if matches!(worker.place.is_populated(), Ok(false))
-        && listeners(worker.at).await.is_ok_and(|found| !found.is_empty())
-    {
-        warn!(worker = worker.name(), at = %worker.at, "not started: somebody else listens at its address");
-        worker.again(failures + 1, format!("a process of somebody else listens at {}", worker.at));
+    let is_due = match state {
+        State::Waiting(until) => until <= std::time::Instant::now(),
+        State::Blocked(_) => true,
+        State::Unknown | State::Stopped | State::Running(_) | State::Failed => false,
+    };
+    if !is_due || blocked(worker).await {
         return;
     }
     if let Err(trouble) = worker.launch().await {
         warn!(worker = worker.name(), %trouble, "cannot be started; trying again");
         worker.again(failures + 1, trouble.to_string());
+    }
+}
+
+/// Whether a process that is not in the worker's cgroup listens at its address: the former manager's, most likely. That is no
+/// failed start: the worker is started as soon as the address is free.
+async fn blocked(worker: &Worker) -> bool {
+    // What is left in its own cgroup is ended by the start.
+    if !matches!(worker.place.is_populated(), Ok(false))
+        || listeners(worker.at).await.is_ok_and(|found| found.is_empty())
+    {
+        return false;
+    }
+    // /proc is read once for each process that is in the way.
+    let known = worker.blocked_by();
+    let at = worker.at;
+    let Ok(by) = blocking(move || holder(at, known)).await else { return false };
+    let Some(by) = by else { return false };
+    let was = worker.blocked_by();
+    if was.as_ref() != Some(&by) {
+        warn!(worker = worker.name(), at = %worker.at, by, "not started yet: its address is not free; waiting for it");
+    }
+    worker.block(by);
+    true
+}
+
+/// The process that listens at an address, in words; `None`: nothing does.
+fn holder(at: SocketAddr, known: Option<String>) -> io::Result<Option<String>> {
+    let found = diag::sockets(diag::states::LISTEN, Some(at.port()))?;
+    let takers = takers(&found, at);
+    let Some(first) = takers.first() else { return Ok(None) };
+    // Its process ends first, and its socket is closed then: as long as the one is there, so is the other.
+    if let Some(known) = known.filter(|known| pid_in(known).is_some_and(procs::exists)) {
+        return Ok(Some(known));
+    }
+    Ok(Some(who(first, &procs::holding(&[first.inode].into()))))
+}
+
+/// From "python3 (pid 4711, user www-data)".
+fn pid_in(words: &str) -> Option<u32> {
+    words.split_once("(pid ")?.1.split(',').next()?.parse().ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_process_is_known_by_its_number() {
+        assert_eq!(pid_in("python3 (pid 4711, user www-data)"), Some(4711));
+        assert_eq!(pid_in("a process that cannot be seen (user root)"), None);
+    }
+
+    #[test]
+    fn the_process_that_listens_is_named() {
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let at = listener.local_addr().unwrap();
+        let by = holder(at, None).unwrap().unwrap();
+        assert_eq!(pid_in(&by), Some(std::process::id()), "{by}");
+        assert_eq!(holder(at, Some("x (pid 4294967295, user y)".to_owned())).unwrap().unwrap(), by);
+        drop(listener);
+        assert_eq!(holder(at, None).unwrap(), None);
     }
 }

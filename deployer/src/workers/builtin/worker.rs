@@ -68,6 +68,8 @@ pub(super) enum State {
     Running(Arc<Process>),
     /// To be started at this time.
     Waiting(Instant),
+    /// To be started as soon as its address is free; the process that listens there, in words.
+    Blocked(String),
     /// Was asked to start, and could not be started.
     Failed,
 }
@@ -327,10 +329,27 @@ impl Worker {
                 let last = if view.last.is_empty() { String::new() } else { format!("{}; ", view.last) };
                 (phase, format!("{last}start {} in {}", view.failures + 1, shown(left)))
             }
+            State::Blocked(by) => {
+                (ProcessPhase::Starting, format!("waits for {} to be free: {by} listens there", self.at))
+            }
             State::Failed => (ProcessPhase::Failed, view.last.clone()),
+            State::Stopped if self.place.is_marked() => (ProcessPhase::Stopped, "on request".to_owned()),
             State::Stopped | State::Unknown => (ProcessPhase::Stopped, view.last.clone()),
         };
         Ok(ProcessStatus { phase: view.doing.unwrap_or(phase), pid, detail })
+    }
+
+    /// Takes note that its address is not free; looked at again soon.
+    pub(super) fn block(&self, by: String) {
+        self.view().state = State::Blocked(by);
+    }
+
+    /// The process that keeps it from being started, since it listens at the worker's address, in words.
+    pub(super) fn blocked_by(&self) -> Option<String> {
+        match &self.view().state {
+            State::Blocked(by) => Some(by.clone()),
+            _ => None,
+        }
     }
 
     fn cgroup_trouble(&self, error: io::Error) -> Trouble {
