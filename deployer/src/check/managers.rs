@@ -1,16 +1,12 @@
 //! What the services' managers need: supervisord's socket, a cgroup to make others in, accounts, programs.
 
-use std::{
-    env, fs,
-    os::unix::fs::FileTypeExt,
-    path::{Path, PathBuf},
-};
+use std::{fs, os::unix::fs::FileTypeExt, path::Path};
 
 use rustix::fs::{Access, access};
 
-use super::Finding;
+use super::{Finding, Level, blocked, names, programs};
 use crate::{
-    config::{Builtin, Command, Config, Manager},
+    config::{Builtin, Config, Manager},
     kernel::cgroup,
     workers::check_accounts,
 };
@@ -24,12 +20,21 @@ pub(super) fn findings(config: &Config) -> Vec<Finding> {
         match &service.manager {
             Manager::Supervisord { socket, .. } => found.push(socket_of(what, "supervisord", socket, SUPERVISORD)),
             Manager::Systemd { bus, .. } => found.push(systemd(what, bus.as_deref().unwrap_or(SYSTEM_BUS))),
-            Manager::Builtin(builtin) => found.extend(self::builtin(&what, builtin, &root, attached)),
+            Manager::Builtin(builtin) => {
+                found.extend(self::builtin(&what, builtin, &root, attached));
+                found.push(programs::of_worker(format!("{what}.command"), service, builtin));
+                found.extend(blocked::findings(&what, service, &root.join(&builtin.cgroup)));
+            }
             Manager::Exec(exec) => {
                 let commands = [("start", &exec.start), ("stop", &exec.stop), ("status", &exec.status)];
-                found.extend(commands.map(|(key, command)| program(format!("{what}.{key}"), command)));
+                found.extend(
+                    commands.map(|(key, command)| programs::of_manager(format!("{what}.{key}"), service, command)),
+                );
             }
         }
+        // Asked only where it can be reached.
+        let is_there = found.last().is_some_and(|last| last.level == Level::Ok);
+        found.extend(Some(service).filter(|_| is_there).and_then(names::finding));
     }
     found
 }
@@ -63,7 +68,7 @@ fn socket_of(what: String, whose: &str, socket: &Path, fix: &str) -> Finding {
     }
 }
 
-fn builtin(what: &str, builtin: &Builtin, root: &Path, attached: &Path) -> [Finding; 4] {
+fn builtin(what: &str, builtin: &Builtin, root: &Path, attached: &Path) -> [Finding; 3] {
     let accounts = format!("{what}.user");
     let accounts = match check_accounts(builtin) {
         Ok(()) => Finding::ok(accounts, builtin.user.as_deref().unwrap_or("the daemon's")),
@@ -76,8 +81,7 @@ fn builtin(what: &str, builtin: &Builtin, root: &Path, attached: &Path) -> [Find
         Ok(_) => Finding::warn(directory, format!("{shown} is no directory; no worker can be started")),
         Err(error) => Finding::warn(directory, format!("{shown}: {error}; no worker can be started until it is there")),
     };
-    let command = program(format!("{what}.command"), &builtin.command);
-    [cgroup_above(format!("{what}.cgroup"), &root.join(&builtin.cgroup), attached), accounts, directory, command]
+    [cgroup_above(format!("{what}.cgroup"), &root.join(&builtin.cgroup), attached), accounts, directory]
 }
 
 /// The directory in which the workers' cgroups are made, itself made when it is needed.
@@ -104,31 +108,11 @@ fn cgroup_above(what: String, path: &Path, attached: &Path) -> Finding {
     Finding::ok(what, format!("the workers' cgroups are made in {shown}"))
 }
 
-/// A release that is not there yet may bring it.
-fn program(what: String, command: &Command) -> Finding {
-    let program = command.argv.first().map(String::as_str).unwrap_or_default();
-    if program.contains('{') {
-        return Finding::ok(what, format!("{program} depends on the worker"));
-    }
-    let path = if program.contains('/') { Some(PathBuf::from(program)) } else { in_path(program) };
-    match path {
-        None => Finding::warn(what, format!("there is no {program} in PATH")).fix("write", "its whole path"),
-        Some(path) => match access(&path, Access::EXEC_OK) {
-            Ok(()) => Finding::ok(what, format!("{} is there", path.display())),
-            Err(error) => Finding::warn(what, format!("{}: {error}; it cannot be run", path.display())),
-        },
-    }
-}
-
-fn in_path(program: &str) -> Option<PathBuf> {
-    env::split_paths(&env::var_os("PATH")?).map(|directory| directory.join(program)).find(|path| path.is_file())
-}
-
 #[cfg(test)]
 mod tests {
     use std::{error::Error, os::unix::net::UnixListener};
 
-    use super::{super::Level, *};
+    use super::*;
 
     #[test]
     fn a_supervisord_s_socket_must_be_one() -> Result<(), Box<dyn Error>> {
@@ -158,13 +142,13 @@ mod tests {
         let root = tempfile::tempdir()?;
         let root = root.path();
         let fine = "command = [\"/bin/sh\"]";
-        assert_eq!(levels(fine, root)?, [Level::Fail, Level::Ok, Level::Ok, Level::Ok], "no cgroup2");
+        assert_eq!(levels(fine, root)?, [Level::Fail, Level::Ok, Level::Ok], "no cgroup2");
         fs::write(root.join("cgroup.procs"), "")?;
-        assert_eq!(levels(fine, root)?, [Level::Ok; 4]);
+        assert_eq!(levels(fine, root)?, [Level::Ok; 3]);
         let outside = format!("{fine}, cgroup = {:?}", Path::new("/nonexistent/x"));
         assert_eq!(levels(&outside, root)?[0], Level::Fail);
         let wrong = "command = [\"nonexistent-program\"], user = \"nobody-has-it\", directory = \"/nonexistent\"";
-        assert_eq!(levels(wrong, root)?[1..], [Level::Fail, Level::Warn, Level::Warn]);
+        assert_eq!(levels(wrong, root)?[1..], [Level::Fail, Level::Warn]);
         Ok(())
     }
 }

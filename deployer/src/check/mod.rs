@@ -1,15 +1,18 @@
 //! `deployer check`: is this host fit? Looks at the kernel, at privileges, and at what a configuration names; changes
 //! nothing.
 
+mod blocked;
 mod cgroups;
 mod kernel;
 mod managers;
 mod metrics;
+mod names;
 mod nat;
 mod paths;
 mod pins;
 mod ports;
 mod privileges;
+mod programs;
 mod running;
 
 use std::{

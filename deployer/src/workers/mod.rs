@@ -257,7 +257,7 @@ pub fn uid_of(user: &str) -> Option<u32> {
 }
 
 /// Puts a worker's facts in place of their names: `{port}`, `{address}`, `{service}`.
-fn filled(text: &str, service: &str, at: SocketAddr) -> String {
+pub(crate) fn filled(text: &str, service: &str, at: SocketAddr) -> String {
     text.replace("{port}", &at.port().to_string())
         .replace("{address}", &at.ip().to_string())
         .replace("{service}", service)

@@ -3,6 +3,7 @@
 
 mod bad_api;
 mod bad_config;
+mod check;
 mod interrupt;
 mod refused;
 

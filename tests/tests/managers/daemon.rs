@@ -16,9 +16,9 @@ use deployer_tests::{
     journal::Journal,
     load::{Load, LoadHandle},
     nginx::{Nginx, Upstream},
-    process::send,
+    process::{Process, send},
     sandbox::{Place, Sandbox},
-    stage::default_signals,
+    stage::{Stage, default_signals},
 };
 use rustix::process::Signal;
 
@@ -181,4 +181,101 @@ fn a_release_that_ends_at_once() -> Result<()> {
     ensure!(enabled.status.success(), "{enabled:?}");
     all_up(&sandbox)?;
     built.unharmed("a release that ends at once")
+}
+
+/// Stopped on request under a daemon whose state is lost since: the next one says why the worker is down, and `enable` starts
+/// it.
+#[test]
+fn a_stop_that_only_its_mark_remembers() -> Result<()> {
+    let sandbox = Sandbox::new("marked")?;
+    let mut built = Built::new(&sandbox)?;
+    ensure!(built.daemon.stop()?.success(), "{}", built.daemon.log());
+    let cgroup = sandbox.cgroup(Place::Workers).join("web/8000");
+    fs::create_dir(cgroup.with_extension("stopped"))?;
+    fs::write(cgroup.join("cgroup.kill"), "1")?;
+    fs::remove_dir_all(sandbox.state())?;
+    built.daemon = Daemon::start(&sandbox, &config(&sandbox, &built.app))?;
+    let worker = || Ok::<_, anyhow::Error>(Api::of(&sandbox).workers()?.remove(&8000).context("8000")?);
+    let begun = Instant::now();
+    let reason = loop {
+        let reason = worker()?["reason"].as_str().unwrap_or_default().to_owned();
+        if !reason.is_empty() || begun.elapsed() > SOON / 4 {
+            break reason;
+        }
+        sleep(Duration::from_millis(20));
+    };
+    eprintln!("{reason}");
+    ensure!(
+        reason.contains("web/8000 is stopped (on request)") && reason.contains("deployer enable web 8000"),
+        "{reason}"
+    );
+    let enabled = built.daemon.cli(&["enable", "web", "8000"])?;
+    ensure!(enabled.status.success(), "{enabled:?}");
+    all_up(&sandbox)
+}
+
+/// The workers' addresses are still held by the processes of a former manager. The built-in manager waits for each address,
+/// says so, and starts its worker as soon as the address is free; its back-off, of a minute here, plays no part.
+#[test]
+fn a_former_manager_s_processes_are_waited_for() -> Result<()> {
+    let sandbox = Sandbox::new("former")?;
+    let app = App::new(&sandbox, &["v1"])?;
+    let former = |port: u16| {
+        let mut command = sandbox.command(Place::Callers, "/usr/bin/python3");
+        command.args(["-sE", &app.worker().display().to_string(), &format!("--port={port}")]);
+        command.env("APP_DIR", app.dir()).env("IMPORT_SECONDS", "0.1").env("COLD_SECONDS", "0.01");
+        Process::start("a former worker", command, &sandbox.dir().join(format!("former-{port}.log")))
+    };
+    let mut former: Vec<_> = PORTS.map(former).collect::<Result<_>>()?;
+    let listens = |port: u16| {
+        let connected = sandbox.in_netns(|| std::net::TcpStream::connect(("127.0.0.1", port)).is_ok());
+        connected.unwrap_or(false)
+    };
+    let begun = Instant::now();
+    while !PORTS.clone().all(listens) {
+        ensure!(begun.elapsed() < SOON, "{}", former[0].log());
+        sleep(Duration::from_millis(20));
+    }
+    let text = config(&sandbox, &app).replace("first = \"200ms\", most = \"1s\"", "first = \"60s\", most = \"60s\"");
+    let daemon = Daemon::start(&sandbox, &text)?;
+    sleep(Duration::from_millis(500));
+    let check = daemon.cli(&["check", "--config", &Daemon::config_of(&sandbox).display().to_string()])?;
+    let check = String::from_utf8_lossy(&check.stdout).into_owned();
+    let who = format!("python3 (pid {}", former[0].pid());
+    let found = |line: &&str| line.contains("service.web.manager, 127.0.0.1:8000: ") && line.contains(&who);
+    ensure!(check.lines().any(|line| found(&line) && line.contains("as soon as the address is free")), "{check}");
+    let reason = Api::of(&sandbox).workers()?[&8000]["reason"].to_string();
+    ensure!(reason.contains(&who), "{reason}");
+    former.iter_mut().try_for_each(|process| process.kill().map(drop))?;
+    let free = Instant::now();
+    all_up(&sandbox).with_context(|| daemon.log())?;
+    eprintln!("up {:.1?} after the addresses were free; before: {reason}", free.elapsed());
+    Ok(())
+}
+
+/// A reload to the built-in manager, while processes that were up already serve: they go on, and the status and the events
+/// say what their end is waited for.
+#[test]
+fn a_reload_to_the_built_in_manager() -> Result<()> {
+    let sandbox = Sandbox::new("moved")?;
+    let stage = Stage::new(&sandbox)?;
+    let daemon = stage.daemon(&ServiceConfig::default())?;
+    let pid = stage.supervisor.pid_of(8000)?.context("8000 runs")?;
+    let built_in =
+        config(&sandbox, &stage.app).replace("first = \"200ms\", most = \"1s\"", "first = \"60s\", most = \"60s\"");
+    stage.reload(&daemon, &built_in)?;
+    let waits =
+        format!("the built-in manager starts web/8000 as soon as 127.0.0.1:8000 is free, where python3 (pid {pid}, ");
+    let worker = || Ok::<_, anyhow::Error>(stage.api().workers()?.remove(&8000).context("8000")?);
+    stage.wait(Duration::from_secs(5), || {
+        let worker = worker()?;
+        Ok(worker["phase"] == "up" && worker["reason"].as_str().is_some_and(|reason| reason.contains(&waits)))
+    })?;
+    let events = daemon.cli(&["events", "--json"])?;
+    ensure!(String::from_utf8_lossy(&events.stdout).contains(&waits), "no event says it");
+    stage.supervisor.ctl(&["stop", "web:*"])?;
+    stage.all_up()?;
+    let worker = worker()?;
+    ensure!(!worker["reason"].to_string().contains("as soon as"), "{worker}");
+    Ok(())
 }

@@ -3,6 +3,7 @@
 use std::time::Instant;
 
 use anyhow::{Result, ensure};
+use deployer_tests::daemon::Daemon;
 use deployer_tests::process::send;
 use deployer_tests::sandbox::Sandbox;
 use deployer_tests::systemd::unit;
@@ -26,6 +27,11 @@ fn units_that_are_not_there() -> Result<()> {
     let sandbox = Sandbox::new("sdnone")?;
     let settings = Settings { unit: "wab@{port}.service", ..Settings::default() };
     let scene = Scene::new(&sandbox, &settings)?;
+    // A look at the host finds it before a roll does.
+    let check = scene.daemon.cli(&["check", "--config", &Daemon::config_of(&sandbox).display().to_string()])?;
+    let check = String::from_utf8_lossy(&check.stdout).into_owned();
+    let line = check.lines().find(|line| line.contains(" service.web.manager.unit: ")).unwrap_or_default();
+    ensure!(line.starts_with("FAIL ") && line.contains("wab@8000.service: there is no such unit"), "{check}");
     refused(&scene, &["systemd refused", "wab@8000.service: there is no such unit", "manager.unit", "wab@8003"])?;
     scene.systemd.unit_file("wab@.service", Some("[Unit]\nDefaultDependencies=no\n[Service]\nType=simple\n"))?;
     refused(&scene, &["wab@8000.service: its file is wrong", "systemd-analyze verify"])?;
