@@ -1,12 +1,12 @@
 //! What the services' managers need: supervisord's socket, a cgroup to make others in, accounts, programs.
 
-use std::{fs, os::unix::fs::FileTypeExt, path::Path};
+use std::{collections::BTreeSet, fs, os::unix::fs::FileTypeExt, path::Path};
 
 use rustix::fs::{Access, access};
 
 use super::{Finding, Level, blocked, names, programs};
 use crate::{
-    config::{Builtin, Config, Manager},
+    config::{Builtin, Config, Manager, Service, filled},
     kernel::cgroup,
     workers::check_accounts,
 };
@@ -21,7 +21,7 @@ pub(super) fn findings(config: &Config) -> Vec<Finding> {
             Manager::Supervisord { socket, .. } => found.push(socket_of(what, "supervisord", socket, SUPERVISORD)),
             Manager::Systemd { bus, .. } => found.push(systemd(what, bus.as_deref().unwrap_or(SYSTEM_BUS))),
             Manager::Builtin(builtin) => {
-                found.extend(self::builtin(&what, builtin, &root, attached));
+                found.extend(self::builtin(&what, service, builtin, &root, attached));
                 found.push(programs::of_worker(format!("{what}.command"), service, builtin));
                 found.extend(blocked::findings(&what, service, &root.join(&builtin.cgroup)));
             }
@@ -68,20 +68,33 @@ fn socket_of(what: String, whose: &str, socket: &Path, fix: &str) -> Finding {
     }
 }
 
-fn builtin(what: &str, builtin: &Builtin, root: &Path, attached: &Path) -> [Finding; 3] {
+fn builtin(what: &str, service: &Service, builtin: &Builtin, root: &Path, attached: &Path) -> [Finding; 3] {
     let accounts = format!("{what}.user");
     let accounts = match check_accounts(builtin) {
         Ok(()) => Finding::ok(accounts, builtin.user.as_deref().unwrap_or("the daemon's")),
         Err(why) => Finding::fail(accounts, why),
     };
-    let directory = format!("{what}.directory");
-    let shown = builtin.directory.display();
-    let directory = match fs::metadata(&builtin.directory) {
-        Ok(meta) if meta.is_dir() => Finding::ok(directory, format!("{shown} is there")),
-        Ok(_) => Finding::warn(directory, format!("{shown} is no directory; no worker can be started")),
-        Err(error) => Finding::warn(directory, format!("{shown}: {error}; no worker can be started until it is there")),
-    };
+    let directory = directory(format!("{what}.directory"), service, builtin);
     [cgroup_above(format!("{what}.cgroup"), &root.join(&builtin.cgroup), attached), accounts, directory]
+}
+
+/// The directories that the workers are started in: the first that is none.
+fn directory(what: String, service: &Service, builtin: &Builtin) -> Finding {
+    let text = builtin.directory.to_string_lossy();
+    let each = service.members().map(|at| filled(&text, &service.name, at));
+    // What a pool is told is known when it is started.
+    let known: BTreeSet<_> = each.filter(|path| !path.contains('{')).collect();
+    let wrong = known.iter().find_map(|path| match fs::metadata(path) {
+        Ok(meta) if meta.is_dir() => None,
+        Ok(_) => Some(format!("{path} is no directory; no worker can be started in it")),
+        Err(error) => Some(format!("{path}: {error}; no worker can be started in it until it is there")),
+    });
+    match (wrong, known.len()) {
+        (Some(wrong), _) => Finding::warn(what, wrong),
+        (None, 0) => Finding::ok(what, format!("{text} depends on what the pool is told")),
+        (None, 1) => Finding::ok(what, format!("{} is there", known.into_iter().next().unwrap_or_default())),
+        (None, count) => Finding::ok(what, format!("{count} directories {text} are there")),
+    }
 }
 
 /// The directory in which the workers' cgroups are made, itself made when it is needed.
@@ -134,7 +147,7 @@ mod tests {
         let config = Config::parse(Path::new("test.toml"), &text)?;
         let service = config.services.values().next().ok_or("no service")?;
         let Manager::Builtin(config) = &service.manager else { return Err("another manager".into()) };
-        Ok(builtin("manager", config, root, root).map(|finding| finding.level).into())
+        Ok(builtin("manager", service, config, root, root).map(|finding| finding.level).into())
     }
 
     #[test]
@@ -147,6 +160,10 @@ mod tests {
         assert_eq!(levels(fine, root)?, [Level::Ok; 3]);
         let outside = format!("{fine}, cgroup = {:?}", Path::new("/nonexistent/x"));
         assert_eq!(levels(&outside, root)?[0], Level::Fail);
+        let each = format!("{fine}, directory = {:?}", root.join("{port}"));
+        assert_eq!(levels(&each, root)?[2], Level::Warn);
+        fs::create_dir(root.join("8000"))?;
+        assert_eq!(levels(&each, root)?[2], Level::Ok);
         let wrong = "command = [\"nonexistent-program\"], user = \"nobody-has-it\", directory = \"/nonexistent\"";
         assert_eq!(levels(wrong, root)?[1..], [Level::Fail, Level::Warn]);
         Ok(())

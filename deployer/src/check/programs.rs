@@ -10,9 +10,8 @@ use rustix::fs::{Access, access};
 
 use super::Finding;
 use crate::{
-    config::{Builtin, Command, Service},
+    config::{Builtin, Command, Service, filled},
     launch::account::PATH,
-    workers::filled,
 };
 
 /// Longest first line of a script that the kernel reads (`BINPRM_BUF_SIZE`, include/uapi/linux/binfmts.h).

@@ -1,17 +1,21 @@
 //! From the file as written to the checked types: the tables, and what must hold between them.
 
-use std::{collections::BTreeMap, net::Ipv4Addr, ops::RangeInclusive, path::Path, path::PathBuf, time::Duration};
+use std::{
+    collections::BTreeMap, net::Ipv4Addr, ops::RangeInclusive, path::Path, path::PathBuf, time::Duration,
+};
 
 use deployer_common::lanes::LANE_NET;
 use toml::de::DeTable;
 
 use super::{
-    Config, ConfigError, DEFAULT_PINS, Daemon, Fleet, Kernel, Manager, Metrics, Mode, OnStart, Service,
+    Config, ConfigError, DEFAULT_PINS, Daemon, Fleet, Gate, Kernel, Manager, Metrics, Mode, OnStart, Request, Service,
     deploy::{self, Around},
     drain,
     error::Report,
     fleet, http, limits, manager,
+    names::{self, Names},
     paths::{self, Mounts},
+    placeholders,
     ports::{self, Claims, Named},
     raw::{Table, Value, quoted},
     roll,
@@ -48,6 +52,7 @@ fn file(mut root: Table<'_>, mounts: &Mounts) -> Option<Config> {
     let state = daemon.as_ref().and_then(|(daemon, _)| Some(daemon.as_ref()?.state.clone())).unwrap_or_default();
     let default = Defaults { mode, state: &state, mounts };
     let services = root.section("service").and_then(|table| services(&table, &default, claims));
+    placeholders::check(&root);
     root.done();
     Some(Config { daemon: daemon?.0?, kernel: kernel?, metrics: metrics?, fleet: fleet?, services: services? })
 }
@@ -115,20 +120,27 @@ fn services<'a>(
         return table.refuse("names no service; write a table [service.NAME] with workers and manager");
     }
     let mut services = Vec::new();
+    let mut names = Names::default();
     for (name, value) in entries {
-        services.push(service(name, &value, default, &mut claims));
+        services.push(service(name, &value, default, &mut claims, &mut names));
     }
     claims.check();
+    names.check();
     let services: Option<Vec<_>> = services.into_iter().collect();
     Some(services?.into_iter().map(|service| (service.name.clone(), service)).collect())
 }
 
-fn service<'a>(name: &str, value: &Value<'a>, default: &Defaults<'_>, claims: &mut Claims<'a>) -> Option<Service> {
+fn service<'a>(
+    name: &str,
+    value: &Value<'a>,
+    default: &Defaults<'_>,
+    claims: &mut Claims<'a>,
+    names: &mut Names<'a>,
+) -> Option<Service> {
     let name = service_name(name, value);
     let mut table = value.table()?;
     let (workers, spares) = members(&mut table, claims);
     let (count, spare) = (workers.as_ref().map(Vec::len), spares.as_ref().map(Vec::len));
-    let pools = table.has("deploy");
     let (mode, address) = mode_and_address(&mut table, default.mode);
     if let Some(Some((address, value))) = &address {
         claims.service(*address, value.clone());
@@ -138,7 +150,7 @@ fn service<'a>(name: &str, value: &Value<'a>, default: &Defaults<'_>, claims: &m
     let callers = table.or("callers", Vec::new(), |value| paths::callers(value, default.mounts));
     let example = "manager = { supervisord = \"/run/supervisor.sock\", program = \"web:web_{port}\" }";
     let manager = table.need("manager", example, |value| {
-        manager::manager(value, count.map(|count| count + spare.unwrap_or(0)), pools)
+        Some((manager::manager(value, count.map(|count| count + spare.unwrap_or(0)))?, value.clone()))
     });
     let protect = table.or("protect", false, Value::boolean);
     let drain = table.section("drain").and_then(drain::drain);
@@ -169,18 +181,31 @@ fn service<'a>(name: &str, value: &Value<'a>, default: &Defaults<'_>, claims: &m
         ports::one_family(&first.chain(second).cloned().collect::<Vec<_>>());
     }
     let workers: Vec<_> = workers?.into_iter().map(|(worker, _)| worker).collect();
-    let mut manager = manager?;
+    let spares: Vec<_> = spares?.into_iter().map(|(spare, _)| spare).collect();
+    let (mut manager, value) = manager?;
+    let second = deploy.as_ref().map(|deploy| deploy.second.as_slice()).unwrap_or_default();
+    let all: Vec<_> = [&workers, &spares, second].concat();
+    let name = name?;
+    manager::of_service(&mut manager, &value, &name, &all);
+    names.enter(&value, &names::Named { service: &name, manager: &manager, workers: &all });
+    let for_it = |request: &mut Request| *request = request.of(&name);
+    let (mut warm, mut version, mut deploy) = (warm?, version?, deploy);
+    warm.requests.iter_mut().for_each(for_it);
+    version.iter_mut().for_each(|version| for_it(&mut version.request));
+    if let Some(Gate::Request(request)) = deploy.as_mut().and_then(|deploy| deploy.gate.as_mut()) {
+        for_it(request);
+    }
     if let (Manager::Builtin(builtin), Some(deploy)) = (&mut manager, &deploy) {
         let pools = [&workers, &deploy.second].into_iter().zip(&deploy.files);
         builtin.told = pools.flat_map(|(pool, file)| pool.iter().map(|at| (*at, file.clone()))).collect();
     }
     Some(Service {
-        name: name?,
+        name,
         mode: mode?,
         address: address?.map(|(address, _)| address),
         publish: publish?,
         workers,
-        spares: spares?.into_iter().map(|(spare, _)| spare).collect(),
+        spares,
         callers: callers?,
         manager,
         protect: protect?,
@@ -188,8 +213,8 @@ fn service<'a>(name: &str, value: &Value<'a>, default: &Defaults<'_>, claims: &m
         drain: drain?,
         roll: roll?,
         deploy,
-        warm: warm?,
-        version: version?,
+        warm,
+        version,
     })
 }
 

@@ -12,12 +12,10 @@ use super::{
     manager::account,
     paths::{self, Mounts},
     ports::{self, Named},
-    raw::{Value, quoted},
+    raw::{self, Value, quoted},
     roll,
 };
 
-/// What `prepare` and a gate's command may name.
-const PLACEHOLDERS: &[&str] = &["version", "service", "pool", "lane"];
 const EXAMPLE: &str = "[\"/srv/bin/prepare\", \"{version}\", \"{pool}\"]";
 const BAKE: RangeInclusive<Duration> = Duration::from_secs(1)..=Duration::from_hours(7 * 24);
 const GATE_EVERY: RangeInclusive<Duration> = Duration::from_secs(1)..=Duration::from_hours(1);
@@ -40,11 +38,11 @@ pub(super) fn deploy<'b>(value: &Value<'b>, around: &Around<'_, 'b>, mounts: &Mo
     let lanes = table.or("lanes", 16, |value| value.number(3..=255).and_then(|lanes| u8::try_from(lanes).ok()));
     let preview = table.or("preview", Vec::new(), |value| paths::callers(value, mounts));
     let user = table.maybe("user", account);
-    let prepare = table.maybe("prepare", |value| command(value, EXAMPLE, PLACEHOLDERS));
+    let prepare = table.maybe("prepare", |value| command(value, EXAMPLE));
     let gate = table.maybe("gate", gate);
     let within = table.or("within", Duration::from_secs(60), |value| value.duration(UP_TO_AN_HOUR));
-    let gate_every = table.or("gate_every", Duration::from_secs(10), |value| value.duration(GATE_EVERY));
     let bake = table.or("bake", Duration::from_mins(10), |value| value.duration(BAKE));
+    let gate_every = table.or("gate_every", Duration::from_secs(10), |value| gate_every(value, bake));
     let batch = table.or("batch", Batch::Percent(25), roll::batch);
     let max_crashes = table.or("max_crashes", 0, |value| value.number(0..=1_000_000).map(u64::from));
     let max_failed = table.or("max_failed", 0.05, share);
@@ -80,6 +78,19 @@ pub(super) fn deploy<'b>(value: &Value<'b>, around: &Around<'_, 'b>, mounts: &Mo
     Some((deploy, second))
 }
 
+/// Between two looks at the gate; `bake` as far as it is known.
+fn gate_every(value: &Value<'_>, bake: Option<Duration>) -> Option<Duration> {
+    let gate_every = value.duration(GATE_EVERY)?;
+    match bake {
+        Some(bake) if gate_every > bake => value.refuse(format!(
+            "is longer than bake ({}), so that the gate is never looked at while it bakes; write a shorter gate_every, \
+             or a longer bake",
+            raw::shown(bake)
+        )),
+        _ => Some(gate_every),
+    }
+}
+
 /// Addresses as in `workers`, or `"next"`: the ports after those of the workers.
 fn second<'b>(value: &Value<'b>, around: &Around<'_, 'b>) -> Option<Named<'b>> {
     let second =
@@ -111,7 +122,7 @@ fn next<'b>(value: &Value<'b>, workers: &[(SocketAddr, Value<'b>)]) -> Option<Na
 /// A list of words is a command, a table a request.
 fn gate(value: &Value<'_>) -> Option<Gate> {
     if value.is_list() {
-        return command(value, "[\"/srv/bin/smoke-test\", \"{version}\"]", PLACEHOLDERS).map(Gate::Command);
+        return command(value, "[\"/srv/bin/smoke-test\", \"{version}\"]").map(Gate::Command);
     }
     http::request(value).map(Gate::Request)
 }

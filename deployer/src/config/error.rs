@@ -107,6 +107,13 @@ impl<'a> Report<'a> {
         self.problems.borrow_mut().push(problem);
     }
 
+    /// Whether something has been said of this key already, or of a part of it.
+    pub(super) fn has(&self, at: usize, key: &str) -> bool {
+        let line = self.line(at);
+        let is_of = |problem: &Problem| problem.line == line && problem.key.starts_with(key);
+        self.problems.borrow().iter().any(is_of)
+    }
+
     /// Adds what the TOML parser says. One mistake makes it stumble several times, so only the first of a line
     /// is kept.
     pub(super) fn add_syntax(&self, error: &toml::de::Error) {

@@ -4,20 +4,15 @@ mod builtin;
 mod exec;
 mod systemd;
 
-use std::time::Duration;
+use std::{collections::BTreeSet, net::SocketAddr, time::Duration};
 
 use super::{
     Manager,
     check::UP_TO_AN_HOUR,
-    command::known_placeholders,
     paths,
+    placeholders::tells_apart,
     raw::{Table, Value, quoted},
 };
-
-/// What is replaced in a worker's command, environment and log.
-const OF_A_WORKER: &[&str] = &["port", "address", "service"];
-/// The same in the command of a worker of one of two pools.
-const OF_A_POOL: &[&str] = &["port", "address", "service", "pool", "lane", "version"];
 
 /// The kinds, by their key.
 #[derive(Clone, Copy)]
@@ -31,8 +26,8 @@ enum Kind {
 const KINDS: &[(&str, Kind)] =
     &[("supervisord", Kind::Supervisord), ("systemd", Kind::Systemd), ("builtin", Kind::Builtin), ("exec", Kind::Exec)];
 
-/// `manager`; `workers`: how many, if that is known; `pools`: whether there are two of them.
-pub(super) fn manager(value: &Value<'_>, workers: Option<usize>, pools: bool) -> Option<Manager> {
+/// `manager`; `workers`: how many, if that is known.
+pub(super) fn manager(value: &Value<'_>, workers: Option<usize>) -> Option<Manager> {
     let mut table = value.table()?;
     let several = workers.is_some_and(|workers| workers > 1);
     let kind = match table.take("kind") {
@@ -44,9 +39,7 @@ pub(super) fn manager(value: &Value<'_>, workers: Option<usize>, pools: bool) ->
     };
     let manager = match kind {
         Kind::Supervisord => supervisord(&mut table, several),
-        Kind::Builtin => {
-            builtin::builtin(&mut table, several, pools).map(|builtin| Manager::Builtin(Box::new(builtin)))
-        }
+        Kind::Builtin => builtin::builtin(&mut table, several).map(|builtin| Manager::Builtin(Box::new(builtin))),
         Kind::Exec => exec::exec(&mut table, several).map(Manager::Exec),
         Kind::Systemd => systemd::systemd(&mut table, several),
     };
@@ -76,7 +69,6 @@ fn login(table: &mut Table<'_>) -> Option<Option<(String, String)>> {
 
 fn program(value: &Value<'_>, several: bool) -> Option<String> {
     let text = value.word()?;
-    known_placeholders(value, text, &["port"])?;
     let name = text.split_once(':').map_or(text, |(_, name)| name);
     // supervisord takes `group:*` and `group:` for all processes of the group at once.
     if matches!(name, "" | "*") {
@@ -85,13 +77,7 @@ fn program(value: &Value<'_>, several: bool) -> Option<String> {
     if name.contains(':') || text.contains(|char: char| char.is_whitespace() || char.is_control()) {
         return value.refuse(format!("{} is no process name; write \"group:name_{{port}}\"", quoted(text)));
     }
-    if several && !text.contains("{port}") {
-        return value.refuse(format!(
-            "{} is the same for every worker; \
-             write {{port}} where their names differ, \"web:web_{{port}}\"",
-            quoted(text)
-        ));
-    }
+    tells_apart(value, several, &[text], "\"web:web_{port}\"")?;
     Some(text.to_owned())
 }
 
@@ -104,10 +90,18 @@ pub(super) fn account(value: &Value<'_>) -> Option<String> {
     Some(name.to_owned())
 }
 
-/// Refuses what would be the same for every one of several workers.
-fn tells_apart(value: &Value<'_>, several: bool, texts: &[&str], example: &str) -> Option<()> {
-    if several && !texts.iter().any(|text| text.contains("{port}")) {
-        return value.refuse(format!("is the same for every worker; write {{port}} where they differ, {example}"));
+/// Fits a manager to its service: the name, and whether two workers have one port.
+pub(super) fn of_service(manager: &mut Manager, value: &Value<'_>, service: &str, workers: &[SocketAddr]) {
+    match manager {
+        Manager::Supervisord { program, .. } => *program = program.replace("{service}", service),
+        Manager::Systemd { unit, .. } => *unit = unit.replace("{service}", service),
+        Manager::Builtin(builtin) => {
+            let ports: BTreeSet<_> = workers.iter().map(SocketAddr::port).collect();
+            let is_written = value.table().is_some_and(|table| table.has("log"));
+            if ports.len() < workers.len() && !is_written {
+                builtin::LOG_BY_ADDRESS.clone_into(&mut builtin.log);
+            }
+        }
+        Manager::Exec(_) => {}
     }
-    Some(())
 }

@@ -13,7 +13,7 @@ pub enum Manager {
     Supervisord {
         /// Path of the socket.
         socket: PathBuf,
-        /// Name of a worker's process, `group:name`, with `{port}` in it.
+        /// Name of a worker's process, `group:name`, with `{port}` or `{address}` in it.
         program: String,
         /// User name and password of `[unix_http_server]`, if it has them.
         login: Option<(String, String)>,
@@ -37,8 +37,8 @@ pub enum Manager {
     Exec(Exec),
 }
 
-/// Workers that the daemon starts itself. `{port}`, `{address}` and `{service}` are replaced in the command's words, in
-/// the environment's values and in `log`; of a service with two pools `{pool}`, `{lane}` and `{version}` in the command's words, too.
+/// Workers that the daemon starts itself. `{port}`, `{address}` and `{service}` are replaced in the command's words, the
+/// directory, the environment's values and `log`; of a service with two pools `{pool}`, `{lane}` and `{version}` too, but for `log`.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Builtin {
     /// The worker's program, which stays in the foreground.
@@ -52,7 +52,8 @@ pub struct Builtin {
     /// What is added to its environment, which is otherwise `PATH`, `HOME`, `USER`, `LOGNAME`, `DEPLOYER_SERVICE`,
     /// `DEPLOYER_ADDRESS` and `DEPLOYER_PORT`.
     pub environment: BTreeMap<String, String>,
-    /// File for its standard output and errors; default `/var/log/deployer/{service}-{port}.log`.
+    /// File for its standard output and errors; default `/var/log/deployer/{service}-{port}.log`, or
+    /// `{service}-{address}-{port}.log` where two of the workers have the same port.
     pub log: String,
     /// Bytes at which the log is rotated: 10 kB to 1 TB, default 10 MB.
     pub log_size: u64,

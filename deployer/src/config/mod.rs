@@ -1,7 +1,8 @@
 //! The configuration, checked: what the rest of the daemon may rely on without looking again.
 //!
 //! `raw` is the file as written, `check` turns it into these types and says by line and key what is wrong, with
-//! `command`, `deploy`, `drain`, `fleet`, `http`, `limits`, `manager`, `paths`, `ports` and `roll` for the parts.
+//! `command`, `deploy`, `drain`, `fleet`, `http`, `limits`, `manager`, `names`, `paths`, `placeholders`, `ports` and
+//! `roll` for the parts.
 
 mod check;
 mod command;
@@ -13,7 +14,9 @@ mod http;
 mod limits;
 mod manager;
 mod managers;
+mod names;
 mod paths;
+mod placeholders;
 mod ports;
 mod raw;
 mod roll;
@@ -32,6 +35,7 @@ use serde::{Deserialize, Serialize};
 pub use error::{ConfigError, Problem};
 pub use fleet::{Acl, Connect, Fleet, Secret, secret};
 pub use managers::{Backoff, Builtin, Exec, Manager};
+pub(crate) use placeholders::filled;
 pub(crate) use raw::duration;
 
 use crate::trust;
@@ -323,7 +327,8 @@ pub struct Warm {
     pub within: Duration,
 }
 
-/// One HTTP request and the answer it must get.
+/// One HTTP request and the answer it must get. `{port}`, `{address}` and `{service}` are replaced in its path, the values
+/// of its headers and its body.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Request {
     /// Upper case.
@@ -332,10 +337,28 @@ pub struct Request {
     pub path: String,
     /// In the order given.
     pub headers: Vec<(String, String)>,
-    /// Sent as it is.
+    /// Empty: none.
     pub body: String,
     /// The status it must have; `None`: any 2xx or 3xx.
     pub status: Option<u16>,
+}
+
+impl Request {
+    /// As it is sent to a worker.
+    #[must_use]
+    pub fn to(&self, worker: SocketAddr) -> Self {
+        self.with(|text| filled(text, "{service}", worker))
+    }
+
+    /// For the workers of a service.
+    fn of(&self, service: &str) -> Self {
+        self.with(|text| text.replace("{service}", service))
+    }
+
+    fn with(&self, fill: impl Fn(&str) -> String) -> Self {
+        let headers = self.headers.iter().map(|(name, value)| (name.clone(), fill(value))).collect();
+        Self { path: fill(&self.path), headers, body: fill(&self.body), ..self.clone() }
+    }
 }
 
 /// How a worker says which version it runs.

@@ -16,7 +16,7 @@ const MOST: usize = 256;
 /// The addresses of one key, with the value that names each.
 pub(super) type Named<'a> = Vec<(SocketAddr, Value<'a>)>;
 
-/// `workers`: a range, an address, or a list of such.
+/// `workers`: ranges and addresses, in one text with commas between them or in a list.
 pub(super) fn workers<'a>(value: &Value<'a>) -> Option<Named<'a>> {
     let items = if value.is_list() { value.list("a list")? } else { vec![value.clone()] };
     if items.is_empty() {
@@ -29,12 +29,10 @@ pub(super) fn workers<'a>(value: &Value<'a>) -> Option<Named<'a>> {
             complete = false;
             continue;
         };
-        match range(text) {
-            Ok((ip, ports)) => {
-                all.extend(ports.map(|port| (SocketAddr::new(ip, port), item.clone())));
-            }
+        match ranges(text) {
+            Ok(ranges) => all.extend(ranges.into_iter().map(|at| (at, item.clone()))),
             Err(reason) => {
-                item.refuse::<()>(format!("{} {reason}", quoted(text)));
+                item.refuse::<()>(reason);
                 complete = false;
             }
         }
@@ -97,8 +95,41 @@ pub(super) fn one_family(workers: &[(SocketAddr, Value<'_>)]) {
     }
 }
 
+/// `127.0.0.1:8000,8002-8010,127.0.0.4:8000`: ports without an address are at the address before them, and at `127.0.0.1`
+/// where there is none. The error is a whole sentence.
+fn ranges(text: &str) -> Result<Vec<SocketAddr>, String> {
+    let mut all = Vec::new();
+    let mut before = IpAddr::V4(Ipv4Addr::LOCALHOST);
+    for item in text.split(',').map(str::trim) {
+        let (ip, ports) = match ports_alone(item) {
+            Some(ports) => (before, ports.map_err(|reason| format!("{} {reason}", quoted(item)))?),
+            None => range(item).map_err(|reason| format!("{} {reason}", quoted(item)))?,
+        };
+        before = ip;
+        all.extend(ports.map(|port| SocketAddr::new(ip, port)));
+        if all.len() > MOST {
+            return Err(format!("{} names more than {MOST} workers; write at most {MOST}", quoted(text)));
+        }
+    }
+    Ok(all)
+}
+
+/// `8000` or `8002-8010`; `None`: it is something else.
+fn ports_alone(text: &str) -> Option<Result<RangeInclusive<u16>, String>> {
+    let is_ports = text.starts_with(|char: char| char.is_ascii_digit())
+        && text.bytes().all(|byte| byte.is_ascii_digit() || byte == b'-');
+    is_ports.then(|| first_to_last(text, Ipv4Addr::LOCALHOST.into()))
+}
+
 /// `IP:PORT` or `IP:FIRST-LAST`; an error goes on after the quoted text.
 fn range(text: &str) -> Result<(IpAddr, RangeInclusive<u16>), String> {
+    if text.starts_with("unix:") || text.starts_with('/') || text.starts_with('@') {
+        return Err(
+            "is a unix socket, and workers are reached by TCP: connections are steered by address and port; have \
+                    the worker listen at an address of its own and write that, 127.0.0.1:8000"
+                .to_owned(),
+        );
+    }
     if let Ok(ip) = host(text) {
         return Err(format!("has no port; write {}", SocketAddr::new(ip, 8000)));
     }
@@ -110,6 +141,11 @@ fn range(text: &str) -> Result<(IpAddr, RangeInclusive<u16>), String> {
         return Err("is an IPv6 address without brackets; write [::1]:8000".to_owned());
     }
     let ip = host(before)?;
+    Ok((ip, first_to_last(ports, ip)?))
+}
+
+/// `PORT` or `FIRST-LAST`, at an address.
+fn first_to_last(ports: &str, ip: IpAddr) -> Result<RangeInclusive<u16>, String> {
     let (first, last) = ports.split_once('-').unwrap_or((ports, ports));
     let (first, last) = (port(first)?, port(last)?);
     if first > last {
@@ -120,7 +156,7 @@ fn range(text: &str) -> Result<(IpAddr, RangeInclusive<u16>), String> {
         let count = u32::from(last - first) + 1;
         return Err(format!("names {count} workers; write at most {MOST}"));
     }
-    Ok((ip, first..=last))
+    Ok(first..=last)
 }
 
 fn host(text: &str) -> Result<IpAddr, String> {
@@ -133,8 +169,8 @@ fn host(text: &str) -> Result<IpAddr, String> {
     };
     let Some(ip) = ip else {
         return Err(format!(
-            "has no IP address before the port ({} is not looked up); \
-             write 127.0.0.1:8000 or [::1]:8000",
+            "has no IP address before the port (the host name {} is not looked up, as what it stands for may change); \
+             write the address, 127.0.0.1:8000 or [::1]:8000",
             quoted(text)
         ));
     };

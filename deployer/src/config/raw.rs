@@ -104,6 +104,11 @@ impl<'a> Table<'a> {
         entries.into_iter().map(|(key, value)| (&**key.get_ref(), self.value(key.get_ref(), value))).collect()
     }
 
+    /// Calls `each` with every value at or below the table, and the names of its keys, `[]` for an item of a list.
+    pub(super) fn walk(&self, each: &mut dyn FnMut(&[&'a str], &Value<'a>)) {
+        self.entries().into_iter().for_each(|(name, value)| value.walk(&mut vec![name], each));
+    }
+
     /// Reports the keys that nobody took.
     pub(super) fn done(&self) {
         let known: HashSet<&str> = self.known.iter().copied().collect();
@@ -141,6 +146,41 @@ impl<'a> Value<'a> {
     pub(super) fn refuse<T>(&self, reason: impl AsRef<str>) -> Option<T> {
         self.report.add(self.at, &self.key, reason.as_ref());
         None
+    }
+
+    /// The same, unless something has been said of this value already.
+    pub(super) fn refuse_once(&self, reason: &str) {
+        if !self.report.has(self.at, &self.key) {
+            self.report.add(self.at, &self.key, reason);
+        }
+    }
+
+    /// The text, if it is one.
+    pub(super) fn if_text(&self) -> Option<&'a str> {
+        self.value.as_str()
+    }
+
+    fn walk(&self, path: &mut Vec<&'a str>, each: &mut dyn FnMut(&[&'a str], &Value<'a>)) {
+        each(path, self);
+        if let Some(entries) = self.value.as_table() {
+            let table = Table {
+                at: self.at,
+                key: self.key.clone(),
+                entries: Some(entries),
+                report: self.report,
+                known: Vec::new(),
+            };
+            for (name, value) in table.entries() {
+                path.push(name);
+                value.walk(path, each);
+                path.pop();
+            }
+        }
+        if self.value.is_array() {
+            path.push("[]");
+            self.list("a list").into_iter().flatten().for_each(|item| item.walk(path, each));
+            path.pop();
+        }
     }
 
     pub(super) fn is_integer(&self) -> bool {
@@ -316,7 +356,7 @@ fn size(text: &str) -> Option<u64> {
 }
 
 /// The shortest way to write it.
-fn shown(duration: Duration) -> String {
+pub(super) fn shown(duration: Duration) -> String {
     let milliseconds = duration.as_millis();
     for (unit, length) in [("h", 3_600_000), ("m", 60_000), ("s", 1000)] {
         if milliseconds.is_multiple_of(length) {

@@ -10,8 +10,6 @@ use super::{
     raw::{Table, Value},
 };
 
-/// What `switch` and `unswitch` may name.
-const PLACEHOLDERS: &[&str] = &["version", "service"];
 const EXAMPLE: &str = "[\"ln\", \"-sfn\", \"/srv/{version}\", \"/srv/current\"]";
 
 /// `roll = { batch, surge, max_failures, on_failure, user, switch, unswitch, switch_within }`; `spares` and `policy` as far as
@@ -24,8 +22,8 @@ pub(super) fn roll(mut table: Table<'_>, spares: Option<usize>, policy: Option<P
     let max_failures = table.or("max_failures", 1, |value| value.number(1..=256).map(usize_of));
     let on_failure = table.take("on_failure");
     let user = table.maybe("user", account);
-    let switch = table.maybe("switch", |value| command(value, EXAMPLE, PLACEHOLDERS));
-    let unswitch = table.maybe("unswitch", |value| command(value, EXAMPLE, PLACEHOLDERS));
+    let switch = table.maybe("switch", |value| command(value, EXAMPLE));
+    let unswitch = table.maybe("unswitch", |value| command(value, EXAMPLE));
     let switch_within = table.or("switch_within", Duration::from_secs(60), |value| value.duration(UP_TO_AN_HOUR));
     table.done();
     let chosen = on_failure.as_ref().map_or(Some(OnFailure::Stop), |value| value.choice(&choices));

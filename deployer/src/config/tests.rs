@@ -9,6 +9,7 @@ mod fleet;
 mod limits;
 mod managers;
 mod metrics;
+mod names;
 mod surge;
 
 use super::*;
@@ -83,7 +84,13 @@ fn parse(text: &str) -> Result<Config, ConfigError> {
 }
 
 fn request(method: &str, path: &str) -> Request {
-    Request { method: method.to_owned(), path: path.to_owned(), headers: Vec::new(), body: String::new(), status: None }
+    Request {
+        method: method.to_owned(),
+        path: path.to_owned(),
+        headers: Vec::new(),
+        body: String::new(),
+        status: None,
+    }
 }
 
 fn command(words: &[&str]) -> Option<Command> {

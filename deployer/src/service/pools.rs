@@ -3,6 +3,7 @@
 use std::{
     collections::BTreeMap,
     fs, io,
+    net::SocketAddr,
     os::unix::fs::{PermissionsExt, symlink},
     path::Path,
     sync::{Arc, atomic::Ordering::SeqCst},
@@ -65,7 +66,8 @@ pub struct Told<'a> {
 }
 
 /// Writes down what the workers of a pool are told from their next start on. A worker's process manager reads it by the
-/// pool, `SERVICE-a.env`, or by its port, `SERVICE-8000.env`; or the worker does, so that every user may.
+/// pool, `SERVICE-a.env`, or by its address, `SERVICE-127.0.0.1:8000.env`, or by its port alone where no other worker of
+/// the service has it, `SERVICE-8000.env`; or the worker does, so that every user may.
 ///
 /// # Errors
 /// When the file, its directory or the links to it cannot be written.
@@ -83,7 +85,8 @@ pub fn tell(service: &config::Service, deploy: &config::Deploy, pool: u32, told:
     link(service, deploy, pool)
 }
 
-/// Has what a pool is told be found by its workers' ports, too.
+/// Has what a pool is told be found by its workers' addresses, too, and by their ports. A link by a port that two workers
+/// have is removed: it would tell one of them what the other is.
 ///
 /// # Errors
 /// When a link, or the directory, cannot be written.
@@ -94,15 +97,31 @@ pub fn link(service: &config::Service, deploy: &config::Deploy, pool: u32) -> io
     open_to_all(dir, 0o755)?;
     let workers = if pool & 1 == 0 { &service.workers } else { &deploy.second };
     for at in workers {
-        let link = dir.join(format!("{}-{}.env", service.name, at.port()));
-        let to = file.file_name().unwrap_or_default();
-        if fs::read_link(&link).is_ok_and(|there| there == to) {
-            continue;
+        let by_port = dir.join(format!("{}-{}.env", service.name, at.port()));
+        if is_alone(*at, service, deploy) {
+            link_to(file, &by_port)?;
+        } else if let Err(error) = fs::remove_file(&by_port)
+            && error.kind() != io::ErrorKind::NotFound
+        {
+            return Err(error);
         }
-        let _ = fs::remove_file(&link);
-        symlink(to, &link)?;
+        link_to(file, &dir.join(format!("{}-{at}.env", service.name)))?;
     }
     Ok(())
+}
+
+/// Whether no other worker of the service has its port.
+fn is_alone(at: SocketAddr, service: &config::Service, deploy: &config::Deploy) -> bool {
+    service.workers.iter().chain(&deploy.second).filter(|other| other.port() == at.port()).count() < 2
+}
+
+fn link_to(file: &Path, link: &Path) -> io::Result<()> {
+    let to = file.file_name().unwrap_or_default();
+    if fs::read_link(link).is_ok_and(|there| there == to) {
+        return Ok(());
+    }
+    let _ = fs::remove_file(link);
+    symlink(to, link)
 }
 
 /// Whatever the daemon's umask is.
@@ -144,7 +163,7 @@ mod tests {
         for (version, lane) in [(Some("v1"), 3), (None, 4), (Some("v2"), 5)] {
             let valid = version.map(Version::from);
             tell(&config, &deploy, 1, &Told { lane, version: valid.as_ref() }).unwrap();
-            for name in ["web-b.env", "web-8002.env", "web-8003.env"] {
+            for name in ["web-b.env", "web-8002.env", "web-8003.env", "web-127.0.0.1:8003.env"] {
                 let told = told(&dir.path().join("pools").join(name)).unwrap();
                 assert_eq!(told.get("DEPLOYER_LANE"), Some(&lane.to_string()), "{name}");
                 assert_eq!(told.get("DEPLOYER_VERSION").map(String::as_str), version);
@@ -153,6 +172,30 @@ mod tests {
             }
         }
         assert!(told(&deploy.files[0]).unwrap().is_empty(), "nobody has told the first pool anything");
+    }
+
+    #[test]
+    fn one_port_of_two_workers_tells_neither() {
+        let dir = tempfile::tempdir().unwrap();
+        let text = format!(
+            "[daemon]\nstate = {:?}\n[service.web]\nworkers = \"127.0.0.1:8000-8001\"\n\
+             deploy.second = [\"127.0.0.4:8000\", \"127.0.0.4:8005\"]\n\
+             manager = {{ unit = \"web@{{address}}:{{port}}.service\" }}\n",
+            dir.path()
+        );
+        let config = Config::parse(Path::new("f"), &text).unwrap().services.remove("web").unwrap();
+        let deploy = config.deploy.clone().unwrap();
+        let at = |name: &str| dir.path().join("pools").join(name);
+        // As a former deployer has left it.
+        fs::create_dir_all(at("")).unwrap();
+        symlink("web-a.env", at("web-8000.env")).unwrap();
+        for (pool, lane) in [(0, 3), (1, 4)] {
+            tell(&config, &deploy, pool, &Told { lane, version: None }).unwrap();
+        }
+        let lane = |name: &str| told(&at(name)).unwrap().get("DEPLOYER_LANE").cloned();
+        let of = |name: &str| lane(name).unwrap_or_default();
+        assert_eq!([of("web-127.0.0.1:8000.env"), of("web-127.0.0.4:8000.env")], ["3", "4"]);
+        assert_eq!([of("web-8001.env"), of("web-8005.env"), of("web-8000.env")], ["3", "4", ""]);
     }
 
     #[test]

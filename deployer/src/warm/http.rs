@@ -86,7 +86,7 @@ pub(super) async fn warm(worker: SocketAddr, warm: &Warm, left: Duration) -> Res
     for _ in 0..warm.repeat {
         for request in &warm.requests {
             let sent = run.send(first.take(), request).await;
-            sent.map_err(|why| run.failed(label(request), answered + 1, why))?;
+            sent.map_err(|why| run.failed(label(&request.to(worker)), answered + 1, why))?;
             answered += 1;
         }
     }
@@ -214,6 +214,7 @@ pub(super) async fn exchange(
     request: &Request,
     keep: Body,
 ) -> Result<Answer, String> {
+    let request = &request.to(worker);
     let message = message(worker, request)?;
     let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await.map_err(|error| broken(&error))?;
     // The set ends its task when it is dropped, so that an exchange given up leaves no connection behind.

@@ -27,7 +27,7 @@ pub(super) async fn ask(worker: SocketAddr, ask: &VersionRequest, within: Durati
     let said = timeout(within, whole)
         .await
         .unwrap_or_else(|_| Err(format!("no answer within {} s", within.as_secs_f32())))
-        .map_err(|why| WarmError::NoVersion { worker, request: http::label(&ask.request), why })?;
+        .map_err(|why| WarmError::NoVersion { worker, request: http::label(&ask.request.to(worker)), why })?;
     Version::new(said.trim()).map_err(|_| WarmError::InvalidVersion { worker, shown: shown(said.trim()) })
 }
 

@@ -13,6 +13,7 @@ use std::{future::Future, net::SocketAddr, path::PathBuf, pin::Pin, time::Durati
 
 pub use builtin::{Builtin, check_accounts, log_of};
 
+use crate::config::filled;
 pub use crate::launch::{THIS_PROGRAM, main as launch};
 pub use exec::Exec;
 pub use supervisord::Supervisord;
@@ -254,11 +255,4 @@ pub trait ProcessManager: Send + Sync {
 #[must_use]
 pub fn uid_of(user: &str) -> Option<u32> {
     Some(crate::launch::account::Accounts::read().ok()?.user(user)?.uid())
-}
-
-/// Puts a worker's facts in place of their names: `{port}`, `{address}`, `{service}`.
-pub(crate) fn filled(text: &str, service: &str, at: SocketAddr) -> String {
-    text.replace("{port}", &at.port().to_string())
-        .replace("{address}", &at.ip().to_string())
-        .replace("{service}", service)
 }

@@ -17,7 +17,7 @@ use self::{
     link::{Link, LinkError},
 };
 use super::{
-    ManagerError, Pending, ProcessManager, ProcessStatus,
+    ManagerError, Pending, ProcessManager, ProcessStatus, filled,
     xmlrpc::{self, Answer, Argument, Value},
 };
 
@@ -203,7 +203,7 @@ impl Supervisord {
 
 impl ProcessManager for Supervisord {
     fn name(&self, worker: SocketAddr) -> String {
-        self.program.replace("{port}", &worker.port().to_string())
+        filled(&self.program, "", worker)
     }
 
     fn check<'a>(&'a self, workers: &'a [SocketAddr]) -> Pending<'a, Result<(), ManagerError>> {

@@ -17,7 +17,7 @@ use self::{
     job::End,
     unit::Unit,
 };
-use super::{ManagerError, Mark, Pending, ProcessManager, ProcessStatus, Started};
+use super::{ManagerError, Mark, Pending, ProcessManager, ProcessStatus, Started, filled};
 use crate::kernel::{cgroup, users};
 
 const MANAGER: &str = "systemd";
@@ -188,7 +188,7 @@ impl Systemd {
 
 impl ProcessManager for Systemd {
     fn name(&self, worker: SocketAddr) -> String {
-        self.unit.replace("{port}", &worker.port().to_string()).replace("{address}", &worker.ip().to_string())
+        filled(&self.unit, "", worker)
     }
 
     fn check<'a>(&'a self, workers: &'a [SocketAddr]) -> Pending<'a, Result<(), ManagerError>> {

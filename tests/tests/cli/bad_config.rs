@@ -21,6 +21,12 @@ warm = { requests = ["GET /", "GET /pin/1"], repeat = 3, within = "20s" }
 version = { request = "GET /version" }
 "#;
 
+const PORTS: &str = "\"127.0.0.1:8000-8003\"";
+/// Two workers of one port.
+const TWICE: &str = "[\"127.0.0.1:8000\", \"127.0.0.4:8000\"]";
+const MANAGER: &str = "{ supervisord = \"/run/supervisor.sock\", program = \"web:web_{port}\" }";
+const UNIX: &str = "{ command = [\"gunicorn\", \"--bind\", \"unix:/run/web-{port}.sock\"] }";
+
 /// What is replaced by what; the line, key and reason that the message must name.
 type Case = (&'static str, &'static str, [&'static str; 3]);
 
@@ -52,6 +58,23 @@ const CASES: &[Case] = &[
     ("\"GET /\"", "\"FETCH\"", [":11:", "service.web.warm.requests[0]", "is no request"]),
     ("repeat = 3", "repeat = 0", [":11:", "service.web.warm.repeat", "out of range"]),
     ("request = ", "rekwest = ", [":12:", "service.web.version", "is missing"]),
+    ("127.0.0.1:8000-8003", "unix:/run/x.sock", [":6:", "service.web.workers", "is a unix socket"]),
+    ("/run/deployer-test", "/run/{service}", [":2:", "daemon.socket", "this key takes no placeholders"]),
+    ("/version", "/{version}", [":12:", "service.web.version.request", "write {port} or {address} or {service}"]),
+    (PORTS, TWICE, [":8:", "service.web.manager.program", "both web 127.0.0.1:8000 and web 127.0.0.4:8000"]),
+    (MANAGER, "{ command = [\"/srv/app\"] }", [":8:", "service.web.manager.command", "in the same way"]),
+    (MANAGER, UNIX, [":8:", "service.web.manager.command", "listen at a unix socket (unix:/run/web-{port}.sock)"]),
+    (MANAGER, "{ command = [\"/a\", \"{port}\"], directory = \"/{prot}\" }", [":8:", "directory", "write {port} or"]),
+    (
+        MANAGER,
+        "{ command = [\"/a\", \"{port}\"], user = \"u{port}\" }",
+        [":8:", "manager.user", "takes no placeholders"],
+    ),
+    (
+        "\"60s\"",
+        "\"60s\", quiet_after = \"61s\"",
+        [":9:", "service.web.drain.quiet_after", "longer than a drain waits (1m)"],
+    ),
 ];
 
 #[test]
@@ -64,6 +87,7 @@ fn bad_files() -> Result<()> {
         bin.command(&sandbox).args(["config", "check"]).arg(&file).output().context("run deployer")
     };
     must(&check(GOOD.as_bytes())?, "config check", 0, &["1 service, 4 workers"])?;
+    must(&check(GOOD.replace("127.0.0.1:8000-8003", "8000,8002-8004").as_bytes())?, "config check", 0, &["4 workers"])?;
     for (from, to, named) in CASES {
         ensure!(GOOD.contains(from), "{from} is not in the good file");
         must(&check(GOOD.replacen(from, to, 1).as_bytes())?, "config check", 2, named)?;

@@ -13,15 +13,19 @@ use super::{
     super::{
         Backoff, Builtin,
         check::UP_TO_AN_HOUR,
-        command::{command, known_placeholders, word},
+        command::{command, word},
+        names::listens_by_tcp,
         paths,
+        placeholders::tells_apart,
         raw::{Table, Value, quoted},
     },
-    OF_A_POOL, OF_A_WORKER, account, tells_apart,
+    account,
 };
 
 const EXAMPLE: &str = "[\"/usr/bin/python3\", \"app.py\", \"--port={port}\"]";
 const LOG: &str = "/var/log/deployer/{service}-{port}.log";
+/// The same where two workers have one port.
+pub(super) const LOG_BY_ADDRESS: &str = "/var/log/deployer/{service}-{address}-{port}.log";
 /// 10 MB.
 const LOG_SIZE: u64 = 10_000_000;
 const SIGNALS: &[(&str, Signal)] = &[
@@ -35,9 +39,12 @@ const SIGNALS: &[(&str, Signal)] = &[
     ("KILL", Signal::KILL),
 ];
 
-pub(super) fn builtin(table: &mut Table<'_>, several: bool, pools: bool) -> Option<Builtin> {
-    let replaced = if pools { OF_A_POOL } else { OF_A_WORKER };
-    let run = table.need("command", &format!("command = {EXAMPLE}"), |value| command(value, EXAMPLE, replaced));
+pub(super) fn builtin(table: &mut Table<'_>, several: bool) -> Option<Builtin> {
+    let run = table.need("command", &format!("command = {EXAMPLE}"), |value| {
+        let command = command(value, EXAMPLE)?;
+        listens_by_tcp(value, &command.argv)?;
+        Some(command)
+    });
     let user = table.maybe("user", account);
     let group = table.maybe("group", account);
     let directory = table.or("directory", PathBuf::from("/"), paths::absolute);
@@ -77,13 +84,12 @@ fn variable(name: &str, value: &Value<'_>) -> Option<(String, String)> {
     if name.is_empty() || name.contains(['=', '\0']) {
         return value.refuse("is no name of a variable; write one without = and NUL");
     }
-    Some((name.to_owned(), word(value, OF_A_WORKER)?))
+    Some((name.to_owned(), word(value)?))
 }
 
 /// A path with placeholders.
 fn log(value: &Value<'_>, several: bool) -> Option<String> {
     let text = paths::absolute(value)?.to_str()?.to_owned();
-    known_placeholders(value, &text, OF_A_WORKER)?;
     if Path::new(&text).file_name().is_none() {
         return value.refuse(format!("is a directory; write the path of a file in it, \"{LOG}\""));
     }

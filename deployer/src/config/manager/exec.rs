@@ -3,8 +3,8 @@
 use std::time::Duration;
 
 use super::{
-    super::{Command, Exec, check::UP_TO_AN_HOUR, command::command, raw::Table},
-    OF_A_WORKER, account, tells_apart,
+    super::{Command, Exec, check::UP_TO_AN_HOUR, command::command, placeholders::tells_apart, raw::Table},
+    account,
 };
 
 pub(super) fn exec(table: &mut Table<'_>, several: bool) -> Option<Exec> {
@@ -19,7 +19,7 @@ pub(super) fn exec(table: &mut Table<'_>, several: bool) -> Option<Exec> {
 fn verb(table: &mut Table<'_>, several: bool, name: &'static str) -> Option<Command> {
     let example = format!("[\"/usr/local/bin/web\", \"{name}\", \"{{port}}\"]");
     table.need(name, &format!("{name} = {example}"), |value| {
-        let command = command(value, &example, OF_A_WORKER)?;
+        let command = command(value, &example)?;
         let words: Vec<_> = command.argv.iter().map(String::as_str).collect();
         tells_apart(value, several, &words, &example)?;
         Some(command)

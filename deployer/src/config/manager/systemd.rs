@@ -5,7 +5,7 @@ use std::time::Duration;
 use crate::config::{
     Manager,
     check::UP_TO_AN_HOUR,
-    command::known_placeholders,
+    placeholders::tells_apart,
     raw::{Table, Value, quoted},
 };
 
@@ -22,7 +22,6 @@ pub(super) fn systemd(table: &mut Table<'_>, several: bool) -> Option<Manager> {
 
 fn unit(value: &Value<'_>, several: bool) -> Option<String> {
     let text = value.word()?;
-    known_placeholders(value, text, &["port", "address"])?;
     // systemd's own alphabet (unit-name.c: VALID_CHARS_WITH_AT), and the braces of our names.
     let legal = |char: char| char.is_ascii_alphanumeric() || ":-_.\\@{}".contains(char);
     let is_template_itself = text.ends_with("@.service");
@@ -33,13 +32,7 @@ fn unit(value: &Value<'_>, several: bool) -> Option<String> {
         return value
             .refuse(format!("{} is a template, which cannot run; write \"web@{{port}}.service\"", quoted(text)));
     }
-    if several && !text.contains("{port}") && !text.contains("{address}") {
-        return value.refuse(format!(
-            "{} is the same for every worker; \
-             write {{port}} where their names differ, \"web@{{port}}.service\"",
-            quoted(text)
-        ));
-    }
+    tells_apart(value, several, &[text], "\"web@{port}.service\"")?;
     Some(text.to_owned())
 }
 

@@ -96,7 +96,7 @@ fn worker_addresses() {
         ("\"127.0.0.1:1-2-3\"", "no port in \"2-3\""),
         ("\"127.0.0.1\"", "has no port; write 127.0.0.1:8000"),
         ("\"[::1]\"", "has no port; write [::1]:8000"),
-        ("\"8000\"", "is no address; write IP:PORT"),
+        ("\"web\"", "is no address; write IP:PORT"),
         ("\"::1:8000\"", "without brackets; write [::1]:8000"),
         ("\"web1:8000\"", "\"web1\" is not looked up"),
         ("\"0.0.0.0:8000\"", "write 127.0.0.1"),

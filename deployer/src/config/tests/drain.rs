@@ -30,7 +30,9 @@ fn who_is_left_is_waited_for() {
         let drain = drain(text);
         assert_eq!((drain.on_deadline, drain.leave_max), (on_deadline, leave_max), "{text}");
     }
-    for (text, quiet) in [("", None), ("quiet_after = \"1s\"", Some(1)), ("quiet_after = \"24h\"", Some(86_400))] {
+    for (text, quiet) in
+        [("", None), ("quiet_after = \"1s\"", Some(1)), ("deadline = \"24h\", quiet_after = \"24h\"", Some(86_400))]
+    {
         assert_eq!(drain(text).quiet_after, quiet.map(Duration::from_secs), "{text}");
     }
 }

@@ -172,8 +172,26 @@ fn wrong_ones() {
 #[test]
 fn several_workers_must_be_told_apart() {
     let several = |manager: &str| with(manager).replace("8000", "8000-8001");
-    assert!(parse(&several("command = [\"app\"]")).is_ok(), "DEPLOYER_PORT tells them");
+    for told in [
+        "command = [\"app\", \"--port={port}\"]",
+        "command = [\"sh\", \"-c\", \"exec app -p $DEPLOYER_PORT\"]",
+        "command = [\"app\"], environment = { PORT = \"{port}\" }",
+        "command = [\"app\"], directory = \"/srv/{port}\"",
+    ] {
+        assert!(parse(&several(told)).is_ok(), "{told}");
+    }
+    let key = "service.web.manager.command";
+    let alike = "starts web 127.0.0.1:8000 and web 127.0.0.1:8001 in the same way";
+    for told in ["command = [\"app\"]", "command = [\"app\", \"{service}\"], environment = { A = \"1\" }"] {
+        refused(&several(told), &[(3, key, alike)]);
+    }
     let same = "is the same for every worker; write {port}";
-    refused(&several("command = [\"app\"], log = \"/var/log/web.log\""), &[(3, "service.web.manager.log", same)]);
-    refused(&several(&format!("{START}, {STOP}, {STATUS}")), &[(3, "service.web.manager.stop", same)]);
+    refused(
+        &several("command = [\"app\", \"{port}\"], log = \"/var/log/web.log\""),
+        &[(3, "service.web.manager.log", same)],
+    );
+    let both = "is the same for both web 127.0.0.1:8000 and web 127.0.0.1:8001; write {port} where they differ";
+    refused(&several(&format!("{START}, {STOP}, {STATUS}")), &[(3, "service.web.manager.stop", both)]);
+    let stop = "stop = [\"/web\", \"stop\"]";
+    refused(&several(&format!("{START}, {stop}, {STATUS}")), &[(3, "service.web.manager.stop", same)]);
 }

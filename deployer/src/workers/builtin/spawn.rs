@@ -37,14 +37,16 @@ pub(super) fn plan(
         .map(|(name, value)| (name.to_owned(), value)),
     );
     let told = told(config, at)?;
-    let command = |word: &String| of_pool(filled(word, service, at), &told);
-    let argv = config.command.argv.iter().map(command).collect();
+    let filled = |text: &str| of_pool(filled(text, service, at), &told);
+    let argv = config.command.argv.iter().map(|word| filled(word)).collect();
+    let directory = filled(&config.directory.to_string_lossy()).into();
+    let own: Vec<_> = config.environment.iter().map(|(name, value)| (name.clone(), filled(value))).collect();
     environment.extend(told);
-    environment.extend(config.environment.iter().map(|(name, value)| (name.clone(), filled(value, service, at))));
+    environment.extend(own);
     Ok(Plan {
         cgroup: Some(cgroup.to_owned()),
         identity,
-        directory: config.directory.clone(),
+        directory,
         argv,
         environment,
         output: Output::Log(log.to_owned()),
@@ -73,13 +75,13 @@ fn told(config: &config::Builtin, at: SocketAddr) -> Result<BTreeMap<String, Str
     pools::told(file).map_err(|error| Trouble::new(format!("reading {}", file.display()), error, ""))
 }
 
-/// A word of the command with what the pool is told in its places.
-fn of_pool(word: String, told: &BTreeMap<String, String>) -> String {
+/// A text with what the pool is told in its places.
+fn of_pool(text: String, told: &BTreeMap<String, String>) -> String {
     let places = [("{pool}", "DEPLOYER_POOL"), ("{lane}", "DEPLOYER_LANE"), ("{version}", "DEPLOYER_VERSION")];
     if told.is_empty() {
-        return word;
+        return text;
     }
-    places.iter().fold(word, |word, (place, name)| word.replace(place, told.get(*name).map_or("", String::as_str)))
+    places.iter().fold(text, |text, (place, name)| text.replace(place, told.get(*name).map_or("", String::as_str)))
 }
 
 /// Whose the worker is.
@@ -153,11 +155,13 @@ mod tests {
     #[test]
     fn a_plan_is_of_one_worker() {
         let config = config(
-            "command = [\"a{}\", \"{service}:{port}@{address}\"], environment = { HOME = \"/h/{port}\", X = \"\" }",
+            "command = [\"a{}\", \"{service}:{port}@{address}\"], environment = { HOME = \"/h/{port}\", X = \"\" }, \
+             directory = \"/srv/{service}/{port}\"",
         );
         let at = "[fd00::1]:8003".parse().unwrap();
         let plan = plan(&config, "web", at, Path::new("/c"), Path::new("/l")).unwrap();
         assert_eq!(plan.argv, ["a{}", "web:8003@fd00::1"]);
+        assert_eq!(plan.directory, Path::new("/srv/web/8003"));
         assert!(plan.identity.is_none());
         let of = |name: &str| plan.environment.get(name).map(String::as_str);
         assert_eq!([of("HOME"), of("X"), of("PATH")], [Some("/h/8003"), Some(""), Some(PATH)]);
