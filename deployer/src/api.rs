@@ -13,7 +13,7 @@
 //! | `POST /v1/services/NAME/rollback` | [`RollbackStarted`] |
 //! | `POST /v1/services/NAME/drain` [`DrainRequest`] | [`Done`] when the worker is out of rotation |
 //! | `POST /v1/services/NAME/enable` [`EnableRequest`] | [`Done`] |
-//! | `GET /v1/services/NAME/trace?duration_ms=MS&port=P&every=N` | [`Traced`], one JSON object a line, the last of which is its end |
+//! | `GET /v1/services/NAME/trace?duration_ms=MS&port=P&every=N`, P a port or an address | [`Traced`], one JSON object a line, the last of which is its end |
 //! | `GET /v1/fleet` | [`FleetStatus`] |
 //! | `GET /v1/fleet/services/NAME` | [`ServiceFleet`] |
 //! | `POST /v1/fleet/services/NAME/deploy` [`FleetDeploy`] | [`FleetStarted`] |
@@ -29,6 +29,7 @@ mod deploy;
 mod event;
 mod fleet;
 mod history;
+mod named;
 mod report;
 mod status;
 mod trace;
@@ -45,6 +46,7 @@ pub use self::{
         ServiceFleet, is_node,
     },
     history::{Change, Configured, Entry},
+    named::At,
     report::{Latency, Proof, Report, Tally, Window},
     status::{
         CallerStatus, Hold, SelfTest, ServiceStatus, Status, TestResult, TicketHold, UnsteeredCaller, WorkerStatus,
@@ -152,8 +154,9 @@ pub struct RollStarted {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct DrainRequest {
-    /// The worker's port.
-    pub port: u16,
+    /// The worker's port, or its address.
+    #[serde(alias = "worker")]
+    pub port: At,
     /// Milliseconds after which it goes back by itself; `None`: when it is enabled.
     #[serde(default)]
     pub for_ms: Option<u64>,
@@ -166,8 +169,9 @@ pub struct DrainRequest {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct EnableRequest {
-    /// The worker's port.
-    pub port: u16,
+    /// The worker's port, or its address.
+    #[serde(alias = "worker")]
+    pub port: At,
     /// Milliseconds that the answer may take; `None`: twice the limit of the worker's warm-up.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub within_ms: Option<u64>,

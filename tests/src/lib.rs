@@ -52,6 +52,7 @@ pub mod stage;
 pub mod streams;
 pub mod supervisor;
 pub mod systemd;
+pub mod tls;
 pub mod varnish;
 pub mod visitors;
 pub mod zookeeper;

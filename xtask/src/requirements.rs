@@ -22,6 +22,7 @@ const PROGRAMS: &[(&str, &str)] = &[
     ("nft", "nftables"),
     ("iptables", "iptables"),
     ("ip", "iproute2"),
+    ("openssl", "openssl"),
     ("unshare", "util-linux"),
     ("ps", "procps"),
     ("busctl", "systemd"),

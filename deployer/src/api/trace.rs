@@ -4,15 +4,17 @@ use std::net::SocketAddr;
 
 use serde::{Deserialize, Serialize};
 
+use super::At;
+
 /// What of a service's decisions is wanted.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct TraceRequest {
     /// For so long, milliseconds: 1 to [`TraceRequest::LONGEST_MS`].
     pub duration_ms: u64,
-    /// Only those that dialled this port, or got the worker there.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub port: Option<u16>,
+    /// Only those that dialled this port or address, or got the worker there.
+    #[serde(default, alias = "worker", skip_serializing_if = "Option::is_none")]
+    pub port: Option<At>,
     /// One in so many, by lot.
     #[serde(default = "each")]
     pub every: u32,

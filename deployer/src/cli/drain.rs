@@ -17,7 +17,7 @@ const LONGEST: Duration = Duration::from_secs(2 * 3600);
 
 pub(super) async fn drain(client: &Client, worker: &Worker, for_ms: Option<u64>, force: bool) -> Result<Exit, Failure> {
     let path = format!("/v1/services/{}/drain", encoded(&worker.service));
-    let done: Done = client.post(&path, &DrainRequest { port: worker.port, for_ms, force }).await?;
+    let done: Done = client.post(&path, &DrainRequest { port: worker.worker, for_ms, force }).await?;
     out::say(&out::clean(&done.done))
 }
 
@@ -27,7 +27,7 @@ pub(super) async fn enable(client: &Client, worker: &Worker, within_ms: Option<u
     let mut client = client.clone();
     client.answer_within = client.answer_within.saturating_add(limit);
     let path = format!("/v1/services/{}/enable", encoded(&worker.service));
-    let done: Done = client.post(&path, &EnableRequest { port: worker.port, within_ms }).await?;
+    let done: Done = client.post(&path, &EnableRequest { port: worker.worker, within_ms }).await?;
     out::say(&out::clean(&done.done))
 }
 

@@ -37,7 +37,10 @@ use anyhow::Context as _;
 use clap::{Args, Parser, Subcommand, builder::NonEmptyStringValueParser};
 
 use self::client::{Client, Failure};
-use crate::{api::Exit, config::ConfigError};
+use crate::{
+    api::{At, Exit},
+    config::ConfigError,
+};
 
 const EXIT_CODES: &str = "\
 Exit codes, the same for every verb:
@@ -223,9 +226,9 @@ struct Worker {
     /// The service
     #[arg(value_parser = NonEmptyStringValueParser::new())]
     service: String,
-    /// The worker's port
-    #[arg(value_parser = clap::value_parser!(u16).range(1..))]
-    port: u16,
+    /// The worker's port, or its address: 8000, 127.0.0.1:8000
+    #[arg(value_name = "PORT|ADDRESS")]
+    worker: At,
 }
 
 /// Does what the command line asks for.

@@ -9,7 +9,7 @@ use super::{
     drain::time,
     out::{self, clean, counted},
 };
-use crate::api::{Exit, Traced};
+use crate::api::{At, Exit, Traced};
 
 /// Options of `deployer trace`.
 #[derive(Debug, Args)]
@@ -17,9 +17,9 @@ pub(super) struct Options {
     /// The service
     #[arg(value_parser = NonEmptyStringValueParser::new())]
     service: String,
-    /// Only what dials this port, or gets the worker there
-    #[arg(long, value_parser = clap::value_parser!(u16).range(1..))]
-    port: Option<u16>,
+    /// Only what dials this port or address, or gets the worker there: 8000, 127.0.0.1:8000
+    #[arg(long, visible_alias = "worker", value_name = "PORT|ADDRESS")]
+    port: Option<At>,
     /// For so long: 500ms, 10s, 5m; an hour at most
     #[arg(long, value_name = "TIME", value_parser = time, default_value = "10s")]
     duration: u64,
@@ -33,7 +33,7 @@ pub(super) struct Options {
 
 pub(super) async fn run(client: &Client, options: &Options) -> Result<Exit, Failure> {
     let Options { service, port, duration, every, json } = options;
-    let port = port.map(|port| format!("&port={port}")).unwrap_or_default();
+    let port = port.map(|port| format!("&port={}", encoded(&port.to_string()))).unwrap_or_default();
     let path = format!("/v1/services/{}/trace?duration_ms={duration}&every={every}{port}", encoded(service));
     let mut lines = client.events::<Traced>(&path).await?;
     let mut begun = None;

@@ -19,7 +19,7 @@ impl Daemon {
     pub(super) fn may_drain(&self, service: &Service, worker: &Worker) -> Result<(), Refusal> {
         let allowed = service.can_spare(&[worker.index], |other| self.state(other));
         allowed.map_err(|short| {
-            let (at, name, port) = (worker.at, &service.config.name, worker.at.port());
+            let (at, name, port) = (worker.at, &service.config.name, service.name_of(worker));
             Refusal::failed(format!(
                 "{at} cannot be drained: {short}. Have others up first, or lower min_up; deployer drain {name} {port} \
                  --force drains it all the same, and connections go on to it until enough are up"

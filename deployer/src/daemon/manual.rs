@@ -10,7 +10,7 @@ use tokio::sync::Notify;
 
 use super::{Daemon, error::Refusal, lock};
 use crate::{
-    api::{Done, DrainRequest, Phase},
+    api::{At, Done, DrainRequest, Phase},
     journal::{ByHand, WorkerState, history::About},
     kernel::host,
     roll::record::unix_ms,
@@ -216,15 +216,6 @@ async fn same_process(worker: &Worker) -> bool {
     listeners(worker.at).await.map_or(true, |now| !now.is_disjoint(&worker.control().listeners))
 }
 
-pub(super) fn worker(service: &Service, port: u16) -> Result<&Arc<Worker>, Refusal> {
-    service.worker(port).ok_or_else(|| {
-        if let Some(spare) = service.spares.iter().find(|spare| spare.at.port() == port) {
-            return Refusal::usage(format!(
-                "{} is a spare of {}: a roll starts it, uses it and retires it; it is not drained or enabled by hand",
-                spare.at, service.config.name
-            ));
-        }
-        let ports: Vec<_> = service.workers().iter().map(|worker| worker.at.port().to_string()).collect();
-        Refusal::usage(format!("{} has no worker on port {port}; it has {}", service.config.name, ports.join(" ")))
-    })
+pub(super) fn worker(service: &Service, at: At) -> Result<&Arc<Worker>, Refusal> {
+    service.named(at).map_err(|error| Refusal::usage(error.to_string()))
 }

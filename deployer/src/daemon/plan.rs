@@ -86,7 +86,7 @@ pub(super) fn no_hands(service: &Service) -> Result<(), Refusal> {
             worker.at,
             worker.control().reason,
             service.config.name,
-            worker.at.port()
+            service.name_of(worker)
         ))),
         None => Ok(()),
     }

@@ -15,10 +15,10 @@ use tracing::info;
 
 use super::{Daemon, error::Refusal};
 use crate::{
-    api::{Outcome, TraceRequest, Traced},
+    api::{At, Outcome, TraceRequest, Traced},
     kernel::{Decision, Decisions, Wanted, Why, host},
     roll::record::unix_ms,
-    service::Service,
+    service::{Service, named::NotNamed},
 };
 
 /// Between two allowances.
@@ -42,22 +42,38 @@ impl Daemon {
             let error = format!("a trace takes 1 ms to {most} min, and tells one decision in 1 or more");
             return Err(Refusal::usage(error));
         }
-        let at_port = |port: u16| service.members().find(move |worker| worker.at.port() == port);
-        let is_frontend = |port: u16| service.config.address.is_some_and(|address| address.port() == port);
-        if let Some(port) = asked.port.filter(|port| at_port(*port).is_none() && !is_frontend(*port)) {
-            let error =
-                format!("{name} has no worker at port {port}, and no service address; deployer status lists them");
-            return Err(Refusal::usage(error));
-        }
+        let (port, worker) = asked.port.map_or(Ok((None, None)), |at| dialled(&service, at))?;
         let decisions = Arc::clone(&self.decisions).try_lock_owned();
         let decisions = decisions.map_err(|_| {
             Refusal::busy("somebody else is tracing, and there is one trace at a time; try again when it has ended")
         })?;
-        let worker = asked.port.and_then(at_port).map(|worker| worker.index);
-        let wanted = Wanted { service: service.index, port: asked.port, worker, every: asked.every };
+        let wanted = Wanted { service: service.index, port, worker, every: asked.every };
         info!(service = name, by, ?asked, "decisions are traced");
         tokio::spawn(Tracing { service, decisions, to, told: 0 }.run(wanted, Duration::from_millis(asked.duration_ms)));
         Ok(())
+    }
+}
+
+/// The port and the worker whose decisions are wanted.
+fn dialled(service: &Service, at: At) -> Result<(Option<u32>, Option<u32>), Refusal> {
+    let name = &service.config.name;
+    let found: Vec<_> = service.members().filter(|worker| at.is(worker.at)).collect();
+    let is_frontend = service.config.address.is_some_and(|address| at.is(address));
+    let port = Some(u32::from(at.port()));
+    match (&found[..], at) {
+        ([], _) if is_frontend => Ok((port, None)),
+        ([], At::Port(port)) => Err(Refusal::usage(format!(
+            "{name} has no worker at port {port}, and no service address; deployer status lists them"
+        ))),
+        ([], At::Address(at)) => Err(Refusal::usage(format!(
+            "{name} has no worker at {at}, and that is not its service address; deployer status lists them"
+        ))),
+        ([worker], At::Port(_)) => Ok((port, Some(worker.index))),
+        ([worker, ..], At::Address(_)) => Ok((Some(Wanted::NO_PORT), Some(worker.index))),
+        (several, At::Port(port)) => {
+            let all = several.iter().map(|worker| worker.at).collect();
+            Err(Refusal::usage(NotNamed::Several { port, service: name.clone(), all }.to_string()))
+        }
     }
 }
 

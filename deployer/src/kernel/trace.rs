@@ -67,12 +67,17 @@ pub enum Why {
 pub struct Wanted {
     /// Index of the service.
     pub service: u32,
-    /// Only those that dialled this port, or are about `worker`.
-    pub port: Option<u16>,
+    /// Only those that dialled this port, or are about `worker`; [`Wanted::NO_PORT`]: only the latter.
+    pub port: Option<u32>,
     /// Index of the worker at that port.
     pub worker: Option<u32>,
     /// One in so many, by lot; 1: each.
     pub every: u32,
+}
+
+impl Wanted {
+    /// A port that no connection has.
+    pub const NO_PORT: u32 = 1 << 16;
 }
 
 /// The decisions that nobody has fetched yet.

@@ -11,9 +11,7 @@ impl Worker {
             Owner::Enabling(by) => Some(format!("{} is being enabled, {by} has asked for that", self.at)),
             Owner::Hand { .. } => Some(format!(
                 "{} is drained by hand; put it back first: deployer enable {} {}",
-                self.at,
-                self.service,
-                self.at.port()
+                self.at, self.service, self.at
             )),
         }
     }

@@ -9,6 +9,7 @@ mod hands;
 pub mod holds;
 pub mod identity;
 pub mod moves;
+pub mod named;
 pub mod outsiders;
 pub mod phase;
 pub mod pools;
@@ -64,12 +65,6 @@ pub struct Service {
 }
 
 impl Service {
-    /// The worker that listens on a port.
-    #[must_use]
-    pub fn worker(&self, port: u16) -> Option<&Arc<Worker>> {
-        self.pools.iter().flatten().find(|worker| worker.at.port() == port)
-    }
-
     /// The first pool, the spares, the second pool. A roll numbers them in this order.
     pub fn members(&self) -> impl Iterator<Item = &Arc<Worker>> {
         self.pools[0].iter().chain(&self.spares).chain(&self.pools[1])

@@ -3,6 +3,7 @@
 //!
 //! A manager takes part by a file with a [`scene::Fixture`] and `super::cases::suite!(ITS_TYPE)`. Run with `--test-threads=1`.
 
+mod addresses;
 mod builtin;
 mod cases;
 mod daemon;

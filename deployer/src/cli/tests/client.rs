@@ -75,7 +75,7 @@ async fn failure(daemon: &Daemon) -> Failure {
 #[tokio::test]
 async fn a_request_says_what_is_wanted() {
     let daemon = Daemon::answers("200 OK", r#"{"done":"it is"}"#);
-    let request = DrainRequest { port: 8003, for_ms: Some(7), force: false };
+    let request = DrainRequest { port: 8003.into(), for_ms: Some(7), force: false };
     let done: Done = daemon.client().post("/v1/services/web/drain", &request).await.unwrap();
     assert_eq!(done.done, "it is");
     let asked = daemon.task.await.unwrap();
