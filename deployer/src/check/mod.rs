@@ -14,6 +14,7 @@ mod ports;
 mod privileges;
 mod programs;
 mod running;
+mod tls;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -149,6 +150,7 @@ pub fn findings(config: Option<&Config>) -> Vec<Finding> {
     found.extend(cgroups::findings(config));
     found.extend(managers::findings(config));
     found.extend(paths::findings(config));
+    found.extend(tls::findings(config));
     found.extend(ports::findings(config, &workers));
     found.extend(nat::findings(&workers));
     found

@@ -1,7 +1,7 @@
 //! From the file as written to the checked types: the tables, and what must hold between them.
 
 use std::{
-    collections::BTreeMap, net::Ipv4Addr, ops::RangeInclusive, path::Path, path::PathBuf, time::Duration,
+    collections::BTreeMap, net::Ipv4Addr, ops::RangeInclusive, path::Path, path::PathBuf, sync::Arc, time::Duration,
 };
 
 use deployer_common::lanes::LANE_NET;
@@ -18,7 +18,7 @@ use super::{
     placeholders,
     ports::{self, Claims, Named},
     raw::{Table, Value, quoted},
-    roll,
+    roll, tls,
 };
 
 /// For limits that guard against a hang: shorter would fail every time, longer would be none.
@@ -159,6 +159,7 @@ fn service<'a>(
     let limits = limits::limits(&mut table, count, roll.as_ref());
     let warm = table.section("warm").and_then(http::warm);
     let version = table.maybe("version", http::version);
+    let tls = table.or("tls", None, tls::tls);
     let around = Around {
         name: name.as_deref().unwrap_or_default(),
         workers: workers.as_deref().unwrap_or_default(),
@@ -188,7 +189,8 @@ fn service<'a>(
     let name = name?;
     manager::of_service(&mut manager, &value, &name, &all);
     names.enter(&value, &names::Named { service: &name, manager: &manager, workers: &all });
-    let for_it = |request: &mut Request| *request = request.of(&name);
+    let tls = tls?.map(Arc::new);
+    let for_it = |request: &mut Request| *request = request.of(&name, tls.as_ref());
     let (mut warm, mut version, mut deploy) = (warm?, version?, deploy);
     warm.requests.iter_mut().for_each(for_it);
     version.iter_mut().for_each(|version| for_it(&mut version.request));
@@ -215,6 +217,7 @@ fn service<'a>(
         deploy,
         warm,
         version,
+        tls,
     })
 }
 

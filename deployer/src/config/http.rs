@@ -64,7 +64,7 @@ pub(super) fn request(value: &Value<'_>) -> Option<Request> {
         return value.refuse(format!("{} is no request; write a method and a path, \"GET /\"", quoted(text)));
     };
     let (method, path) = (method(value, method_text), path(value, path_text));
-    Some(Request { method: method?, path: path?, headers: Vec::new(), body: String::new(), status: None })
+    Some(Request { method: method?, tls: None, path: path?, headers: Vec::new(), body: String::new(), status: None })
 }
 
 fn request_table(mut table: Table<'_>) -> Option<Request> {
@@ -75,7 +75,7 @@ fn request_table(mut table: Table<'_>) -> Option<Request> {
     let status = table.maybe("status", |value| value.number(100..=599));
     table.done();
     let status = status?.and_then(|status| u16::try_from(status).ok());
-    Some(Request { method: method?, path: path?, headers: headers?, body: body?, status })
+    Some(Request { method: method?, tls: None, path: path?, headers: headers?, body: body?, status })
 }
 
 fn method(value: &Value<'_>, text: &str) -> Option<String> {

@@ -1,8 +1,8 @@
 //! The configuration, checked: what the rest of the daemon may rely on without looking again.
 //!
 //! `raw` is the file as written, `check` turns it into these types and says by line and key what is wrong, with
-//! `command`, `deploy`, `drain`, `fleet`, `http`, `limits`, `manager`, `names`, `paths`, `placeholders`, `ports` and
-//! `roll` for the parts.
+//! `command`, `deploy`, `drain`, `fleet`, `http`, `limits`, `manager`, `names`, `paths`, `placeholders`, `ports`, `roll`
+//! and `tls` for the parts.
 
 mod check;
 mod command;
@@ -22,11 +22,13 @@ mod raw;
 mod roll;
 #[cfg(test)]
 mod tests;
+mod tls;
 
 use std::{
     collections::BTreeMap,
     net::SocketAddr,
     path::{Path, PathBuf},
+    sync::Arc,
     time::Duration,
 };
 
@@ -37,6 +39,7 @@ pub use fleet::{Acl, Connect, Fleet, Secret, secret};
 pub use managers::{Backoff, Builtin, Exec, Manager};
 pub(crate) use placeholders::filled;
 pub(crate) use raw::duration;
+pub use tls::Tls;
 
 use crate::trust;
 
@@ -136,6 +139,8 @@ pub struct Service {
     pub warm: Warm,
     /// How a worker says which version it runs; `None`: it is not asked.
     pub version: Option<VersionRequest>,
+    /// How the daemon's own requests are sent to its workers under TLS; `None`: they speak plain HTTP.
+    pub tls: Option<Arc<Tls>>,
 }
 
 /// What the kernel does with its decisions for a service.
@@ -333,6 +338,8 @@ pub struct Warm {
 pub struct Request {
     /// Upper case.
     pub method: String,
+    /// How it is sent under TLS; `None`: it is not.
+    pub tls: Option<Arc<Tls>>,
     /// Begins with `/`.
     pub path: String,
     /// In the order given.
@@ -351,8 +358,8 @@ impl Request {
     }
 
     /// For the workers of a service.
-    fn of(&self, service: &str) -> Self {
-        self.with(|text| text.replace("{service}", service))
+    fn of(&self, service: &str, tls: Option<&Arc<Tls>>) -> Self {
+        Self { tls: tls.cloned(), ..self.with(|text| text.replace("{service}", service)) }
     }
 
     fn with(&self, fill: impl Fn(&str) -> String) -> Self {

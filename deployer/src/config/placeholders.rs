@@ -47,6 +47,7 @@ const KEYS: &[(&str, Allowed)] = &[
     ("service.*.warm.requests.[].body", Allowed::Body),
     ("service.*.version.request", Allowed::Only(WORKER)),
     ("service.*.version.request.body", Allowed::Body),
+    ("service.*.tls.server_name", Allowed::Only(WORKER)),
     ("service.*.roll.switch", Allowed::Only(ROLL)),
     ("service.*.roll.unswitch", Allowed::Only(ROLL)),
     ("service.*.deploy.prepare", Allowed::Only(DEPLOY)),

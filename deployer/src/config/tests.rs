@@ -86,6 +86,7 @@ fn parse(text: &str) -> Result<Config, ConfigError> {
 fn request(method: &str, path: &str) -> Request {
     Request {
         method: method.to_owned(),
+        tls: None,
         path: path.to_owned(),
         headers: Vec::new(),
         body: String::new(),
@@ -136,11 +137,13 @@ fn plain(name: &str, workers: &[&str], program: &str) -> Service {
         },
         warm: Warm { requests: Vec::new(), repeat: 1, within: Duration::from_secs(20) },
         version: None,
+        tls: None,
     }
 }
 
 fn posted() -> Request {
     Request {
+        tls: None,
         headers: vec![("X-B".into(), "2".into()), ("X-A".into(), "1".into())],
         body: "b".to_owned(),
         status: Some(204),

@@ -13,6 +13,7 @@ use hyper::{
 use hyper_util::rt::TokioIo;
 use socket2::{Domain, Protocol, SockRef, Socket, Type};
 use tokio::{
+    io::{AsyncRead, AsyncWrite},
     net::{TcpSocket, TcpStream},
     task::JoinSet,
     time::{Instant, sleep, timeout},
@@ -22,6 +23,7 @@ use tracing::Instrument as _;
 use super::{
     BYPASS_MARK, WarmError,
     stream::{self, Stream},
+    tls,
 };
 use crate::{
     config::{Request, Warm},
@@ -66,6 +68,19 @@ pub(super) struct Body {
 /// "GET /pin/1"
 pub(super) fn label(request: &Request) -> String {
     format!("{} {}", request.method, request.path)
+}
+
+/// An answer that is not as it must be, or none.
+struct Wrong {
+    why: String,
+    /// So answers a worker that speaks TLS to plain HTTP: it closes, sends what is no HTTP, or status 400.
+    may_be_tls: bool,
+}
+
+impl From<String> for Wrong {
+    fn from(why: String) -> Self {
+        Self { why, may_be_tls: false }
+    }
 }
 
 /// A warm-up that goes on.
@@ -215,13 +230,35 @@ pub(super) async fn exchange(
     keep: Body,
 ) -> Result<Answer, String> {
     let request = &request.to(worker);
+    if let Some(tls) = &request.tls {
+        let stream = tls::handshake(stream, worker, tls).await?;
+        return speak(stream, worker, request, keep).await.map_err(|wrong| wrong.why);
+    }
+    let wrong = match speak(stream, worker, request, keep).await {
+        Ok(answer) => return Ok(answer),
+        Err(wrong) => wrong,
+    };
+    if wrong.may_be_tls && tls::is_spoken(worker).await {
+        return Err(format!("{}: the worker speaks TLS; write tls = true in its service", wrong.why));
+    }
+    Err(wrong.why)
+}
+
+async fn speak(
+    stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    worker: SocketAddr,
+    request: &Request,
+    keep: Body,
+) -> Result<Answer, Wrong> {
     let message = message(worker, request)?;
-    let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await.map_err(|error| broken(&error))?;
+    let broken = |error: hyper::Error| Wrong { why: broken(&error), may_be_tls: true };
+    let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await.map_err(broken)?;
     // The set ends its task when it is dropped, so that an exchange given up leaves no connection behind.
     let mut driver = JoinSet::new();
     driver.spawn(connection.in_current_span());
-    let (head, body) = sender.send_request(message).await.map_err(|error| broken(&error))?.into_parts();
-    status(request, head.status)?;
+    let (head, body) = sender.send_request(message).await.map_err(broken)?.into_parts();
+    let may_be_tls = head.status == StatusCode::BAD_REQUEST;
+    status(request, head.status).map_err(|why| Wrong { why, may_be_tls })?;
     let body = read(body, keep).await?;
     Ok(Answer { headers: head.headers, body })
 }
@@ -236,7 +273,8 @@ fn message(worker: SocketAddr, request: &Request) -> Result<hyper::Request<Full<
     }
     let given = |name: HeaderName| request.headers.iter().any(|(header, _)| header.eq_ignore_ascii_case(name.as_str()));
     if !given(HOST) {
-        message = message.header(HOST, worker.to_string());
+        let host = request.tls.as_ref().map_or_else(|| worker.to_string(), |tls| tls::host(worker, tls));
+        message = message.header(HOST, host);
     }
     if !given(USER_AGENT) {
         message = message.header(USER_AGENT, concat!("deployer-warm/", env!("CARGO_PKG_VERSION")));

@@ -4,6 +4,7 @@ mod http;
 mod stream;
 #[cfg(test)]
 mod tests;
+mod tls;
 mod version;
 
 use std::{net::SocketAddr, time::Duration};
@@ -11,7 +12,7 @@ use std::{net::SocketAddr, time::Duration};
 use deployer_common::layout::BYPASS_MARK;
 use tokio::time::timeout;
 
-pub(crate) use self::stream::Stream;
+pub(crate) use self::{stream::Stream, tls::authorities};
 use crate::{
     config::{Request, VersionRequest, Warm},
     version::Version,

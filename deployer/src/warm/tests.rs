@@ -68,7 +68,14 @@ async fn serve(mut peer: TcpStream, answer: &str, seen: &Mutex<Vec<String>>) {
 }
 
 fn get(path: &str) -> Request {
-    Request { method: "GET".into(), path: path.into(), headers: Vec::new(), body: String::new(), status: None }
+    Request {
+        method: "GET".into(),
+        tls: None,
+        path: path.into(),
+        headers: Vec::new(),
+        body: String::new(),
+        status: None,
+    }
 }
 
 fn plan(requests: Vec<Request>, repeat: u32) -> Warm {

@@ -12,3 +12,4 @@ mod scene;
 mod supervisord;
 mod surge;
 mod systemd;
+mod tls;

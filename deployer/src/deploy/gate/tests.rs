@@ -61,7 +61,7 @@ impl Pool {
 
     async fn request(&self, status: Option<u16>, within: Duration) -> Result<(), String> {
         let (method, path) = ("GET".to_owned(), "/ready".to_owned());
-        let gate = Gate::Request(Request { method, path, headers: Vec::new(), body: String::new(), status });
+        let gate = Gate::Request(Request { method, tls: None, path, headers: Vec::new(), body: String::new(), status });
         pass(&gate, &about(), &self.at, None, within).await
     }
 
