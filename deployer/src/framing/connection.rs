@@ -5,6 +5,7 @@ use super::{
     http1::Exchanges,
     packet::Segment,
     stream::{Stream, after, is_before},
+    tls,
     verdict::{Framing, Kind, What, Why},
 };
 
@@ -161,6 +162,9 @@ impl Connection {
         if let (Some(why), false) = (odd, matches!(self.state, State::Switched(_))) {
             self.state = State::Unknown(why);
         }
+        if self.is_tls(from, segment) {
+            (self.state, self.guess) = (State::Switched(Kind::Tls), Guess::Wrong);
+        }
         match &mut self.state {
             State::Opening(_) => self.lose(Why::Older, None),
             State::Lost(why, word) => {
@@ -175,6 +179,19 @@ impl Connection {
                 Err(why) => self.stumble(why, from, segment),
             },
             State::Switched(_) | State::Unknown(_) => {}
+        }
+    }
+
+    /// Whether it turns out to be one of TLS: it begins so, or is older, and speaks so.
+    fn is_tls(&self, from: From, segment: &Segment<'_>) -> bool {
+        match &self.state {
+            State::Followed(followed) => {
+                from == From::Caller && followed.is_unused_at(segment.seq) && tls::is_hello(segment.payload)
+            }
+            State::Lost(Why::Older | Why::Missed, _) => {
+                !segment.is_cut && (tls::is_hello(segment.payload) || tls::are_records(segment.payload))
+            }
+            State::Lost(..) | State::Opening(_) | State::Switched(_) | State::Unknown(_) => false,
         }
     }
 
@@ -269,6 +286,11 @@ impl Followed {
             true => Framing::Pending(What::Gap),
             false => self.exchanges.framing(self.asked.next(), self.answered.next()),
         }
+    }
+
+    /// Whether nothing has been asked, and the next byte of the caller is this one.
+    fn is_unused_at(&self, seq: u32) -> bool {
+        matches!(self.framing(), Framing::Unused { asked, .. } if asked == seq)
     }
 
     /// Bytes that are kept.

@@ -43,7 +43,7 @@ pub enum Why {
     UsedOnce,
     /// Packets of it were missed, and it has not begun a request since.
     Missed,
-    /// What the caller sends is no HTTP/1 request (TLS and HTTP/2 look so).
+    /// What the caller sends is no HTTP/1 request (HTTP/2 looks so).
     NotRequest,
     /// What the worker sends is no HTTP/1 answer.
     NotAnswer,
@@ -97,6 +97,8 @@ pub enum Kind {
     Upgraded,
     /// An answer of server-sent events (`text/event-stream`) is under way.
     EventStream,
+    /// TLS: what is said on it is not to be seen.
+    Tls,
 }
 
 /// A connection as the watch has seen it.
@@ -173,6 +175,7 @@ impl fmt::Display for Kind {
             Self::WebSocket => "a WebSocket",
             Self::Upgraded => "upgraded to another protocol",
             Self::EventStream => "a stream of events (text/event-stream)",
+            Self::Tls => "TLS: whether a request is under way cannot be seen",
         })
     }
 }

@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use crate::{
     config::POOLED_QUIET,
-    framing::{Framing, Seen, Why},
+    framing::{Framing, Kind, Seen, Why},
     kernel::{Answer, Ground},
 };
 
@@ -16,7 +16,7 @@ const UNUSED_QUIET: Duration = Duration::from_secs(1);
 ///
 /// A request or answer of HTTP/1 that is under way is never cut, however long it is silent. Where the framing is unknown,
 /// the worker must have had the last word: it might be a request's answer that is waited for. A WebSocket and its like
-/// have no last word. A connection of which the watch has seen nothing is pooled, or a stream that says something every so
+/// have no last word; TLS has. A connection of which the watch has seen nothing is pooled, or a stream that says something every so
 /// often: the socket knows how long it has been quiet. One that was used once since is no different: what looked like a
 /// request need not have been one.
 pub(super) fn ground(seen: &Seen, now: Instant, quiet_after: Option<Duration>) -> Option<Ground> {
@@ -28,7 +28,8 @@ pub(super) fn ground(seen: &Seen, now: Instant, quiet_after: Option<Duration>) -
         }
         Framing::Unwatched | Framing::Unknown(Why::UsedOnce) => Some(quiet(quiet_after.unwrap_or(POOLED_QUIET), true)),
         Framing::Unknown(_) => Some(quiet(quiet_after?, true)),
-        Framing::Stream(_) => Some(quiet(quiet_after?, false)),
+        // Under TLS, too, requests are asked and answered: behind the worker's last word none waits.
+        Framing::Stream(kind) => Some(quiet(quiet_after?, kind == Kind::Tls)),
         Framing::Pending(_) => None,
     }
 }
@@ -56,7 +57,7 @@ mod tests {
     use std::time::Instant;
 
     use super::*;
-    use crate::framing::{Kind, What};
+    use crate::framing::What;
 
     fn seen(framing: Framing) -> Seen {
         Seen { framing, last: None, since: Instant::now() }
@@ -95,8 +96,9 @@ mod tests {
         for framing in [Framing::Stream(Kind::WebSocket), Framing::Stream(Kind::EventStream)] {
             assert_eq!((ground(&seen(framing), None), ground(&seen(framing), five)), (None, quiet(5, false)));
         }
-        let unknown = seen(Framing::Unknown(Why::NotRequest));
-        assert_eq!((ground(&unknown, None), ground(&unknown, five)), (None, quiet(5, true)));
+        for framing in [Framing::Unknown(Why::NotRequest), Framing::Stream(Kind::Tls)] {
+            assert_eq!((ground(&seen(framing), None), ground(&seen(framing), five)), (None, quiet(5, true)));
+        }
     }
 
     #[test]

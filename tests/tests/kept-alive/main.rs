@@ -10,6 +10,7 @@ mod others;
 mod pauses;
 mod scene;
 mod streams;
+mod tls;
 mod twin;
 
 /// Whether the long variants are wanted.

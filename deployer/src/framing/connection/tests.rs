@@ -202,6 +202,26 @@ fn an_older_one_that_is_used_once() {
 }
 
 #[test]
+fn tls_is_known_from_its_first_bytes_or_its_records() {
+    let tls = Framing::Stream(Kind::Tls);
+    let (hello, record) = ("\u{16}\u{3}\u{1}\u{0}\u{5}\u{1}rest of it", "\u{17}\u{3}\u{3}\u{0}\u{2}ab");
+    play(&mut opened(), &mut [0, 0], &[('>', hello, tls), ('<', "anything", tls), ('>', GET, tls)]);
+    play(
+        &mut opened(),
+        &mut [0, 0],
+        &[('>', GET, ASKED), ('<', OK, COMPLETE), ('>', hello, Framing::Unknown(Why::NotRequest))],
+    );
+    let older = || Connection::older(Why::Older);
+    play(&mut older(), &mut [1000, 1000], &[('<', "middle", OLDER), ('>', record, tls), ('<', "middle", tls)]);
+    play(&mut older(), &mut [1000, 1000], &[('<', record, tls)]);
+    play(
+        &mut older(),
+        &mut [1000, 1000],
+        &[('<', &record[..6], OLDER), ('>', GET, ASKED), ('<', record, Framing::Unknown(Why::NotAnswer))],
+    );
+}
+
+#[test]
 fn what_is_no_boundary() {
     let interim = "HTTP/1.1 100 Continue\r\n\r\n";
     let (unasked, odd) = (Framing::Unknown(Why::NotAnswer), Framing::Unknown(Why::NotRequest));
