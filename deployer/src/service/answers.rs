@@ -200,9 +200,8 @@ async fn left_over(service: &Service, worker: &Worker) -> Option<String> {
     let who = who.await.ok()??;
     Some(format!(
         "the process manager says that {name} is {phase}{said}, so what listens is a process that is left over: {who}. Next: \
-         end that process, then start the worker: deployer enable {} {}",
-        worker.service,
-        at.port()
+         end that process, then start the worker: deployer enable {} {at}",
+        worker.service
     ))
 }
 

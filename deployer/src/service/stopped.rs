@@ -35,15 +35,15 @@ fn is_unexplained(worker: &Worker) -> bool {
 /// Why the worker, which its manager calls `name`, does not come back by itself, and what to do; `None`: it may.
 #[must_use]
 pub fn why(name: &str, worker: &Worker, status: &ProcessStatus) -> Option<String> {
-    let (service, port) = (&worker.service, worker.at.port());
+    let (service, at) = (&worker.service, worker.at);
     let said = if status.detail.is_empty() { String::new() } else { format!(" ({})", status.detail) };
     match status.phase {
         ProcessPhase::Stopped => Some(format!(
             "its process manager says that {name} is stopped{said}, and does not start it by itself. Next: deployer enable \
-             {service} {port}"
+             {service} {at}"
         )),
         ProcessPhase::Failed => Some(format!(
-            "its process manager says that {name} has failed{said}. Next: see its log, then deployer enable {service} {port}"
+            "its process manager says that {name} has failed{said}. Next: see its log, then deployer enable {service} {at}"
         )),
         ProcessPhase::Starting | ProcessPhase::Running | ProcessPhase::Stopping => None,
     }
@@ -62,7 +62,7 @@ mod tests {
         };
         let stopped = of(ProcessPhase::Stopped).unwrap();
         assert!(stopped.contains("web/8000 is stopped (on request)"), "{stopped}");
-        assert!(of(ProcessPhase::Failed).unwrap().ends_with("deployer enable web 8000"));
+        assert!(of(ProcessPhase::Failed).unwrap().ends_with("deployer enable web 127.0.0.1:8000"));
         for phase in [ProcessPhase::Starting, ProcessPhase::Running, ProcessPhase::Stopping] {
             assert_eq!(of(phase), None, "{phase}");
         }
