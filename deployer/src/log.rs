@@ -3,8 +3,11 @@
 use std::{
     ffi::OsStr,
     fmt,
+    fs::File,
     io::{IsTerminal as _, stderr},
     os::fd::AsFd,
+    sync::OnceLock,
+    time::Duration,
 };
 
 use rustix::fs::fstat;
@@ -13,6 +16,7 @@ use serde_json::{Map, Value};
 use tracing::{Event, Span, Subscriber, error_span};
 use tracing_subscriber::{
     EnvFilter,
+    fmt::writer::BoxMakeWriter,
     fmt::{
         FmtContext, FormatEvent, FormatFields, FormattedFields,
         format::{JsonFields, Writer},
@@ -20,6 +24,15 @@ use tracing_subscriber::{
     },
     registry::LookupSpan,
 };
+
+use self::writer::Lines;
+
+mod writer;
+
+/// How long lines are waited for when the daemon ends.
+const LAST_LINES: Duration = Duration::from_secs(1);
+/// What writes lines; none: nothing is logged yet, or another program has set logging up.
+static LINES: OnceLock<Lines> = OnceLock::new();
 
 /// The field that names a roll, of spans and of events that are about a roll without being part of it.
 const ROLL: &str = "roll";
@@ -32,9 +45,16 @@ pub fn of_roll(id: &str) -> Span {
 
 /// From here on what is logged goes to standard error; `DEPLOYER_LOG` filters it, as `EnvFilter` understands it.
 pub(crate) fn to_stderr() {
+    // Not through the lock of Rust's own handle: a panic must be told while the thread waits here.
+    let lines = stderr().as_fd().try_clone_to_owned().and_then(|to| Lines::start(File::from(to)));
+    let writer = match lines {
+        Ok(lines) => BoxMakeWriter::new(LINES.get_or_init(|| lines).clone()),
+        // No thread can be had.
+        Err(_) => BoxMakeWriter::new(stderr),
+    };
     let builder = tracing_subscriber::fmt()
         .with_env_filter(filter(std::env::var("DEPLOYER_LOG").ok().as_deref()))
-        .with_writer(stderr);
+        .with_writer(writer);
     let result = if is_journal(std::env::var_os("JOURNAL_STREAM").as_deref(), stderr()) {
         builder.fmt_fields(JsonFields::new()).event_format(Json).try_init()
     } else {
@@ -44,6 +64,11 @@ pub(crate) fn to_stderr() {
         // Logging is set up already, by a program that embeds us.
         tracing::debug!(%error, "logging not set up again");
     }
+}
+
+/// Waits for the last lines; not for a log that is not read.
+pub(crate) fn flush() {
+    LINES.get().into_iter().for_each(|lines| lines.flush(LAST_LINES));
 }
 
 /// What is let through. Spans of rolls always are, so that no filter parts the lines that it lets through from their roll:

@@ -29,6 +29,7 @@ pub mod crash;
 pub mod crowd;
 pub mod daemon;
 pub mod dial;
+pub mod disk;
 pub mod fleet;
 pub mod haproxy;
 pub mod holder;

@@ -216,6 +216,11 @@ pub enum What {
         /// What it goes on with, in words.
         text: String,
     },
+    /// The roll waits for its journal to be written, or goes on after that.
+    Journal {
+        /// What keeps the journal from being written; `None`: it is written again.
+        trouble: Option<String>,
+    },
     /// A stop after the batch in hand was asked for.
     StopAsked {
         /// Who asked.

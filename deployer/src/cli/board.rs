@@ -99,6 +99,7 @@ impl Board {
             | What::OutsidersCut { .. }
             | What::Ended { .. }
             | What::Resumed { .. }
+            | What::Journal { .. }
             | What::StopAsked { .. } => Some(lines::text(&event.what)),
         }
     }

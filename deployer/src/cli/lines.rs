@@ -80,6 +80,8 @@ pub(super) fn text(what: &What) -> String {
         }
         What::Ended { worker, text, cut, callers } => format!("{worker} {}; {}", clean(text), was_cut(*cut, callers)),
         What::Resumed { text } => format!("the roll {}", clean(text)),
+        What::Journal { trouble: Some(why) } => format!("the roll waits for its journal: {}", clean(why)),
+        What::Journal { trouble: None } => "the journal is written again; the roll goes on".to_owned(),
         What::StopAsked { by } => format!("{} asked for a stop after the batch in hand", clean(by)),
         What::Finished { result, text, changed, failed, seconds } => {
             let failed = if failed.is_empty() {

@@ -307,6 +307,7 @@ fn daemon(config: &Path) -> Exit {
         let result = runtime.block_on(crate::daemon::run(config));
         // Threads that wait for a disk that hangs are not waited for.
         runtime.shutdown_background();
+        crate::log::flush();
         result
     });
     match result {

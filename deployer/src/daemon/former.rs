@@ -126,6 +126,7 @@ impl Former {
                 let failed = roll.machine.failed().filter_map(|nth| roll.members().nth(nth)).collect();
                 let (result, text, changed) = (end.result, end.text.clone(), roll.machine.changed());
                 record.add(What::Finished { result, text, changed, failed, seconds: 0.0 });
+                record.settle();
                 drop_it(&end);
                 if roll.machine.may_have_flipped(unix_ms()) {
                     let (service, before) = (roll.service.clone(), roll.before.clone());

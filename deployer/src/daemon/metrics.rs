@@ -8,7 +8,7 @@ use std::{
 };
 
 use tokio::net::TcpListener;
-use tracing::{debug, error};
+use tracing::debug;
 
 use super::{Daemon, LAST_WORDS, lock};
 use crate::{
@@ -21,6 +21,10 @@ use crate::{
 /// Where the page is served, if the port could be had.
 type Bound = (SocketAddr, io::Result<TcpListener>);
 
+/// Names the work of writing down what is counted by version.
+const LEDGER: &str = "figures by version";
+/// How long is waited for that before it is tried again.
+const SAVED_WITHIN: Duration = Duration::from_secs(10);
 /// 1: runs of programs are counted.
 const STATS: &str = "/proc/sys/kernel/bpf_stats_enabled";
 
@@ -47,22 +51,26 @@ impl Daemon {
     pub(super) async fn keep_ledger(self: Arc<Self>) {
         loop {
             self.ledger.changed().await;
-            let daemon = Arc::clone(&self);
-            if let Err(error) = tokio::task::spawn_blocking(move || daemon.ledger.save()).await {
-                error!(%error, "writing down figures by version has panicked");
-            }
+            let written = self.save_ledger();
+            self.shelf.disk().is_done(written, SAVED_WITHIN).await;
         }
+    }
+
+    /// Has the disk's thread write it down; returns the number of that work.
+    fn save_ledger(&self) -> u64 {
+        let ledger = Arc::clone(&self.ledger);
+        self.shelf.disk().hand_over(LEDGER, move || ledger.save())
     }
 
     /// The last look, written down.
     pub(super) async fn close_ledger(self: &Arc<Self>) {
         let daemon = Arc::clone(self);
-        let closed = tokio::task::spawn_blocking(move || {
-            daemon.ledger.look(&daemon.registry.services());
-            daemon.ledger.save();
-        });
-        // What has panicked has said so; a disk that hangs is not waited for.
-        let _ = tokio::time::timeout(LAST_WORDS, closed).await;
+        let looked = tokio::task::spawn_blocking(move || daemon.ledger.look(&daemon.registry.services()));
+        // What has panicked has said so.
+        let _ = looked.await;
+        self.save_ledger();
+        // A disk that hangs is not waited for.
+        self.shelf.disk().flush(LAST_WORDS).await;
     }
 
     /// Everything on the page, as of now. Blocks for some milliseconds.
@@ -70,7 +78,8 @@ impl Daemon {
         let services = self.registry.services();
         self.ledger.look(&services);
         // What is shown must be found by the next daemon.
-        self.ledger.save();
+        self.save_ledger();
+        self.shelf.disk().flush_blocking(LAST_WORDS);
         let squatters = self.registry.squatters().count();
         // Not in the expression below, to whose end it would be locked: trouble() locks it, too.
         let links_missing = lock(&self.lost).len();

@@ -165,6 +165,7 @@ pub async fn run(path: &Path) -> Result<()> {
     let _ = tokio::time::timeout(LAST_WORDS, server).await;
     // Drains, and what clients have asked for, went on until here.
     daemon.keep_history().await;
+    daemon.shelf.disk().flush(LAST_WORDS).await;
     let _ = std::fs::remove_file(path_of_socket);
     info!("stopped; the programs go on steering (deployer detach takes them out of the kernel)");
     Ok(())

@@ -59,13 +59,15 @@ impl Daemon {
     }
 
     /// What became of the connections around a roll.
-    pub(super) fn report(&self, roll: &Record) -> Result<Report, Refusal> {
+    pub(super) async fn report(self: &Arc<Self>, roll: &Record) -> Result<Report, Refusal> {
         if roll.is_empty() {
             return Err(Refusal::busy(format!("roll {} has only just begun; ask again", roll.id)));
         }
         let service = self.registry.service(&roll.service);
-        let kept = self.meters.report(service.as_deref(), &roll.id);
-        let kept = kept.map_err(|error| Refusal::failed(error.to_string()))?;
+        let (daemon, of, id) = (Arc::clone(self), service.clone(), roll.id.clone());
+        let read = self.shelf.disk().read(move || daemon.meters.report(of.as_deref(), &id)).await;
+        let unread = |error| Refusal::failed(format!("the report of roll {} cannot be read: {error}", roll.id));
+        let kept = read.map_err(unread)?.map_err(|error| Refusal::failed(error.to_string()))?;
         let (result, told, seconds) = (roll.result(), told(roll), seconds(roll));
         let notes = notes(&kept, result.is_some());
         let from = kept.from.as_deref();

@@ -4,7 +4,6 @@ mod connections;
 mod fleet;
 
 use std::{
-    convert::Infallible,
     fs::{self, Permissions},
     io,
     os::unix::fs::{PermissionsExt, chown},
@@ -175,7 +174,7 @@ async fn status(State(daemon): Shared) -> Response {
 
 async fn report(State(daemon): Shared, Name(id): Name<String>) -> Answer<Report> {
     let roll = if id == LAST { daemon.last_roll()? } else { find(&daemon, &id)? };
-    daemon.report(&roll).map(Json)
+    daemon.report(&roll).await.map(Json)
 }
 
 async fn roll(State(daemon): Shared, Name(name): Name<String>, who: Who, body: Bytes) -> Response {
@@ -257,11 +256,13 @@ async fn history(State(daemon): Shared, who: Who, Query(wanted): Query<Lines>) -
     let busy = |_| Refusal::busy(format!("{READERS} clients read the history already; end some of them"));
     let reading = if who.0.1 == ROOT { &ROOT_READING } else { &READING };
     let permit = reading.try_acquire().map_err(busy)?;
-    let reader = daemon.history.reader(wanted.from, wanted.follow);
+    let mut reader = daemon.history.reader(wanted.from, wanted.follow);
+    // Before the answer begins: later there is no telling why it ends.
+    reader.look().await.map_err(|hang| Refusal::failed(format!("the events cannot be read: {hang}")))?;
     // Asked for the next as soon as the client has taken the last; dropped when it is gone.
     let lines = futures_util::stream::unfold((reader, permit), |(mut reader, permit)| async {
         let lines = reader.next().await?;
-        Some((Ok::<_, Infallible>(lines), (reader, permit)))
+        Some((lines, (reader, permit)))
     });
     Ok(([(CONTENT_TYPE, "application/x-ndjson")], Body::from_stream(lines)).into_response())
 }

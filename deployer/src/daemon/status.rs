@@ -1,6 +1,10 @@
 //! Everything there is to know, as of now.
 
-use std::{collections::BTreeMap, sync::Arc, time::Duration};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+    time::Duration,
+};
 
 use deployer_common::{layout::LaneCount, word};
 
@@ -39,7 +43,11 @@ impl Daemon {
         let own = own.chain(self.registry.squatters().told());
         let own = own.chain(self.caller_trouble());
         let own = own.chain(lock(&self.refused_binds).values().cloned().collect::<Vec<_>>());
-        own.chain(self.fleet.troubles()).chain(self.warnings.iter().cloned()).collect()
+        let own = own.chain(self.shelf.disk().trouble());
+        let all = own.chain(self.fleet.troubles()).chain(self.warnings.iter().cloned());
+        // A disk that hangs is told by each that writes to it.
+        let mut told = BTreeSet::new();
+        all.filter(|text| told.insert(text.clone())).collect()
     }
 
     fn service_status(&self, service: &Service, held: &Held) -> ServiceStatus {

@@ -5,14 +5,21 @@ use std::{
     fs,
     io::Write as _,
     path::{Path, PathBuf},
-    sync::{Mutex, MutexGuard, PoisonError},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicU64, Ordering},
+    },
 };
 
 use serde::{Deserialize, Serialize};
-use tokio::sync::watch;
+use tokio::sync::{oneshot, watch};
 
 use super::coordinator::{Coordinator, Kind, Link, News, Node, Op, Trouble, Watch, Why};
-use crate::{roll::record::unix_ms, workers::Pending};
+use crate::{
+    journal::{PATIENCE, disk::Disk},
+    roll::record::unix_ms,
+    workers::Pending,
+};
 
 /// What an ephemeral node's owner is: this process.
 const SESSION: i64 = 1;
@@ -20,10 +27,18 @@ const SESSION: i64 = 1;
 /// One host, by itself.
 #[derive(Debug)]
 pub struct Alone {
+    shared: Arc<Shared>,
+    disk: Disk,
+    link: watch::Sender<Link>,
+}
+
+#[derive(Debug)]
+struct Shared {
     file: PathBuf,
     tree: Mutex<Tree>,
     watched: Mutex<Vec<Watched>>,
-    link: watch::Sender<Link>,
+    /// Held from the look at the tree to the change of it, which the file may have to hold before.
+    changing: Mutex<()>,
 }
 
 #[derive(Debug)]
@@ -63,30 +78,51 @@ impl Alone {
             Err(_) => Tree::default(),
         };
         let link = Link { session: 1, is_connected: true, since_ms: unix_ms(), lost: 0 };
-        Self { file, tree: Mutex::new(tree), watched: Mutex::default(), link: watch::Sender::new(link) }
+        let disk = Disk::new(file.parent().unwrap_or(Path::new("/")));
+        let shared = Shared { file, tree: Mutex::new(tree), watched: Mutex::default(), changing: Mutex::default() };
+        Self { shared: Arc::new(shared), disk, link: watch::Sender::new(link) }
     }
 
+    /// Makes a change in the disk's thread. One that hangs is not waited for; whether it was made is not known then, as with
+    /// any coordinator whose connection is lost.
+    async fn change(&self, ops: Vec<Op>) -> Result<Vec<String>, Trouble> {
+        static NUMBER: AtomicU64 = AtomicU64::new(0);
+        let (sender, made) = oneshot::channel();
+        let shared = Arc::clone(&self.shared);
+        // Each is work of its own: none takes the place of another.
+        let key = NUMBER.fetch_add(1, Ordering::Relaxed).to_string();
+        self.disk.hand_over(&key, move || drop(sender.send(shared.change(ops))));
+        match tokio::time::timeout(PATIENCE, made).await {
+            Ok(Ok(made)) => made,
+            Ok(Err(_)) => Err(Trouble::Failed("a change of the fleet's tree has panicked".to_owned())),
+            Err(_) => {
+                let (file, waited) = (self.shared.file.display(), PATIENCE.as_secs());
+                Err(Trouble::Failed(format!("{file} has not been written for {waited} s: the disk hangs")))
+            }
+        }
+    }
+}
+
+impl Shared {
     fn tree(&self) -> MutexGuard<'_, Tree> {
         // A change is made aside, and put in its place whole.
         self.tree.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn change(&self, ops: Vec<Op>) -> Result<Vec<String>, Trouble> {
-        let mut changed = Vec::new();
-        let made = {
-            let mut tree = self.tree();
-            let mut next = tree.clone();
-            let mut made = Vec::new();
-            for (nth, op) in ops.into_iter().enumerate() {
-                changed.push(next.apply(op, &mut made).map_err(|why| Trouble::Refused { nth, why })?);
-            }
-            if next.lasting() != tree.lasting() {
-                write(&self.file, &next.lasting())
-                    .map_err(|error| Trouble::Failed(format!("writing {}: {error}", self.file.display())))?;
-            }
-            *tree = next;
-            made
-        };
+        let _changing = self.changing.lock().unwrap_or_else(PoisonError::into_inner);
+        let (mut changed, mut made) = (Vec::new(), Vec::new());
+        // Not locked while it is written: readers do not wait for the disk.
+        let mut next = self.tree().clone();
+        let before = next.lasting();
+        for (nth, op) in ops.into_iter().enumerate() {
+            changed.push(next.apply(op, &mut made).map_err(|why| Trouble::Refused { nth, why })?);
+        }
+        if next.lasting() != before {
+            write(&self.file, &next.lasting())
+                .map_err(|error| Trouble::Failed(format!("writing {}: {error}", self.file.display())))?;
+        }
+        *self.tree() = next;
         let watched = self.watched.lock().unwrap_or_else(PoisonError::into_inner);
         for one in watched.iter().filter(|one| changed.iter().any(|path| one.hears(path))) {
             let is_made = made.contains(&one.path);
@@ -188,7 +224,7 @@ fn write(file: &Path, text: &str) -> std::io::Result<()> {
 
 impl Coordinator for Alone {
     fn get<'a>(&'a self, path: &'a str) -> Pending<'a, Result<Option<Node>, Trouble>> {
-        let node = self.tree().nodes.get(path).map(|node| Node {
+        let node = self.shared.tree().nodes.get(path).map(|node| Node {
             data: node.data.clone().into_bytes(),
             version: node.version,
             owner: node.is_ephemeral.then_some(SESSION),
@@ -197,13 +233,12 @@ impl Coordinator for Alone {
     }
 
     fn children<'a>(&'a self, path: &'a str) -> Pending<'a, Result<Vec<String>, Trouble>> {
-        let names = self.tree().below(path);
+        let names = self.shared.tree().below(path);
         Box::pin(async move { Ok(names) })
     }
 
     fn transact(&self, ops: Vec<Op>) -> Pending<'_, Result<Vec<String>, Trouble>> {
-        let result = self.change(ops);
-        Box::pin(async move { result })
+        Box::pin(self.change(ops))
     }
 
     fn ensure<'a>(&'a self, path: &'a str) -> Pending<'a, Result<(), Trouble>> {
@@ -211,7 +246,7 @@ impl Coordinator for Alone {
             let ends = path.match_indices('/').map(|(at, _)| at).skip(1).chain([path.len()]);
             for end in ends {
                 let (path, kind) = (path[..end].to_owned(), Kind::Persistent);
-                match self.change(vec![Op::Create { path, data: Vec::new(), kind }]) {
+                match self.change(vec![Op::Create { path, data: Vec::new(), kind }]).await {
                     Ok(_) | Err(Trouble::Refused { why: Why::Exists, .. }) => {}
                     Err(trouble) => return Err(trouble),
                 }
@@ -222,7 +257,7 @@ impl Coordinator for Alone {
 
     fn watch(&self, path: &str, below: bool) -> Watch {
         let (news, heard) = watch::channel(News { is_in_place: true, ..News::default() });
-        let mut watched = self.watched.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut watched = self.shared.watched.lock().unwrap_or_else(PoisonError::into_inner);
         watched.retain(|one| one.news.receiver_count() > 0);
         watched.push(Watched { path: path.to_owned(), below, news });
         Watch::new(heard, None)

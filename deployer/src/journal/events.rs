@@ -9,23 +9,30 @@ use std::{
     io::{self, Read as _, Seek as _, Write as _},
     os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _},
     path::{Path, PathBuf},
+    time::Duration,
 };
 
-use super::{file, state::is_id};
+pub use super::log::Log;
+use super::{disk::Disk, file, state::is_id};
 use crate::api::{Event, What};
 
 const SUFFIX: &str = ".ndjson";
 const REPORT: &str = ".report.json";
 /// No log is so long: a roll of 256 workers, each held for hours.
 const MOST: u64 = 256 << 20;
+/// How long is waited for what was handed to the disk before files are read.
+const SETTLE_WITHIN: Duration = Duration::from_secs(10);
 
 /// Where the logs are.
 #[derive(Debug, Clone)]
-pub struct Shelf(PathBuf);
+pub struct Shelf {
+    dir: PathBuf,
+    disk: Disk,
+}
 
-/// The log of a roll that is being written.
+/// The file of a roll's log, as the disk's thread writes it.
 #[derive(Debug)]
-pub struct Log {
+pub(super) struct LogFile {
     path: PathBuf,
     file: Option<File>,
     /// Up to here the file is whole lines.
@@ -40,23 +47,36 @@ impl Shelf {
     /// In a directory, which need not be there.
     #[must_use]
     pub fn new(dir: PathBuf) -> Self {
-        Self(dir)
+        // What hangs is the file system of the state directory.
+        let disk = Disk::new(dir.parent().unwrap_or(&dir));
+        Self { dir, disk }
+    }
+
+    /// The thread that writes here.
+    #[must_use]
+    pub fn disk(&self) -> &Disk {
+        &self.disk
     }
 
     fn path(&self, id: &str) -> PathBuf {
-        self.0.join(format!("{id}{SUFFIX}"))
+        self.dir.join(format!("{id}{SUFFIX}"))
     }
 
     /// A log to write to, after the events that it holds.
     #[must_use]
     pub fn log(&self, id: &str, whole: u64) -> Log {
-        Log { path: self.path(id), file: None, len: whole, torn: true, backlog: Vec::new() }
+        Log::new(id, self.file(id, whole), self.disk.clone())
     }
 
-    /// Every roll's events with the length that they have in the file, by name. What is not understood is left out.
+    fn file(&self, id: &str, whole: u64) -> LogFile {
+        LogFile { path: self.path(id), file: None, len: whole, torn: true, backlog: Vec::new() }
+    }
+
+    /// Every roll's events with the length that they have in the file, by name. What is not understood is left out. Blocks.
     #[must_use]
     pub fn read(&self) -> BTreeMap<String, (Vec<Event>, u64)> {
-        let entries = fs::read_dir(&self.0).into_iter().flatten().flatten();
+        self.disk.flush_blocking(SETTLE_WITHIN);
+        let entries = fs::read_dir(&self.dir).into_iter().flatten().flatten();
         let names = entries.filter_map(|entry| entry.file_name().into_string().ok());
         let ids = names.filter_map(|name| Some(name.strip_suffix(SUFFIX)?.to_owned())).filter(|id| is_id(id));
         ids.filter_map(|id| {
@@ -66,35 +86,39 @@ impl Shelf {
         .collect()
     }
 
-    /// Keeps a roll's report in place of the one before. If that is not to be `durable`, a loss of power may cost it.
+    /// Keeps a roll's report in place of the one before. If that is not to be `durable`, a loss of power may cost it. Blocks:
+    /// for the disk's thread.
     ///
     /// # Errors
     /// The one before is untouched then.
     pub fn keep_report(&self, id: &str, report: &[u8], durable: bool) -> io::Result<()> {
-        DirBuilder::new().recursive(true).mode(0o700).create(&self.0)?;
+        DirBuilder::new().recursive(true).mode(0o700).create(&self.dir)?;
         let replace = if durable { file::replace } else { file::replace_soon };
-        replace(&self.0, &format!("{id}{REPORT}"), report)
+        replace(&self.dir, &format!("{id}{REPORT}"), report)
     }
 
-    /// A roll's report, as it was kept.
+    /// A roll's report, as it was kept. Blocks.
     ///
     /// # Errors
     /// When there is none, or it cannot be read.
     pub fn report(&self, id: &str) -> io::Result<Vec<u8>> {
+        self.disk.flush_blocking(SETTLE_WITHIN);
         file::bytes(&self.report_path(id))
     }
 
     /// Where a roll's report is.
     #[must_use]
     pub fn report_path(&self, id: &str) -> PathBuf {
-        self.0.join(format!("{id}{REPORT}"))
+        self.dir.join(format!("{id}{REPORT}"))
     }
 
     /// Drops a roll's log and report.
     pub fn remove(&self, id: &str) {
-        // A log that stays is read again at the next start, and dropped then.
-        let _ = fs::remove_file(self.report_path(id));
-        let _ = fs::remove_file(self.path(id));
+        let paths = [self.report_path(id), self.path(id)];
+        self.disk.hand_over(&format!("remove {id}"), move || {
+            // A log that stays is read again at the next start, and dropped then.
+            paths.iter().for_each(|path| drop(fs::remove_file(path)));
+        });
     }
 }
 
@@ -126,14 +150,13 @@ fn events(bytes: &[u8], id: &str) -> (Vec<Event>, u64) {
     (events, whole)
 }
 
-impl Log {
-    /// Adds an event.
+impl LogFile {
+    /// Adds lines. Blocks.
     ///
     /// # Errors
-    /// The event is kept, and written with the next.
-    pub fn add(&mut self, event: &Event) -> io::Result<()> {
-        serde_json::to_writer(&mut self.backlog, event)?;
-        self.backlog.push(b'\n');
+    /// The lines are kept, and written with the next.
+    pub(super) fn add(&mut self, lines: &[u8]) -> io::Result<()> {
+        self.backlog.extend(lines);
         let file = match &mut self.file {
             Some(file) => file,
             none => none.insert(open(&self.path)?),
@@ -176,9 +199,15 @@ mod tests {
         Event { seq, time_ms: 1, roll: "web-1".to_owned(), what }
     }
 
+    fn line(seq: u64) -> Vec<u8> {
+        let mut line = serde_json::to_vec(&event(seq)).unwrap();
+        line.push(b'\n');
+        line
+    }
+
     fn three(dir: &Path) -> Vec<u8> {
-        let mut log = Shelf::new(dir.join("rolls")).log("web-1", 0);
-        (0..3).for_each(|seq| log.add(&event(seq)).unwrap());
+        let mut log = Shelf::new(dir.join("rolls")).file("web-1", 0);
+        (0..3).for_each(|seq| log.add(&line(seq)).unwrap());
         fs::read(dir.join("rolls/web-1.ndjson")).unwrap()
     }
 
@@ -192,8 +221,8 @@ mod tests {
             let lines = bytes[..cut].iter().filter(|byte| **byte == b'\n').count();
             let (events, whole) = shelf.read().remove("web-1").unwrap_or_default();
             assert_eq!(events.len(), lines, "cut at {cut}");
-            let mut log = shelf.log("web-1", whole);
-            (events.len() as u64..3).for_each(|seq| log.add(&event(seq)).unwrap());
+            let mut log = shelf.file("web-1", whole);
+            (events.len() as u64..3).for_each(|seq| log.add(&line(seq)).unwrap());
             assert_eq!(fs::read(dir.path().join("rolls/web-1.ndjson")).unwrap(), bytes, "cut at {cut}");
         }
     }
@@ -203,10 +232,10 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         fs::write(dir.path().join("rolls"), "in the way").unwrap();
         let shelf = Shelf::new(dir.path().join("rolls"));
-        let mut log = shelf.log("web-1", 0);
-        assert!(log.add(&event(0)).is_err() && log.add(&event(1)).is_err());
+        let mut log = shelf.file("web-1", 0);
+        assert!(log.add(&line(0)).is_err() && log.add(&line(1)).is_err());
         fs::remove_file(dir.path().join("rolls")).unwrap();
-        log.add(&event(2)).unwrap();
+        log.add(&line(2)).unwrap();
         assert_eq!(shelf.read()["web-1"].0.len(), 3);
     }
 

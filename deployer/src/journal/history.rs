@@ -22,7 +22,7 @@ use std::{
     net::SocketAddr,
     path::Path,
     sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use tokio::sync::watch;
@@ -35,7 +35,7 @@ use self::{
     lines::Lines,
     text::{cap, capped},
 };
-use super::State;
+use super::{State, disk};
 use crate::{
     api::{Change, Configured, Entry, Phase, TestResult},
     roll::record::unix_ms,
@@ -99,6 +99,8 @@ struct Told {
     lost: u64,
     /// Why the last try to write failed.
     trouble: Option<String>,
+    /// When the write in hand began.
+    began: Option<Instant>,
     closed: bool,
 }
 
@@ -152,7 +154,7 @@ impl History {
             }
         });
         let (ring, backlog) = (Lines::default(), Lines::default());
-        let told = Told { next: first, known, ring, backlog, lost: 0, trouble: None, closed: false };
+        let told = Told { next: first, known, ring, backlog, lost: 0, trouble: None, began: None, closed: false };
         let (settled, _) = watch::channel(Settled { next: first, over: false });
         let appender = Appender::new(files.clone());
         let shared = Arc::new(Shared { files, told: Mutex::new(told), wake: Condvar::new(), settled, first });
@@ -268,7 +270,8 @@ impl History {
     /// Why lines cannot be written just now.
     #[must_use]
     pub fn unwritten(&self) -> Option<String> {
-        self.0.told().trouble.clone()
+        let hangs = self.0.is_late().then(|| disk::hangs(&self.0.files.dir().display().to_string()));
+        hangs.or_else(|| self.0.told().trouble.clone())
     }
 
     /// Waits until all that was told has been tried to be written.
@@ -333,6 +336,11 @@ impl Shared {
         self.told.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// Whether the disk hangs.
+    fn is_late(&self) -> bool {
+        self.told().began.is_some_and(|began| began.elapsed() > disk::HANGS_AFTER)
+    }
+
     fn write(&self, mut file: Appender) {
         while let Some(lines) = self.next() {
             let result = file.append(&lines.text(), || self.told().known());
@@ -357,13 +365,15 @@ impl Shared {
             .wait_while(told, |told| told.backlog.lines.is_empty() && !told.closed)
             .unwrap_or_else(PoisonError::into_inner);
         // The last try that fails is the last.
-        (!told.backlog.lines.is_empty()).then(|| std::mem::take(&mut told.backlog))
+        told.began = (!told.backlog.lines.is_empty()).then(Instant::now);
+        told.began.is_some().then(|| std::mem::take(&mut told.backlog))
     }
 
     /// Says it when writing begins to fail and when it is over; returns what comes after the lines.
     fn wrote(&self, mut lines: Lines, result: Result<(), String>) -> u64 {
         let next = lines.lines.back().map_or(0, |(seq, _)| seq + 1);
         let mut told = self.told();
+        told.began = None;
         match result {
             Ok(()) => {
                 let lost = std::mem::take(&mut told.lost);

@@ -197,10 +197,14 @@ pub(crate) struct Memory {
     pub(crate) bytes: Arc<Mutex<Vec<u8>>>,
     pub(crate) writes: Arc<Mutex<usize>>,
     pub(crate) full: Arc<AtomicBool>,
+    pub(crate) frozen: Arc<AtomicBool>,
 }
 
 impl Store for Memory {
     fn replace(&mut self, bytes: &[u8]) -> io::Result<()> {
+        while self.frozen.load(Ordering::SeqCst) {
+            std::thread::sleep(Duration::from_millis(1));
+        }
         if self.full.load(Ordering::SeqCst) {
             return Err(io::ErrorKind::StorageFull.into());
         }
@@ -250,6 +254,26 @@ async fn a_full_disk_is_told_and_tried_again() {
     }
     assert_eq!(journal.trouble(), None);
     assert!(matches!(parse(&disk.bytes.lock().unwrap()), Found::State(state) if state.bypassed));
+}
+
+#[tokio::test]
+async fn a_frozen_disk_is_waited_for_and_looked_away_from() {
+    let disk = Memory::default();
+    let journal = Journal::start(State::new("b"), disk.clone()).unwrap();
+    journal.flush().await.unwrap();
+    disk.frozen.store(true, Ordering::SeqCst);
+    let generation = journal.update(|state| state.bypassed = true);
+    assert_eq!(journal.durable_within(generation, Duration::from_millis(20)).await, None);
+    // Readers and changes do not wait.
+    assert!(journal.read(|state| state.bypassed));
+    journal.refresh(|state| state.boot = "c".to_owned());
+    assert_eq!(
+        journal.hangs_for(Duration::from_secs(3)),
+        "the journal has not been written for 3 s: the disk of / hangs"
+    );
+    disk.frozen.store(false, Ordering::SeqCst);
+    journal.flush().await.unwrap();
+    assert_eq!(journal.trouble(), None);
 }
 
 #[test]

@@ -3,19 +3,29 @@
 
 use std::{
     io,
+    path::Path,
     sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use tokio::sync::watch;
 use tracing::{error, info};
 
-use super::state::State;
+use super::{
+    disk::{HANGS_AFTER, hangs},
+    state::State,
+};
 
 /// Between two tries of a write that fails.
 const AGAIN: Duration = Duration::from_secs(1);
-/// A disk that takes longer counts as one that cannot be written: a worker must not be left drained for it.
-const PATIENCE: Duration = Duration::from_secs(10);
+/// The longest that a request waits for a disk that hangs. A roll waits longer: [`HANG_PATIENCE`].
+pub const PATIENCE: Duration = Duration::from_secs(10);
+/// The longest that a roll waits for a disk that hangs; then the disk counts as one that cannot be written. A backup freezes a
+/// file system for seconds or minutes, and a worker must not stay drained for ever.
+pub const HANG_PATIENCE: Duration = Duration::from_secs(600);
+
+const WRITER_ENDED: &str =
+    "the thread that writes the journal has ended, by a bug; restart the daemon (steering goes on)";
 
 /// Where the state is kept.
 pub trait Store: Send + 'static {
@@ -38,6 +48,10 @@ pub struct Journal {
 struct Shared {
     wanted: Mutex<Wanted>,
     wake: Condvar,
+    /// The directory, for messages.
+    dir: String,
+    /// When the write in hand began.
+    began: Mutex<Option<Instant>>,
 }
 
 struct Wanted {
@@ -63,7 +77,10 @@ impl Journal {
     /// When no thread can be started.
     pub fn start(state: State, store: impl Store) -> io::Result<Self> {
         let wanted = Wanted { state, generation: 1, closed: false };
-        let shared = Arc::new(Shared { wanted: Mutex::new(wanted), wake: Condvar::new() });
+        let place = store.place();
+        let dir = Path::new(&place).parent().unwrap_or(Path::new("/")).display().to_string();
+        let (wanted, wake, began) = (Mutex::new(wanted), Condvar::new(), Mutex::default());
+        let shared = Arc::new(Shared { wanted, wake, dir, began });
         let (sender, progress) = watch::channel(Progress::default());
         let theirs = Arc::clone(&shared);
         std::thread::Builder::new().name("journal".to_owned()).spawn(move || theirs.write(store, &sender))?;
@@ -101,14 +118,25 @@ impl Journal {
     /// # Errors
     /// Why it is not, in words; it is tried again and again.
     pub async fn durable(&self, generation: u64) -> Result<(), String> {
+        self.durable_within(generation, PATIENCE).await.unwrap_or_else(|| Err(self.hangs_for(PATIENCE)))
+    }
+
+    /// Waits until a generation is on the disk, but not longer than `within`; `None`: the disk hangs.
+    pub async fn durable_within(&self, generation: u64, within: Duration) -> Option<Result<(), String>> {
         let mut progress = self.progress.clone();
         let tried = progress.wait_for(|it| it.tried >= generation);
-        match tokio::time::timeout(PATIENCE, tried).await {
-            Err(_) => Err(format!("the journal has not been written for {} s: the disk hangs", PATIENCE.as_secs())),
-            Ok(Err(_)) => Err("the journal's writer has ended".to_owned()),
-            Ok(Ok(progress)) if progress.written >= generation => Ok(()),
-            Ok(Ok(progress)) => Err(progress.trouble.clone().unwrap_or_default()),
+        match tokio::time::timeout(within, tried).await {
+            Err(_) => None,
+            Ok(Err(_)) => Some(Err(WRITER_ENDED.to_owned())),
+            Ok(Ok(progress)) if progress.written >= generation => Some(Ok(())),
+            Ok(Ok(progress)) => Some(Err(progress.trouble.clone().unwrap_or_default())),
         }
+    }
+
+    /// That the journal has not been written for so long, in words.
+    #[must_use]
+    pub fn hangs_for(&self, time: Duration) -> String {
+        format!("the journal has not been written for {} s: the disk of {} hangs", time.as_secs(), self.shared.dir)
     }
 
     /// Changes the state, and waits until that is on the disk.
@@ -132,7 +160,11 @@ impl Journal {
     /// Why it cannot be written just now; `None`: it can.
     #[must_use]
     pub fn trouble(&self) -> Option<String> {
-        self.progress.borrow().trouble.clone()
+        let is_late = self.shared.began().is_some_and(|began| began.elapsed() > HANGS_AFTER);
+        let hangs = is_late.then(|| hangs(&self.shared.dir));
+        // The writer's end of the channel goes with its thread, which ends by a panic only.
+        let ended = || self.progress.has_changed().is_err().then(|| WRITER_ENDED.to_owned());
+        hangs.or_else(ended).or_else(|| self.progress.borrow().trouble.clone())
     }
 }
 
@@ -149,12 +181,18 @@ impl Shared {
         self.wanted.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    fn began(&self) -> MutexGuard<'_, Option<Instant>> {
+        self.began.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     fn write(&self, mut store: impl Store, progress: &watch::Sender<Progress>) {
         loop {
             // Borrowed no longer than that: whoever changes it waits for readers.
             let before = progress.borrow().clone();
             let Some((bytes, generation)) = self.next(&before) else { return };
+            *self.began() = Some(Instant::now());
             let result = bytes.map_err(io::Error::other).and_then(|bytes| store.replace(&bytes));
+            *self.began() = None;
             let trouble = result.err().map(|error| format!("the journal {} cannot be written: {error}", store.place()));
             tell(before.trouble.as_deref(), trouble.as_deref());
             progress.send_modify(|it| {

@@ -30,7 +30,7 @@ pub use self::{
 };
 use crate::{
     api::{Proof, Tally},
-    journal::events::Shelf,
+    journal::{disk::Disk, events::Shelf},
     roll::{record::unix_ms, run::version_before},
     service::{Service, Worker, registry::Services},
 };
@@ -42,7 +42,7 @@ pub struct Meters {
     shelf: Shelf,
     meters: Mutex<BTreeMap<String, Meter>>,
     /// Reports cannot be written, which has been said.
-    torn: AtomicBool,
+    torn: Arc<AtomicBool>,
 }
 
 /// A roll that a former daemon has left.
@@ -60,7 +60,7 @@ impl Meters {
     /// Of counters of which nothing has been seen yet.
     #[must_use]
     pub fn new(source: Arc<dyn Source>, shelf: Shelf) -> Self {
-        Self { source, shelf, meters: Mutex::default(), torn: AtomicBool::new(false) }
+        Self { source, shelf, meters: Mutex::default(), torn: Arc::default() }
     }
 
     /// Begins to look: at `services`, and for what a former daemon had written of the rolls that it `left`, the youngest
@@ -102,7 +102,13 @@ impl Meters {
         }
     }
 
-    /// Another second has passed. Blocks on the disk where a report has been finished.
+    /// The thread that writes reports.
+    #[must_use]
+    pub fn disk(&self) -> &Disk {
+        self.shelf.disk()
+    }
+
+    /// Another second has passed.
     pub fn tick(&self, services: &Services) {
         let mut finished = Vec::new();
         {
@@ -155,7 +161,7 @@ impl Meters {
         }
     }
 
-    /// The report of a roll, as of now.
+    /// The report of a roll, as of now. Blocks: it may have to be read.
     ///
     /// # Errors
     /// [`ReadError`]
@@ -203,17 +209,23 @@ impl Meters {
         }
     }
 
+    /// Hands it to the disk's thread. Of several that wait, the last is written.
     fn write(&self, kept: Kept, durable: bool) {
-        let roll = kept.roll.clone();
-        let written = kept.write(&self.shelf, unix_ms(), durable);
-        let torn = self.torn.swap(written.is_err(), Ordering::Relaxed);
-        match written {
-            Err(error) if !torn => {
-                let path = self.shelf.report_path(&roll);
-                warn!(roll, path = %path.display(), %error, "the roll's report cannot be written; it is tried again");
-            }
-            Ok(()) if torn => info!(roll, "reports can be written again"),
-            _ => {}
+        let (shelf, torn) = (self.shelf.clone(), Arc::clone(&self.torn));
+        self.disk().hand_over(&format!("report of {}", kept.roll), move || write(kept, durable, &shelf, &torn));
+    }
+}
+
+fn write(kept: Kept, durable: bool, shelf: &Shelf, torn: &AtomicBool) {
+    let roll = kept.roll.clone();
+    let written = kept.write(shelf, unix_ms(), durable);
+    let was_torn = torn.swap(written.is_err(), Ordering::Relaxed);
+    match written {
+        Err(error) if !was_torn => {
+            let path = shelf.report_path(&roll);
+            warn!(roll, path = %path.display(), %error, "the roll's report cannot be written; it is tried again");
         }
+        Ok(()) if was_torn => info!(roll, "reports can be written again"),
+        _ => {}
     }
 }

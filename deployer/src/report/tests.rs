@@ -302,6 +302,7 @@ fn reports_are_kept_and_taken_up() {
     assert!(matches!(second.report(Some(web), "web-3"), Err(ReadError::Missing { .. })));
     assert_eq!(second.total(web), Proof::default());
     shelf.remove("web-1");
+    assert!(shelf.disk().flush_blocking(Duration::from_secs(5)));
     assert!(!shelf.report_path("web-1").exists());
 }
 

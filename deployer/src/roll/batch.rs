@@ -10,6 +10,7 @@ use tokio::{sync::watch, task::JoinSet};
 use tracing::Instrument as _;
 
 use super::{
+    journaled::commit,
     left::Left,
     machine::Outcome,
     record::unix_ms,
@@ -118,7 +119,7 @@ impl Roll {
 
     /// Writes down where it stands; who is in hand stays there.
     pub(super) async fn save_in_hand(&self) -> Result<(), String> {
-        let committed = self.journal.commit(|state| {
+        let committed = commit(&self.journal, &self.record, |state| {
             if let Some(roll) = state.roll(&self.record.id) {
                 roll.machine = self.machine.clone();
             }

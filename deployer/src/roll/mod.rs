@@ -1,7 +1,7 @@
 //! The roll: which workers, in which order, what becomes of a failure.
 //!
 //! `machine` decides and touches nothing; `worker` takes one worker through its restart, in a `world`; `run` connects the
-//! two, batch by batch, and `record` is what it tells; `left` holds the workers that were left. `deploy` does what a deploy has more
+//! two, batch by batch, and `record` is what it tells; `left` holds the workers that were left. `journaled` waits for the journal. `deploy` does what a deploy has more
 //! than a roll, with its `flip` and its `bake`, and `orders` is what it is asked for meanwhile.
 
 mod bake;
@@ -10,6 +10,7 @@ mod batch;
 mod command;
 mod deploy;
 mod flip;
+mod journaled;
 mod left;
 pub mod machine;
 pub mod orders;

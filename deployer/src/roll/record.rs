@@ -6,7 +6,7 @@ use std::sync::{
 };
 
 use tokio::sync::watch;
-use tracing::{info, warn};
+use tracing::info;
 
 use super::{
     orders::{Order, Orders},
@@ -39,16 +39,16 @@ pub struct Record {
     inherited: usize,
     /// The history of the host, and the version that the workers said they run before.
     host: Option<(Arc<History>, Option<String>)>,
+    /// Where events outlive the daemon.
+    log: Option<Log>,
+    /// The roll waits for its journal, which has been told.
+    waits: AtomicBool,
 }
 
 struct Told {
     events: Vec<Event>,
     /// What has come before the roll begins, and is told after that.
     early: Vec<What>,
-    /// Where they outlive the daemon.
-    log: Option<Log>,
-    /// The log cannot be written, which has been said.
-    torn: bool,
 }
 
 impl Record {
@@ -64,10 +64,10 @@ impl Record {
         let inherited = events.len();
         let (written, _) = watch::channel(inherited);
         let stop = AtomicBool::new(events.iter().any(|event| matches!(event.what, What::StopAsked { .. })));
-        let told = Mutex::new(Told { events, early: Vec::new(), log, torn: false });
-        let (suspend, parked) = (AtomicBool::new(false), AtomicBool::new(false));
+        let told = Mutex::new(Told { events, early: Vec::new() });
+        let [suspend, parked, waits] = [false; 3].map(AtomicBool::new);
         let (orders, ill) = (Orders::default(), Mutex::default());
-        Self { id, service, by, told, written, stop, suspend, parked, orders, ill, inherited, host: None }
+        Self { id, service, by, told, written, stop, suspend, parked, orders, ill, inherited, host: None, log, waits }
     }
 
     /// Has the history of the host know of it, too; the workers ran version `before`.
@@ -82,7 +82,7 @@ impl Record {
         self.told.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Adds an event, and logs it. It is in the log before anybody reads it. Nothing comes after the end.
+    /// Adds an event, and logs it. Never waits for the disk. Nothing comes after the end.
     pub fn add(&self, what: What) {
         let len = {
             let mut told = self.told();
@@ -114,7 +114,7 @@ impl Record {
             let _in = log::of_roll(&self.id).entered();
             info!(event = serde_json::to_string(&event.what).unwrap_or_default(), "roll");
         }
-        told.write(&self.id, &event);
+        self.log.iter().for_each(|log| log.add(&event));
         if let Some((history, before)) = &self.host {
             told::tell(history, self, before.as_deref(), &event.what);
         }
@@ -132,20 +132,43 @@ impl Record {
     }
 
     /// The event at `seq`, as soon as there is one; `None`: the roll has ended before it, or this daemon has left it to
-    /// the next.
+    /// the next. It is in the log before a reader sees it, unless the disk hangs.
     pub async fn event(&self, seq: usize) -> Option<Event> {
         let mut written = self.written.subscribe();
-        loop {
+        let event = loop {
             {
                 let told = self.told();
                 if let Some(event) = told.events.get(seq) {
-                    return Some(event.clone());
+                    break event.clone();
                 }
                 if told.result().is_some() || self.parked.load(Ordering::SeqCst) {
                     return None;
                 }
             }
             written.changed().await.ok()?;
+        };
+        if let Some(log) = self.log.as_ref().filter(|_| seq >= self.inherited) {
+            log.tried((seq + 1 - self.inherited) as u64).await;
+        }
+        Some(event)
+    }
+
+    /// Waits until its events are in the log; not for a disk that hangs.
+    pub async fn settled(&self) {
+        if let Some(log) = &self.log {
+            log.settled().await;
+        }
+    }
+
+    /// The same for a thread that may block.
+    pub fn settle(&self) {
+        self.log.iter().for_each(Log::settle);
+    }
+
+    /// Tells that the roll waits for its journal, and why, or that it no longer does: each once.
+    pub fn waits_for_journal(&self, why: Option<String>) {
+        if self.waits.swap(why.is_some(), Ordering::SeqCst) != why.is_some() {
+            self.add(What::Journal { trouble: why });
         }
     }
 
@@ -273,19 +296,6 @@ impl Told {
             _ => None,
         }
     }
-
-    fn write(&mut self, id: &str, event: &Event) {
-        let Some(log) = &mut self.log else { return };
-        match log.add(event) {
-            Ok(()) => self.torn = false,
-            Err(error) if !self.torn => {
-                self.torn = true;
-                let _in = log::of_roll(id).entered();
-                warn!(%error, "its events cannot be written down; they are with the next that can");
-            }
-            Err(_) => {}
-        }
-    }
 }
 
 /// Milliseconds since 1970.
@@ -346,7 +356,7 @@ mod tests {
         }
         history.flush().await;
         let (mut reader, mut text) = (history.reader(0, false), Vec::new());
-        while let Some(lines) = reader.next().await {
+        while let Some(Ok(lines)) = reader.next().await {
             text.extend(lines);
         }
         let text = String::from_utf8(text).unwrap();

@@ -13,6 +13,7 @@ use tracing::Instrument as _;
 use super::{
     barrier::Barriers,
     command::execute,
+    journaled::commit,
     left::Left,
     machine::{End, Machine, Step},
     record::{Record, unix_ms},
@@ -270,7 +271,7 @@ impl Roll {
 
     /// Writes down where it stands, with nobody in hand.
     pub(super) async fn save(&self) -> Result<(), String> {
-        let committed = self.journal.commit(|state| {
+        let committed = commit(&self.journal, &self.record, |state| {
             if let Some(roll) = state.roll(&self.record.id) {
                 roll.machine = self.machine.clone();
                 roll.hand.clear();
@@ -292,6 +293,8 @@ impl Roll {
             failed: self.addresses(&self.machine.failed().collect::<Vec<_>>()),
             seconds: since.unwrap_or_else(|| begun.elapsed()).as_secs_f64(),
         });
+        // The journal must not forget a roll whose end is in no file.
+        self.record.settled().await;
         reach(Point::Finished, None).await;
         // A roll that has told its end is not taken up again, whatever the journal says.
         self.journal.update(|state| state.roll_over(id, &self.record.service, epoch, &told));

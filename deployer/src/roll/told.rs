@@ -70,6 +70,7 @@ pub(super) fn tell(history: &History, roll: &Record, before: Option<&str>, what:
         | What::Retire { .. }
         | What::Phase { .. }
         | What::Held { .. }
+        | What::Journal { .. }
         | What::OutsidersCut { .. }
         | What::Ended { .. } => {}
     }

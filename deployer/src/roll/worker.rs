@@ -230,6 +230,7 @@ impl Restart {
             return self.fail(why).await;
         }
         self.world.mark(Moment::Stopped(&self.worker));
+        self.world.settled().await;
         match self.task {
             Task::Restart { .. } => self.start_and_on().await,
             Task::Retire => self.retired(),
@@ -303,6 +304,7 @@ impl Restart {
             (control.listeners, control.version) = (now, version.clone());
         }
         world.mark(Moment::Up(&self.worker));
+        world.settled().await;
         world.publish(&self.worker, State::Up);
         Ok(version)
     }

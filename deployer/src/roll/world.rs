@@ -34,6 +34,9 @@ use crate::{
     workers::Pending,
 };
 
+/// How long a report is waited for; one that is written later costs nothing while the daemon lives.
+const SETTLED_WITHIN: Duration = Duration::from_secs(1);
+
 /// The kernel, and the workers' own ports.
 pub trait World: Send + Sync {
     /// How often steering has been interrupted so far (the callers' cgroup was made anew, say), if a service's
@@ -100,6 +103,11 @@ pub trait World: Send + Sync {
 
     /// Has what was counted so far put down for the roll's report.
     fn mark(&self, moment: Moment<'_>);
+
+    /// Waits until what was put down is in its file; not for a disk that hangs.
+    fn settled(&self) -> Pending<'_, ()> {
+        Box::pin(async {})
+    }
 }
 
 /// From when on connections count for another part of a report.
@@ -282,6 +290,12 @@ impl World for Host {
                 self.keepalive.end(&service.config.name);
             }
         }
+    }
+
+    fn settled(&self) -> Pending<'_, ()> {
+        Box::pin(async {
+            self.meters.disk().flush(SETTLED_WITHIN).await;
+        })
     }
 }
 

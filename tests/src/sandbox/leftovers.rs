@@ -35,6 +35,8 @@ impl Leftovers {
 
     /// Ends the processes, then removes cgroups, namespace and directory. Goes on after an error; reports the first.
     pub(super) fn remove(&self) -> Result<()> {
+        // First of all: a process that writes to a frozen file system cannot be killed.
+        crate::disk::thaw_below(&self.dir);
         let cgroup = self.remove_cgroup();
         let netns = if self.netns.exists() {
             process::run(Command::new("ip").args(["netns", "delete", &self.name])).map(drop)

@@ -9,6 +9,7 @@ use anyhow::{Context, Result, ensure};
 use deployer_tests::api::{Ending, Roll};
 use deployer_tests::app::Fault as AppFault;
 use deployer_tests::daemon::{Daemon, DeployerBin, ServiceConfig};
+use deployer_tests::disk::{Disk, Frozen};
 use deployer_tests::journal::Journal;
 use deployer_tests::process::run;
 use deployer_tests::sandbox::{Place, Sandbox};
@@ -23,23 +24,40 @@ const LIMIT: &str = "120";
 
 /// Workers, nginx, load, and a daemon.
 pub(crate) struct Scene<'a> {
+    /// First of all: it is thawed before the daemon is waited for.
+    frozen: Option<Frozen>,
     pub(crate) stage: Stage<'a>,
     fault: Fault,
     daemon: Option<Daemon<'a>>,
     text: String,
     environment: Vec<(&'static str, String)>,
     cells: usize,
+    disk: Option<Disk>,
 }
 
 impl<'a> Scene<'a> {
     pub(crate) fn set(sandbox: &'a Sandbox, fault: Fault) -> Result<Self> {
         let state = sandbox.dir().join("state");
         fs::create_dir_all(&state).context("make the state's directory")?;
-        // Small, so that it is soon full.
-        run(Command::new("mount").args(["-t", "tmpfs", "-o", "size=512k", "tmpfs"]).arg(&state))?;
+        let disk = if fault.freezes() {
+            Some(Disk::mount(sandbox, &state)?)
+        } else {
+            // Small, so that it is soon full.
+            run(Command::new("mount").args(["-t", "tmpfs", "-o", "size=512k", "tmpfs"]).arg(&state))?;
+            None
+        };
         let faults = if fault == Fault::StubbornWorker { &[(PORT, AppFault::Stubborn)][..] } else { &[] };
         let stage = Stage::faulty(sandbox, faults)?;
-        Ok(Self { stage, fault, daemon: None, text: String::new(), environment: Vec::new(), cells: 0 })
+        Ok(Self {
+            frozen: None,
+            stage,
+            fault,
+            daemon: None,
+            text: String::new(),
+            environment: Vec::new(),
+            cells: 0,
+            disk,
+        })
     }
 
     pub(crate) fn state(&self) -> PathBuf {
@@ -48,6 +66,17 @@ impl<'a> Scene<'a> {
 
     pub(crate) fn daemon(&mut self) -> Result<&mut Daemon<'a>> {
         self.daemon.as_mut().context("no daemon")
+    }
+
+    /// The state's disk hangs, until it is thawed or the scene ends.
+    pub(crate) fn freeze(&mut self) -> Result<()> {
+        let disk = self.disk.as_ref().context("the state is on no disk that can hang")?;
+        self.frozen = Some(disk.freeze()?);
+        Ok(())
+    }
+
+    pub(crate) fn thaw(&mut self) {
+        self.frozen = None;
     }
 
     /// What the daemons have printed last.

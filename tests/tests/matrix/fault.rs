@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::fs;
 use std::io::Write;
 use std::thread::sleep;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use deployer_tests::process::{run, send, suspend};
@@ -12,6 +12,11 @@ use deployer_tests::sandbox::{Place, unmount_below};
 use rustix::process::Signal;
 
 use crate::cell::Scene;
+
+/// How long the disk hangs.
+const HANGS: Duration = Duration::from_secs(5);
+/// An answer that takes longer has waited for the disk.
+const PROMPT: Duration = Duration::from_secs(2);
 
 /// A column.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -25,6 +30,7 @@ pub(crate) enum Fault {
     ManagerDies,
     StubbornWorker,
     NoDescriptors,
+    DiskHangs,
 }
 
 impl Fault {
@@ -39,6 +45,7 @@ impl Fault {
             Self::ManagerDies => "kill -9 of supervisord",
             Self::StubbornWorker => "a worker ignores SIGTERM",
             Self::NoDescriptors => "no file descriptors left for 3 s",
+            Self::DiskHangs => "the state's disk hangs for 5 s",
         }
     }
 
@@ -66,6 +73,7 @@ impl Fault {
             Self::CgroupDeleted => make_anew(scene),
             Self::ManagerHangs => suspend(scene.stage.supervisor.pid()),
             Self::ManagerDies => send(scene.stage.supervisor.pid(), Signal::KILL),
+            Self::DiskHangs => scene.freeze(),
             // It has done so all the time.
             Self::StubbornWorker => Ok(()),
             Self::NoDescriptors => {
@@ -78,12 +86,28 @@ impl Fault {
         }
     }
 
+    /// Whether the state is on a disk that can be made to hang.
+    pub(crate) fn freezes(self) -> bool {
+        self == Self::DiskHangs
+    }
+
     /// Lets the roll have it back, after it has gone on.
     pub(crate) fn lift(self, scene: &mut Scene<'_>) -> Result<()> {
         match self {
             Self::NoDescriptors => {
                 sleep(Duration::from_secs(3));
                 limit(scene.daemon()?.pid(), 1024)
+            }
+            Self::DiskHangs => {
+                let begun = Instant::now();
+                while begun.elapsed() < HANGS {
+                    let asked = Instant::now();
+                    scene.stage.api().status().context("status, with a disk that hangs")?;
+                    ensure!(asked.elapsed() < PROMPT, "status took {:?} with a disk that hangs", asked.elapsed());
+                    sleep(Duration::from_millis(100));
+                }
+                scene.thaw();
+                Ok(())
             }
             _ => Ok(()),
         }

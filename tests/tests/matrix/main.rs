@@ -85,4 +85,5 @@ columns! {
     6 supervisord_dies: ManagerDies,
     7 worker_ignores_sigterm: StubbornWorker,
     8 no_descriptors: NoDescriptors,
+    9 disk_hangs: DiskHangs,
 }

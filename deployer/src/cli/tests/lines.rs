@@ -46,6 +46,8 @@ fn each_event_is_a_line() {
              are not among the service's callers: sh\\n (pid 7, user nobody): 2 established, 127.0.0.1:43210. They do not stop \
              the roll; drain.outsiders = \"hold\" has it wait for them",
         ),
+        (What::Journal { trouble: Some("it hangs".to_owned()) }, "the roll waits for its journal: it hangs"),
+        (What::Journal { trouble: None }, "the journal is written again; the roll goes on"),
         (What::StopAsked { by: "root".to_owned() }, "root asked for a stop after the batch in hand"),
     ] {
         assert_eq!(line(&event(104_200, what), 101_000), format!("  3.2s {expected}"));

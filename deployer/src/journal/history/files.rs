@@ -32,6 +32,11 @@ impl Files {
         Self(dir.to_owned())
     }
 
+    /// The directory.
+    pub(super) fn dir(&self) -> &Path {
+        &self.0
+    }
+
     /// From the oldest line on. Both are held open: what is renamed or removed meanwhile is read all the same.
     pub(super) fn open(&self) -> Reading {
         // In this order, so that what becomes the former one between the two is read twice rather than not at all.

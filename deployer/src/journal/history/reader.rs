@@ -1,13 +1,15 @@
 //! Hands the lines out, as fast as they are taken: the youngest from memory, older ones from the files. A reader holds a
 //! chunk at a time and two open files, however slow it is.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use super::{History, Shared, files::Reading};
-use crate::service::blocking;
+use crate::journal::disk::{self, Hang};
 
 /// Bytes that are handed out at a time, or a line more.
 const CHUNK: usize = 64 << 10;
+/// Between two looks whether the disk hangs, so that lines are handed out that are not written.
+const LOOK: Duration = Duration::from_millis(500);
 
 /// Somebody who reads.
 pub struct Reader {
@@ -18,6 +20,8 @@ pub struct Reader {
     until: u64,
     /// Lines that memory does not have.
     old: Option<Reading>,
+    /// Lines that were read ahead.
+    ahead: Option<Vec<u8>>,
 }
 
 /// What memory has.
@@ -35,24 +39,48 @@ impl History {
     #[must_use]
     pub fn reader(&self, from: u64, follow: bool) -> Reader {
         let shared = Arc::clone(&self.0);
-        let until = if follow { u64::MAX } else { shared.settled.borrow().next };
-        Reader { at: shared.go_on(from), shared, until, old: None }
+        let until = if follow { u64::MAX } else { shared.readable() };
+        Reader { at: shared.go_on(from), shared, until, old: None, ahead: None }
     }
 }
 
 impl Reader {
+    /// Reads the first lines that memory does not have, if there are any.
+    ///
+    /// # Errors
+    /// [`Hang`]: the disk does not answer.
+    pub async fn look(&mut self) -> Result<(), Hang> {
+        if self.at < self.until
+            && let Young::Older(first) = self.shared.young(self.at, self.until)
+        {
+            self.ahead = self.older(first.min(self.until)).await?;
+        }
+        Ok(())
+    }
+
     /// The next lines, as soon as there are any; `None`: there will be none.
-    pub async fn next(&mut self) -> Option<Vec<u8>> {
+    ///
+    /// # Errors
+    /// [`Hang`]: the disk does not answer.
+    pub async fn next(&mut self) -> Option<Result<Vec<u8>, Hang>> {
+        if let Some(lines) = self.ahead.take() {
+            return Some(Ok(lines));
+        }
         while self.at < self.until {
             match self.shared.young(self.at, self.until) {
                 Young::Lines(lines, next) => {
                     (self.at, self.old) = (next, None);
-                    return Some(lines);
+                    return Some(Ok(lines));
                 }
                 Young::Older(first) => {
                     let (until, is_held) = (first.min(self.until), self.old.is_some());
-                    if let Some(lines) = self.older(until).await {
-                        return Some(lines);
+                    match self.older(until).await {
+                        Ok(None) => {}
+                        Ok(Some(lines)) => return Some(Ok(lines)),
+                        Err(hang) => {
+                            self.until = self.at;
+                            return Some(Err(hang));
+                        }
                     }
                     // There may be another file since those that were held have been opened.
                     if is_held {
@@ -69,20 +97,26 @@ impl Reader {
     }
 
     /// What the files have before `until`; `None`: nothing, and no file is held any more.
-    async fn older(&mut self, until: u64) -> Option<Vec<u8>> {
+    async fn older(&mut self, until: u64) -> Result<Option<Vec<u8>>, Hang> {
         let (files, old, at) = (self.shared.files.clone(), self.old.take(), self.at);
-        let read = blocking(move || {
+        let read = disk::read(self.shared.files.dir(), move || {
             let mut reading = old.unwrap_or_else(|| files.open());
             let chunk = reading.chunk(at, until, CHUNK);
-            Ok((reading, chunk))
+            (reading, chunk)
         });
-        let (reading, (lines, next)) = read.await.ok().and_then(|(reading, chunk)| Some((reading, chunk?)))?;
+        let (reading, Some((lines, next))) = read.await? else { return Ok(None) };
         (self.at, self.old) = (next, Some(reading));
-        Some(lines)
+        Ok(Some(lines))
     }
 }
 
 impl Shared {
+    /// Lines below this number are handed out: those that have been tried to be written. While the disk hangs, all: a client
+    /// that follows is to hear of that.
+    fn readable(&self) -> u64 {
+        if self.is_late() { self.told().next } else { self.settled.borrow().next }
+    }
+
     /// Where somebody goes on who has read the lines before `from`. If there are not so many, a former daemon told them
     /// and could not write them down; what this one tells is news.
     fn go_on(&self, from: u64) -> u64 {
@@ -90,7 +124,7 @@ impl Shared {
     }
 
     fn young(&self, at: u64, until: u64) -> Young {
-        let settled = self.settled.borrow().next;
+        let settled = self.readable();
         let told = self.told();
         let first = told.ring.lines.front().map_or(told.next, |(seq, _)| *seq);
         if at < first {
@@ -111,7 +145,14 @@ impl Shared {
     /// Whether there is such a line, as soon as there is; it is no longer waited for at the daemon's end.
     async fn has(&self, at: u64) -> bool {
         let mut settled = self.settled.subscribe();
-        let told = settled.wait_for(|settled| settled.next > at || settled.over).await;
-        told.is_ok_and(|settled| settled.next > at)
+        loop {
+            let told = settled.wait_for(|settled| settled.next > at || settled.over);
+            if let Ok(told) = tokio::time::timeout(LOOK, told).await {
+                return told.is_ok_and(|settled| settled.next > at);
+            }
+            if self.readable() > at {
+                return true;
+            }
+        }
     }
 }

@@ -8,7 +8,7 @@ use std::{
 use proptest::prelude::*;
 use tempfile::TempDir;
 
-use super::{text::TEXT, *};
+use super::{super::disk::Hang, text::TEXT, *};
 
 mod kept;
 
@@ -30,7 +30,7 @@ fn lost(history: &History, lines: u64) {
 async fn all(history: &History, from: u64) -> Vec<Entry> {
     history.flush().await;
     let (mut reader, mut text) = (history.reader(from, false), Vec::new());
-    while let Some(lines) = reader.next().await {
+    while let Some(Ok(lines)) = reader.next().await {
         text.extend(lines);
     }
     String::from_utf8(text).unwrap().lines().map(|line| serde_json::from_str(line).unwrap()).collect()
@@ -225,7 +225,8 @@ async fn who_follows_gets_each_once_and_is_sent_away_at_the_end() {
     (0..3).for_each(|lines| lost(&history, lines));
     history.flush().await;
     let mut reader = history.reader(1, true);
-    let lines = |text: Option<Vec<u8>>| text.unwrap().iter().filter(|byte| **byte == b'\n').count();
+    let lines =
+        |text: Option<Result<Vec<u8>, Hang>>| text.unwrap().unwrap().iter().filter(|byte| **byte == b'\n').count();
     assert_eq!(lines(reader.next().await), 2);
     let waits = tokio::spawn(async move { (reader.next().await, reader.next().await) });
     lost(&history, 3);

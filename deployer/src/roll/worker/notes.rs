@@ -5,14 +5,14 @@ use crate::{
     api::{Phase, What},
     failpoint::{Point, reach},
     journal::{Hand, WorkerState},
-    roll::machine::Outcome,
+    roll::{journaled::commit, machine::Outcome},
     service::{holds::Held, outsiders::Cut, phase},
 };
 
 impl Restart {
     /// Writes down what is about to be done.
     pub(super) async fn intend(&self, intent: Phase, taken: Option<&Taken>) -> Result<(), String> {
-        let committed = self.journal.commit(|state| {
+        let committed = commit(&self.journal, &self.record, |state| {
             let Some(roll) = state.roll(&self.record.id) else { return };
             if let Some(Taken { before, was, serving }) = taken {
                 let (was, serving) = (was.clone(), serving.clone());
@@ -26,7 +26,7 @@ impl Restart {
 
     /// Writes down what came of it.
     pub(super) async fn settle(&self, outcome: &Outcome, known: WorkerState) {
-        let committed = self.journal.commit(|state| {
+        let committed = commit(&self.journal, &self.record, |state| {
             if let Some(hand) = state.roll(&self.record.id).and_then(|roll| roll.hand.get_mut(&self.nth)) {
                 hand.outcome = Some(outcome.clone());
             }

@@ -121,12 +121,12 @@ async fn a_slow_reader_misses_no_line_that_is_there() {
     };
     some(1500).await;
     let mut reader = history.reader(0, true);
-    let mut bytes = reader.next().await.unwrap();
+    let mut bytes = reader.next().await.unwrap().unwrap();
     let lines = |bytes: &[u8]| bytes.iter().filter(|byte| **byte == b'\n').count();
     // One rotation: the file that is held becomes the former one, and what follows is in another.
     some(2400).await;
     while lines(&bytes) < 3900 {
-        bytes.extend(reader.next().await.unwrap());
+        bytes.extend(reader.next().await.unwrap().unwrap());
     }
     let seqs: Vec<_> = bytes
         .split_inclusive(|byte| *byte == b'\n')
