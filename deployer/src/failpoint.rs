@@ -1,7 +1,8 @@
 //! Failpoints: the places in a roll where a test may stop the world, to kill, fill or cut something there.
 //!
 //! Only the cargo feature `failpoints` makes them more than names: `DEPLOYER_FAILPOINT=NAME[@PORT]` chooses one, and
-//! whoever reaches it first makes the file `reached` in `DEPLOYER_FAILPOINT_DIR` and waits there for a file `go`.
+//! the task that reaches it first makes the file `reached` in `DEPLOYER_FAILPOINT_DIR` and waits there for a file `go`, or
+//! panics with `DEPLOYER_FAILPOINT_DO=panic`.
 
 use std::net::SocketAddr;
 
@@ -105,28 +106,45 @@ points! {
     Forgotten = "forgotten",
 }
 
-/// Waits here, where a test wants that.
+/// Stops here, where a test wants that.
 #[cfg(not(feature = "failpoints"))]
 #[inline(always)]
 pub async fn reach(_: Point, _: Option<SocketAddr>) {}
 
-/// Waits here, where a test wants that.
+/// The same where a background task of the daemon begins: `task.NAME`.
+#[cfg(not(feature = "failpoints"))]
+#[inline(always)]
+pub async fn task(_: &'static str) {}
+
+/// Stops here, where a test wants that.
 #[cfg(feature = "failpoints")]
 pub async fn reach(point: Point, worker: Option<SocketAddr>) {
+    stop_at(point.name(), worker).await;
+}
+
+/// The same where a background task of the daemon begins: `task.NAME`.
+#[cfg(feature = "failpoints")]
+pub async fn task(name: &'static str) {
+    stop_at(&format!("task.{name}"), None).await;
+}
+
+#[cfg(feature = "failpoints")]
+async fn stop_at(point: &str, worker: Option<SocketAddr>) {
     use std::{env, path::PathBuf, time::Duration};
 
     let Ok(wanted) = env::var("DEPLOYER_FAILPOINT") else { return };
     let Some(dir) = env::var_os("DEPLOYER_FAILPOINT_DIR").map(PathBuf::from) else { return };
     let (name, port) = wanted.split_once('@').map_or((&*wanted, None), |(name, port)| (name, Some(port)));
     let elsewhere = port.is_some_and(|port| worker.is_none_or(|at| at.port().to_string() != port));
-    if name != point.name() || elsewhere {
+    if name != point || elsewhere {
         return;
     }
-    // Who makes the file is the first; all others pass.
+    // The task that makes the file is the first; all others pass.
     if std::fs::File::create_new(dir.join("reached")).is_err() {
         return;
     }
     tracing::warn!(point = name, worker = ?worker, "failpoint reached");
+    assert!(env::var("DEPLOYER_FAILPOINT_DO").as_deref() != Ok("panic"), "failpoint {name}");
     while !dir.join("go").exists() {
         tokio::time::sleep(Duration::from_millis(5)).await;
     }

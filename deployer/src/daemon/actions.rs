@@ -128,10 +128,10 @@ impl Daemon {
     }
 
     /// Begins a roll that is entered, as soon as the journal has it.
-    pub(super) async fn write_down(&self, roll: Roll, entry: RollState) -> Result<(), Refusal> {
+    pub(super) async fn write_down(self: &Arc<Self>, roll: Roll, entry: RollState) -> Result<(), Refusal> {
         match self.journal.commit(|state| state.rolls.push(entry)).await {
             Ok(()) => {
-                tokio::spawn(roll.run());
+                self.run_roll(roll);
                 Ok(())
             }
             Err(why) => {

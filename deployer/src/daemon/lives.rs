@@ -50,7 +50,9 @@ struct End {
 
 impl Daemon {
     /// Listens for ever.
-    pub(super) async fn hear(self: Arc<Self>, mut events: Events, news: Arc<Notify>) {
+    pub(super) async fn hear(self: Arc<Self>, events: Arc<tokio::sync::Mutex<Events>>, news: Arc<Notify>) {
+        // One that was started anew goes on with the same events.
+        let mut events = events.lock().await;
         let mut ends = Ends { daemon: &self, ends: BTreeMap::new() };
         loop {
             let due = ends.ends.values().map(|end| end.due).min();

@@ -121,6 +121,7 @@ impl Daemon {
                 () = end.notified() => break,
                 () = tokio::time::sleep(tick.min(until.saturating_duration_since(Instant::now()))) => {}
             }
+            drain.beat();
             if !lives {
                 self.after_its_end(worker).await;
                 continue;

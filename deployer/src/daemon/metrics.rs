@@ -19,7 +19,7 @@ use crate::{
 };
 
 /// Where the page is served, if the port could be had.
-type Bound = (SocketAddr, io::Result<TcpListener>);
+pub(super) type Bound = (SocketAddr, io::Result<TcpListener>);
 
 /// Names the work of writing down what is counted by version.
 const LEDGER: &str = "figures by version";
@@ -92,6 +92,7 @@ impl Daemon {
             trouble: self.trouble().len(),
             squatters,
             self_test: lock(&self.self_test).clone(),
+            task_restarts: self.health.restarts(),
             journal_writable: self.journal.trouble().is_none(),
             process: Process::look(self.begun_ms),
             runs: self.runs(),

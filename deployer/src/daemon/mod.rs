@@ -12,6 +12,7 @@ mod holds;
 mod keeper;
 mod lives;
 mod losses;
+mod lost;
 mod manual;
 mod metrics;
 mod plan;
@@ -22,8 +23,10 @@ mod server;
 mod settle;
 mod start;
 mod status;
+mod supervise;
 mod trace;
 mod unsteered;
+mod watchdog;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -43,7 +46,11 @@ use tokio::{
 };
 use tracing::{error, info, warn};
 
-use self::{former::Resumed, start::observing};
+use self::{
+    former::Resumed,
+    start::observing,
+    supervise::{Health, Returns, panicked},
+};
 use crate::{
     api::{Phase, SelfTest},
     command,
@@ -122,6 +129,8 @@ pub(crate) struct Daemon {
     told: Mutex<()>,
     /// The daemon was asked to stop, and begins nothing any more.
     closing: AtomicBool,
+    /// How the daemon itself is.
+    health: Health,
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -143,13 +152,16 @@ pub async fn run(path: &Path) -> Result<()> {
     let path_of_socket = config.daemon.socket.clone();
     let (daemon, socket, events) = start::start(config).await?;
     let page = daemon.bind_metrics().await;
-    let mut tasks = daemon.tasks(events);
-    tasks.spawn(Arc::clone(&daemon).serve_metrics(page));
     let end = Arc::new(Notify::new());
-    let server = tokio::spawn(server::run(socket.publish()?, Arc::clone(&daemon), Arc::clone(&end)));
+    let mut server = tokio::spawn(server::run(socket.publish()?, Arc::clone(&daemon), Arc::clone(&end)));
+    // The watchdog asks the server.
+    let mut tasks = daemon.tasks(events, page);
     // Outside systemd there is nobody to tell.
     let _ = sd_notify::notify(&[sd_notify::NotifyState::Ready]);
-    signals.until_stopped(&daemon, path).await;
+    let unserved = tokio::select! {
+        () = signals.until_stopped(&daemon, path) => None,
+        ended = &mut server => Some(ended.err().and_then(panicked).unwrap_or_else(|| "it has returned".to_owned())),
+    };
     let _ = sd_notify::notify(&[sd_notify::NotifyState::Stopping]);
     daemon.wind_up().await;
     // Waited for: they tell what they still have to tell.
@@ -162,13 +174,17 @@ pub async fn run(path: &Path) -> Result<()> {
     daemon.tell_stopped().await;
     // Who follows a roll is to read its last words; who reads nothing is not waited for.
     end.notify_one();
-    let _ = tokio::time::timeout(LAST_WORDS, server).await;
+    if unserved.is_none() {
+        let _ = tokio::time::timeout(LAST_WORDS, server).await;
+    }
     // Drains, and what clients have asked for, went on until here.
     daemon.keep_history().await;
     daemon.shelf.disk().flush(LAST_WORDS).await;
     let _ = std::fs::remove_file(path_of_socket);
     info!("stopped; the programs go on steering (deployer detach takes them out of the kernel)");
-    Ok(())
+    unserved.map_or(Ok(()), |why| {
+        Err(anyhow::anyhow!("the task that answers on the API's socket has ended: {why}; start the daemon again"))
+    })
 }
 
 /// What an operator or init system asks of the daemon. What is asked before it is ready is done when it is.
@@ -219,23 +235,39 @@ impl Daemon {
     }
 
     /// What goes on in the background until the result is dropped.
-    fn tasks(self: &Arc<Self>, events: Events) -> JoinSet<()> {
+    fn tasks(self: &Arc<Self>, events: Events, page: Option<metrics::Bound>) -> JoinSet<()> {
         let mut tasks = JoinSet::new();
-        tasks.spawn(note_for_ever(Arc::clone(self)));
-        tasks.spawn(watch::ask_versions(Arc::clone(&self.registry)));
-        tasks.spawn(Arc::clone(self).look_at_found(BTreeSet::new()));
+        self.supervise(&mut tasks, "note", Returns::Never, note_for_ever);
+        let ask = |daemon: Arc<Self>| watch::ask_versions(Arc::clone(&daemon.registry));
+        self.supervise(&mut tasks, "versions", Returns::Done, ask);
+        self.supervise(&mut tasks, "found", Returns::Done, |daemon| daemon.look_at_found(BTreeSet::new()));
         let news = Arc::new(Notify::new());
-        let watched = (Arc::clone(&self.registry), Arc::clone(&self.tables), Arc::clone(&self.ledger));
-        tasks.spawn(watch::run(watched, Arc::clone(&news)));
-        tasks.spawn(Arc::clone(self).hear(events, news));
-        tasks.spawn(Arc::clone(self).keep());
-        tasks.spawn(Arc::clone(self).protect());
-        tasks.spawn(Arc::clone(self).count());
-        tasks.spawn(Arc::clone(self).watch_callers());
-        tasks.spawn(Arc::clone(self).test_itself());
-        tasks.spawn(Arc::clone(self).keep_ledger());
-        tasks.spawn(Arc::clone(self).register());
-        tasks.spawn(Arc::clone(self).follow_fleet());
+        let (watches, hears) = (Arc::clone(&news), (Arc::new(tokio::sync::Mutex::new(events)), news));
+        self.supervise(&mut tasks, "watch", Returns::Never, move |daemon| {
+            let watched = (Arc::clone(&daemon.registry), Arc::clone(&daemon.tables), Arc::clone(&daemon.ledger));
+            watch::run(watched, (Arc::clone(&watches), Arc::clone(&daemon.health.watch)))
+        });
+        self.supervise(&mut tasks, "hear", Returns::Never, move |daemon| {
+            daemon.hear(Arc::clone(&hears.0), Arc::clone(&hears.1))
+        });
+        self.supervise(&mut tasks, "links", Returns::Never, Self::keep);
+        self.supervise(&mut tasks, "protect", Returns::Never, Self::protect);
+        self.supervise(&mut tasks, "count", Returns::Never, Self::count);
+        self.supervise(&mut tasks, "callers", Returns::Never, Self::watch_callers);
+        self.supervise(&mut tasks, "self-test", Returns::Never, Self::test_itself);
+        self.supervise(&mut tasks, "ledger", Returns::Never, Self::keep_ledger);
+        self.supervise(&mut tasks, "register", Returns::Done, Self::register);
+        self.supervise(&mut tasks, "fleet", Returns::Never, Self::follow_fleet);
+        self.supervise(&mut tasks, "watchdog", Returns::Never, Self::feed_watchdog);
+        let page = Arc::new(Mutex::new(page));
+        self.supervise(&mut tasks, "metrics", Returns::Done, move |daemon| {
+            let page = Arc::clone(&page);
+            async move {
+                let bound = lock(&page).take();
+                let bound = if bound.is_some() { bound } else { daemon.bind_metrics().await };
+                daemon.serve_metrics(bound).await;
+            }
+        });
         tasks
     }
 
@@ -251,7 +283,7 @@ impl Daemon {
         self.tell_found(By::Daemon);
         for mut roll in resumed.rolls {
             roll.barriers = Barriers::of(self.coordinator());
-            tokio::spawn(roll.run());
+            self.run_roll(roll);
         }
         self.note();
     }

@@ -111,6 +111,7 @@ fn assemble(
         gate: Default::default(),
         told: Default::default(),
         closing: false.into(),
+        health: Default::default(),
     }
 }
 

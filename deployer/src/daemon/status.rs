@@ -43,7 +43,7 @@ impl Daemon {
         let own = own.chain(self.registry.squatters().told());
         let own = own.chain(self.caller_trouble());
         let own = own.chain(lock(&self.refused_binds).values().cloned().collect::<Vec<_>>());
-        let own = own.chain(self.shelf.disk().trouble());
+        let own = own.chain(self.shelf.disk().trouble()).chain(self.health.trouble());
         let all = own.chain(self.fleet.troubles()).chain(self.warnings.iter().cloned());
         // A disk that hangs is told by each that writes to it.
         let mut told = BTreeSet::new();

@@ -93,6 +93,9 @@ impl std::fmt::Debug for Settings {
     }
 }
 
+/// Before what keeps the connection is started again.
+const PAUSE: Duration = Duration::from_secs(1);
+
 /// A ZooKeeper, connected to as long as this lives. Its session is left to expire by itself, so that a daemon which is
 /// restarted at once does not leave its fleet meanwhile.
 #[derive(Debug)]
@@ -103,6 +106,18 @@ pub struct ZooKeeper {
     _keeper: JoinSet<()>,
 }
 
+/// Stays connected for ever, also over a panic of what does it.
+async fn keep(settings: Settings, standing: watch::Sender<Standing>, link: watch::Sender<Link>) {
+    loop {
+        // Dropped with this, it ends.
+        let mut one = JoinSet::new();
+        one.spawn(Keeper::new(settings.clone(), standing.clone(), link.clone()).run());
+        let Some(Err(error)) = one.join_next().await else { return };
+        tracing::error!(%error, "what keeps the connection to ZooKeeper has panicked; it is started again");
+        tokio::time::sleep(PAUSE).await;
+    }
+}
+
 impl ZooKeeper {
     /// Begins to connect, and goes on until this is dropped. To be called within a runtime.
     #[must_use]
@@ -110,7 +125,7 @@ impl ZooKeeper {
         let (standing, standing_seen) = watch::channel(Standing::Away("not connected yet".to_owned()));
         let (link, link_seen) = watch::channel(Link::default());
         let mut keeper = JoinSet::new();
-        keeper.spawn(Keeper::new(settings.clone(), standing, link).run());
+        keeper.spawn(keep(settings.clone(), standing, link));
         Self { settings, standing: standing_seen, link: link_seen, _keeper: keeper }
     }
 

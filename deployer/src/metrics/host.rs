@@ -9,7 +9,7 @@ use crate::api::TestResult;
 type Single = (Kind, &'static str, &'static str, fn(&Snapshot) -> Option<Value>);
 
 /// What is not known is left out.
-const SINGLE: [Single; 12] = [
+const SINGLE: [Single; 13] = [
     (Kind::Gauge, "deployer_attached", "Whether the programs are attached.", |all| Some(all.attached.into())),
     (Kind::Gauge, "deployer_bypassed", "Whether every service is bypassed.", |all| Some(all.bypassed.into())),
     (Kind::Counter, "deployer_links_lost_total", "Links and pins of programs that were lost.", |all| {
@@ -43,6 +43,12 @@ const SINGLE: [Single; 12] = [
         "deployer_self_test_timestamp_seconds",
         "When the last self-test ended, in seconds since 1970.",
         |all| Some((all.self_test.as_ref()?.time_ms as f64 / 1000.0).into()),
+    ),
+    (
+        Kind::Counter,
+        "deployer_task_restarts_total",
+        "How often a background task of the daemon has panicked or returned, and was started again: a bug of the daemon.",
+        |all| Some(all.task_restarts.into()),
     ),
     (
         Kind::Gauge,

@@ -30,6 +30,8 @@ pub struct Snapshot {
     pub squatters: usize,
     /// The last self-test; `None`: the first has not ended yet.
     pub self_test: Option<SelfTest>,
+    /// How often a background task of the daemon was started again.
+    pub task_restarts: u64,
     /// Whether the journal can be written.
     pub journal_writable: bool,
     /// The daemon's own process.

@@ -18,7 +18,7 @@ use super::{record::Record, world::World};
 use crate::{
     api::{Phase, What},
     keepalive::Closing,
-    service::{Claim, Owner, Service, Worker, answers, floor::Short},
+    service::{Claim, Owner, Service, Worker, alive::Renewal, answers, floor::Short},
 };
 
 /// Between two looks at the floor, and at the leases.
@@ -119,8 +119,10 @@ impl Left {
     }
 
     async fn keep(self: Arc<Self>) {
+        let renewal = Renewal::begin();
         for tick in 1_usize.. {
             tokio::time::sleep(TICK).await;
+            renewal.beat();
             let mut held = self.held.lock().await;
             let nths: Vec<_> = held.keys().copied().collect();
             for nth in nths {

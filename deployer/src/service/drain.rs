@@ -25,7 +25,9 @@ use deployer_common::word::{State, WorkerWord};
 use tracing::debug;
 
 use super::{
-    Worker, blocking,
+    Worker,
+    alive::Renewal,
+    blocking,
     floor::{Floor, Short},
     holds::{Held, held},
     outsiders::{self, Cut, Sorted},
@@ -111,6 +113,8 @@ pub struct Drain<'a> {
     sealed: bool,
     /// The worker has been seen to listen on every address.
     wildcard: bool,
+    /// The lease is renewed since it was published.
+    renewal: Option<Renewal>,
 }
 
 impl<'a> Drain<'a> {
@@ -136,6 +140,7 @@ impl<'a> Drain<'a> {
             last: Held::default(),
             sealed: false,
             wildcard: false,
+            renewal: None,
         }
     }
 
@@ -161,6 +166,7 @@ impl<'a> Drain<'a> {
     /// seen end meanwhile, or begin anew, stays what it is: nobody's fallback, or a cold one.
     pub fn publish(&mut self) {
         self.sealed = false;
+        self.renewal.get_or_insert_with(Renewal::begin);
         self.word = self.tables.drain(self.worker.index, until(self.lease));
     }
 
@@ -359,9 +365,15 @@ impl<'a> Drain<'a> {
         }
     }
 
+    /// The loop that renews the lease comes round.
+    pub fn beat(&self) {
+        self.renewal.iter().for_each(Renewal::beat);
+    }
+
     /// Renews once less than `left` remains; `false`: the lease has run out, or somebody else wrote the word. The kernel
     /// does, when the worker's process ends or another one begins: nobody is sent there then, drained or not.
     fn renew(&mut self, left: Duration) -> bool {
+        self.beat();
         let found = self.tables.word(self.worker.index);
         if matches!(found.state(), State::Down | State::Cold) {
             self.word = found;

@@ -1,5 +1,6 @@
 //! A service while the daemon runs: its workers, what each goes through, and who may change that.
 
+pub mod alive;
 pub mod answers;
 pub mod boot;
 pub mod callers;

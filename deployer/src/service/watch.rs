@@ -16,7 +16,9 @@ use tokio::sync::Notify;
 use tracing::warn;
 
 use super::{
-    Service, Worker, blocking,
+    Service, Worker,
+    alive::Beat,
+    blocking,
     identity::{self, Listening, seen::Listens},
     registry::Registry,
 };
@@ -43,10 +45,14 @@ const STRANGER: Duration = Duration::from_secs(5);
 const BY_ITSELF: &str = "has started by itself";
 const ANSWERS: &str = "answers again, and is warm";
 
-/// Watches for ever; `news` has it look at once.
-pub async fn run((registry, tables, ledger): (Arc<Registry>, Arc<Tables>, Arc<Ledger>), news: Arc<Notify>) {
+/// Watches for ever; `news` has it look at once, and `beat` tells that it does.
+pub async fn run(
+    (registry, tables, ledger): (Arc<Registry>, Arc<Tables>, Arc<Ledger>),
+    (news, beat): (Arc<Notify>, Arc<Beat>),
+) {
     let mut slow = Instant::now();
     loop {
+        beat.beat();
         let _ = tokio::time::timeout(TICK, news.notified()).await;
         if let Err(error) = tick(&registry, &tables, &ledger, &news).await {
             warn!(%error, "cannot look at the listening sockets; looking again");

@@ -10,4 +10,5 @@ mod late;
 mod leave;
 mod manager;
 mod policies;
+mod tasks;
 mod workers;

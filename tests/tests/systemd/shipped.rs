@@ -8,7 +8,7 @@ use anyhow::{Context, Result, ensure};
 use deployer_tests::api::Api;
 use deployer_tests::app::App;
 use deployer_tests::daemon::{Daemon, DeployerBin};
-use deployer_tests::process::{run, send};
+use deployer_tests::process::{run, send, suspend};
 use deployer_tests::rig::wait;
 use deployer_tests::sandbox::{Place, Sandbox, cgroup2_mount};
 use deployer_tests::systemd::Systemd;
@@ -111,5 +111,40 @@ fn the_daemon_runs_by_it() -> Result<()> {
     wait("the unit to fail", || Ok(state()? == "s \"failed\"")).with_context(|| format!("{:?}\n{}", state(), log()))?;
     let restarts = systemd.property(UNIT, "Service", "NRestarts")?;
     ensure!(restarts == "u 0" || restarts == "u 1", "{restarts}");
+    Ok(())
+}
+
+/// Both kinds: a loop that stands still in a daemon that runs on, and a process that is stopped.
+#[test]
+fn a_daemon_that_stands_still_is_started_anew() -> Result<()> {
+    let sandbox = Sandbox::new("sdwatchdog")?;
+    let app = App::new(&sandbox, &["v1"])?;
+    let systemd = Systemd::start(&sandbox, &app, PORTS)?;
+    systemd.wait_up()?;
+    Daemon::write_config(&sandbox, &config(&sandbox, &systemd)?)?;
+    let shipped = unit(&sandbox)?;
+    ensure!(shipped.contains("\nWatchdogSec=30s\n") && shipped.contains("\nTimeoutAbortSec=5s\n"), "{shipped}");
+    systemd.unit_file(UNIT, Some(&shipped))?;
+    let failpoint = sandbox.dir().join("failpoint");
+    fs::create_dir(&failpoint).context("make the failpoint's directory")?;
+    let sooner = format!(
+        "{}WatchdogSec=4s\nTimeoutAbortSec=1s\nEnvironment=DEPLOYER_FAILPOINT=task.watch\n\
+         Environment=DEPLOYER_FAILPOINT_DIR={}\n",
+        drop_in(&sandbox),
+        failpoint.display()
+    );
+    systemd.drop_in(UNIT, &sooner)?;
+    systemd.call("StartUnit", &["ss", UNIT, "replace"])?;
+    let (api, log) = (Api::of(&sandbox), || fs::read_to_string(sandbox.dir().join("deployer.log")).unwrap_or_default());
+    // The watch of the first daemon stands still.
+    wait("the first daemon to be ended", || Ok(systemd.property(UNIT, "Service", "NRestarts")? != "u 0"))
+        .with_context(log)?;
+    ensure!(log().contains("the watch over workers stands still"), "{}", log());
+    let second = steers(&api, 0).with_context(log)?;
+    let pid = systemd.pid_of(UNIT)?.context("the daemon has no process")?;
+    suspend(pid)?;
+    let third = steers(&api, second).with_context(log)?;
+    eprintln!("daemons {second}, {third}");
+    ensure!(log().contains("taken over from the daemon before"), "{}", log());
     Ok(())
 }
