@@ -129,6 +129,9 @@ pub struct FleetRoll {
     /// A barrier node that must be gone before the first hosts.
     #[serde(default)]
     pub barrier: Option<String>,
+    /// Each host rolls although most connections of its workers are not steered.
+    #[serde(default)]
+    pub force: bool,
 }
 
 /// An order of the fleet that has begun.
@@ -241,7 +244,9 @@ mod tests {
 
     #[test]
     fn hosts_at_a_time() {
-        let of = |batch: &str, total| FleetRoll { to: None, host_batch: batch.to_owned(), barrier: None }.hosts(total);
+        let of = |batch: &str, total| {
+            FleetRoll { to: None, host_batch: batch.to_owned(), barrier: None, force: false }.hosts(total)
+        };
         assert_eq!(
             [of("2", 5), of("10%", 5), of("10%", 40), of("100%", 5), of("9", 1)].map(Result::unwrap),
             [2, 1, 4, 4, 1]

@@ -76,7 +76,7 @@ pub(super) async fn run(client: &Client, options: &Options) -> Result<Exit, Fail
     let (barrier, double_barrier) = (options.barriers.barrier.clone(), options.barriers.double());
     if options.fleet.fleet {
         let following = fleet::Following { detach: false, json: options.json, wait: options.wait };
-        return fleet::roll(client, (&options.service, to), (&options.fleet, barrier), &following).await;
+        return fleet::roll(client, (&options.service, to), (&options.fleet, barrier, options.force), &following).await;
     }
     let path = format!("/v1/services/{}/roll", encoded(&options.service));
     let request = RollRequest { to, batch, dry_run, barrier, double_barrier, force: options.force };

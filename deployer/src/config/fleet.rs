@@ -14,6 +14,8 @@ use super::{
 };
 use crate::trust;
 
+/// Where double barriers are, below the fleet, unless `barrier_root` says another place.
+const BARRIERS: &str = "barriers";
 /// Where everything of all fleets is, unless `connect` has a path.
 const DEFAULT_PATH: &str = "/deployer";
 /// A fleet of one host, which no other can join.
@@ -41,6 +43,8 @@ pub struct Fleet {
     pub acl: Acl,
     /// It puts itself into the roster when it is not in it; default true.
     pub enrol: bool,
+    /// Below which double barriers of clients may be; see [`Fleet::barrier_root`].
+    pub barrier_root: Option<String>,
 }
 
 /// A connect string of ZooKeeper.
@@ -97,7 +101,16 @@ impl Fleet {
             digest: None,
             acl: Acl::Anyone,
             enrol: true,
+            barrier_root: None,
         }
+    }
+
+    /// Below which the daemon makes nodes for its clients' double barriers: as configured, else `barriers` below the fleet's
+    /// own path. `None`: this host is alone.
+    #[must_use]
+    pub fn barrier_root(&self) -> Option<String> {
+        let connect = self.connect.as_ref()?;
+        Some(self.barrier_root.clone().unwrap_or_else(|| format!("{}/{}/{BARRIERS}", connect.path, self.name)))
     }
 }
 
@@ -135,6 +148,8 @@ pub(super) fn fleet(value: &Value<'_>) -> Option<Fleet> {
     let digest = table.maybe("digest", digest);
     let acl = table.or("acl", Acl::Anyone, |value| acl(value, has_digest));
     let enrol = table.or("enrol", true, Value::boolean);
+    let fleets = connect.as_ref().zip(name.as_deref());
+    let barrier_root = table.maybe("barrier_root", |value| barrier_root(value, fleets));
     table.done();
     Some(Fleet {
         connect: Some(connect?),
@@ -144,7 +159,31 @@ pub(super) fn fleet(value: &Value<'_>) -> Option<Fleet> {
         digest: digest?,
         acl: acl?,
         enrol: enrol?,
+        barrier_root: barrier_root?,
     })
+}
+
+/// A path at which no client could write into what fleets keep: there it would be taken for a host, or a state.
+fn barrier_root(value: &Value<'_>, fleets: Option<(&Connect, &str)>) -> Option<String> {
+    let text = value.word()?;
+    let whole =
+        text.strip_prefix('/').ok_or_else(|| "is no path from the root of ZooKeeper; write /release".to_owned());
+    if let Err(why) = whole.and_then(|_| path(text)) {
+        return value.refuse(format!("{} {why}", quoted(text)));
+    }
+    let is_within = |inner: &str, outer: &str| {
+        inner.strip_prefix(outer).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
+    };
+    if let Some((connect, name)) = fleets {
+        let (fleets, own) = (&connect.path, format!("{}/{name}/{BARRIERS}", connect.path));
+        if !is_within(text, &own) && (is_within(text, fleets) || is_within(fleets, text)) {
+            return value.refuse(format!(
+                "{} is where fleets keep what they agree on; write a path beside {fleets}, /release, or one below {own}",
+                quoted(text)
+            ));
+        }
+    }
+    Some(text.to_owned())
 }
 
 /// The machine's name is good where it is one of a host in a fleet.

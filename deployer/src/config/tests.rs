@@ -243,6 +243,7 @@ fn full() {
             digest: None,
             acl: Acl::Anyone,
             enrol: false,
+            barrier_root: None,
         },
         services: BTreeMap::from([("api".to_owned(), api), ("web".to_owned(), full_web())]),
     };

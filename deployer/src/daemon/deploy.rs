@@ -76,7 +76,7 @@ impl Daemon {
 
     /// Whether barriers can be waited for.
     pub(super) fn has_barriers(&self, wanted: &Wanted) -> Result<(), Refusal> {
-        wanted.check().map_err(Refusal::usage)?;
+        wanted.check(self.fleet.barrier_root.as_deref()).map_err(Refusal::usage)?;
         if wanted.is_empty() || self.coordinator().is_some() {
             return Ok(());
         }

@@ -18,6 +18,8 @@ use super::coordinator::{Coordinator, Kind, Link, Op, Trouble, Watch, Why};
 const LOOK: Duration = Duration::from_secs(2);
 /// Between two attempts without a connection.
 const PAUSE: Duration = Duration::from_millis(200);
+/// Bytes of a path at most.
+const PATH_MOST: usize = 1024;
 /// Parties of a double barrier at most.
 const MOST: u32 = 100_000;
 /// The node by which all of a double barrier's parties know that all are there.
@@ -41,27 +43,39 @@ impl Wanted {
         *self == Self::default()
     }
 
-    /// Whether there can be such barriers.
+    /// Whether there can be such barriers. Nodes of a double one are made with the daemon's credentials, and so below `root`
+    /// alone, if there is one.
     ///
     /// # Errors
     /// Why not, and what to write.
-    pub fn check(&self) -> Result<(), String> {
+    pub fn check(&self, root: Option<&str>) -> Result<(), String> {
         let paths = self.plain.iter().chain(self.double.as_ref().map(|at| &at.path));
         for path in paths {
             let parts = || path.split('/').skip(1);
-            if !path.starts_with('/') || parts().any(|part| ["", ".", ".."].contains(&part)) || path.contains('\0') {
+            let is_illegal = path.contains(char::is_control) || path.len() > PATH_MOST;
+            if !path.starts_with('/') || parts().any(|part| ["", ".", ".."].contains(&part)) || is_illegal {
                 return Err(format!(
                     "{path:?} is no path of a barrier; write it from the root of ZooKeeper: /release/monday"
                 ));
             }
         }
-        match &self.double {
-            Some(at) if !(1..=MOST).contains(&at.parties) => {
+        match (&self.double, root) {
+            (Some(at), Some(root)) if !is_below(&at.path, root) => Err(format!(
+                "the double barrier {:?} is not below {root}, the only place where this daemon makes nodes for its clients; \
+                 write {root}/NAME, or set barrier_root of [fleet] and restart the daemon",
+                at.path
+            )),
+            (Some(at), _) if !(1..=MOST).contains(&at.parties) => {
                 Err(format!("{} parties of {}: write 1 to {MOST}, this host among them", at.parties, at.path))
             }
             _ => Ok(()),
         }
     }
+}
+
+/// Whether a path without `.` and `..` is below another.
+fn is_below(path: &str, root: &str) -> bool {
+    path.strip_prefix(root).and_then(|rest| rest.strip_prefix('/')).is_some_and(|rest| !rest.is_empty())
 }
 
 /// Waits until a plain barrier is open: its node is not there.
@@ -310,5 +324,41 @@ fn hex() -> Result<String, Trouble> {
     match fs::read_to_string(file) {
         Ok(text) => Ok(text.trim().replace('-', "")),
         Err(error) => Err(Trouble::Failed(format!("{file}: {error}"))),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn check(path: &str) -> Result<(), String> {
+        let double = Some(DoubleBarrierAt { path: path.to_owned(), parties: 2 });
+        Wanted { plain: None, double }.check(Some("/release"))
+    }
+
+    #[test]
+    fn a_double_barrier_is_below_its_root() {
+        assert_eq!((check("/release/monday"), check("/release/a/b")), (Ok(()), Ok(())));
+        for foreign in ["/release", "/releases/x", "/deployer/shop/hosts", "/zookeeper/config", "/x"] {
+            let why = check(foreign).unwrap_err();
+            assert!(why.contains("is not below /release, the only place where this daemon makes nodes"), "{why}");
+        }
+        for none in [
+            "release/x",
+            "/release/../x",
+            "/release/./x",
+            "/release//x",
+            "/release/",
+            "/",
+            "",
+            "/release/a\nb",
+            "/release/a\0",
+        ] {
+            let why = check(none).unwrap_err();
+            assert!(why.contains("is no path of a barrier"), "{none:?}: {why}");
+        }
+        assert!(check(&format!("/release/{}", "x".repeat(2000))).is_err());
+        // One that is only read may be anywhere.
+        assert_eq!(Wanted { plain: Some("/anywhere/else".to_owned()), double: None }.check(Some("/release")), Ok(()));
     }
 }

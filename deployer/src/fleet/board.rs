@@ -11,6 +11,7 @@ use super::{
     coordinator::{Coordinator, Kind, Op, Trouble, Why},
     driver::{Said, Seen},
     paths::{Mark, Paths},
+    sound,
     state::{FORMAT, FleetState, Phase},
 };
 
@@ -75,6 +76,7 @@ impl Board {
                         "{path} has format {later}, of a later deployer; this one knows {FORMAT}: upgrade it"
                     )));
                 }
+                sound::state(&state).map_err(|why| Trouble::Failed(format!("{path} {why}")))?;
                 Ok(Some((state, node.version)))
             }
             None => Ok(None),

@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use super::{
     paths::Mark,
+    sound,
     state::{Ended, FORMAT, FleetState, Order, Outcome, Phase, Release, Wanted, contains},
 };
 
@@ -50,6 +51,8 @@ pub struct Seen {
     pub barrier_held: bool,
     /// Since when enough hosts are ready, milliseconds since 1970.
     pub quorum_since_ms: Option<u64>,
+    /// Since when an abort is wanted, as the driver has seen it; milliseconds since 1970.
+    pub wanted_since_ms: Option<u64>,
 }
 
 /// What is to be done.
@@ -342,7 +345,7 @@ pub fn deploy(
     let text = format!("{version} (lane {lane}) is prepared on {} hosts, by {}", expected.len(), order.by);
     let next = FleetState {
         format: FORMAT,
-        epoch: state.epoch.saturating_add(1),
+        epoch: sound::next(state.epoch)?,
         phase: Phase::Prepare,
         active: active.clone(),
         other: Some(Release { version, lane }),

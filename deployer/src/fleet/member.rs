@@ -249,6 +249,14 @@ fn settle(state: &FleetState, me: &Me<'_>, local: &Local) -> Goal {
 
 fn roll(state: &FleetState, me: &Me<'_>, local: &Local) -> Goal {
     let (epoch, is_turn) = (state.epoch, state.turn.iter().any(|host| host == me.host));
+    if state.wanted.is_some() {
+        return match &local.stage {
+            Stage::Rolling(of) if *of == epoch => Goal::Stop,
+            // Whatever is under way is not this roll, which does not begin any more.
+            _ if is_turn => me.say(Mark::Rolled),
+            _ => Goal::Nothing,
+        };
+    }
     match &local.stage {
         Stage::Idle if is_turn && local.ended.as_ref().is_some_and(|(of, _)| *of == epoch) => me.say(Mark::Rolled),
         Stage::Idle if is_turn => Goal::Roll { epoch, to: state.order.to.clone() },

@@ -12,6 +12,7 @@ pub mod driver;
 pub mod member;
 pub mod paths;
 pub mod serverset;
+pub mod sound;
 pub mod state;
 pub mod turns;
 pub mod zookeeper;

@@ -77,6 +77,9 @@ pub struct Order {
     /// Hosts at a time, of a roll.
     #[serde(default)]
     pub host_batch: u32,
+    /// A roll goes on although most connections of workers are not steered.
+    #[serde(default)]
+    pub force: bool,
     /// A plain barrier of somebody else's that must be gone before GO, or before the first batch.
     #[serde(default)]
     pub barrier: Option<String>,

@@ -5,6 +5,7 @@ mod balancer;
 mod barriers;
 mod kazoo;
 mod nodes;
+mod orders;
 mod outages;
 mod rolls;
 mod scene;

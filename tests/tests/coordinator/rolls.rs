@@ -20,7 +20,10 @@ const SITE: &str = "127.0.0.1:9000";
 const QUIET: Duration = Duration::from_secs(1);
 
 fn plan(servers: &Servers<'_>) -> Plan {
-    let fleet = format!("[fleet]\nconnect = \"{}\"\nname = \"shop\"\nhost = \"app17\"\n", servers.connect());
+    let fleet = format!(
+        "[fleet]\nconnect = \"{}\"\nname = \"shop\"\nhost = \"app17\"\nbarrier_root = \"/release\"\n",
+        servers.connect()
+    );
     Plan { workers: 2, bake: "1s", extra: fleet, ..Plan::default() }
 }
 

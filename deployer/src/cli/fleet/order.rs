@@ -45,7 +45,7 @@ pub(in crate::cli) struct DeployFlags {
 #[derive(Debug, Args)]
 pub(in crate::cli) struct RollFlags {
     /// Roll every host of the fleet, some at a time
-    #[arg(long, conflicts_with_all = ["batch", "dry_run", "force"])]
+    #[arg(long, conflicts_with_all = ["batch", "dry_run"])]
     pub(in crate::cli) fleet: bool,
     /// Hosts at a time: 2 or 10% [default: 10%]
     #[arg(long, value_name = "N|N%", value_parser = host_batch, requires = "fleet")]
@@ -84,7 +84,7 @@ fn quorum(text: &str) -> Result<u8, String> {
 }
 
 fn host_batch(text: &str) -> Result<String, String> {
-    let roll = FleetRoll { to: None, host_batch: text.to_owned(), barrier: None };
+    let roll = FleetRoll { to: None, host_batch: text.to_owned(), barrier: None, force: false };
     roll.hosts(1).map(|_| text.to_owned())
 }
 
@@ -121,11 +121,11 @@ pub(in crate::cli) async fn deploy(
 pub(in crate::cli) async fn roll(
     client: &Client,
     (service, to): (&str, Option<Version>),
-    (flags, barrier): (&RollFlags, Option<String>),
+    (flags, barrier, force): (&RollFlags, Option<String>, bool),
     following: &Following,
 ) -> Result<Exit, Failure> {
     let host_batch = flags.host_batch.clone().unwrap_or_else(|| HOST_BATCH.to_owned());
-    begin(client, service, ("roll", &FleetRoll { to, host_batch, barrier }), following).await
+    begin(client, service, ("roll", &FleetRoll { to, host_batch, barrier, force }), following).await
 }
 
 async fn begin(

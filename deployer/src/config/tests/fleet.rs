@@ -175,3 +175,23 @@ fn who_is_published() {
         refused(&with(&format!("publish = {publish}")), &[(4, "service.web.publish", reason)]);
     }
 }
+
+#[test]
+fn double_barriers_have_a_place_of_their_own() {
+    let root = |more: &str| fleet(&fleet_with(&format!("host = \"a\"\n{more}"))).barrier_root();
+    assert_eq!(root("").as_deref(), Some("/deployer/shop/barriers"));
+    assert_eq!(root("barrier_root = \"/release\"").as_deref(), Some("/release"));
+    assert_eq!(root("barrier_root = \"/deployer/shop/barriers/x\"").as_deref(), Some("/deployer/shop/barriers/x"));
+    assert_eq!(fleet(MINIMAL).barrier_root(), None);
+    for (wrong, why) in [
+        ("/", "which is no path"),
+        ("release", "no path from the root of ZooKeeper"),
+        ("/release/../x", "which is no path"),
+        ("/zookeeper/x", "where ZooKeeper keeps its own"),
+        ("/deployer", "is where fleets keep what they agree on"),
+        ("/deployer/shop/hosts", "is where fleets keep what they agree on"),
+    ] {
+        let text = fleet_with(&format!("host = \"a\"\nbarrier_root = {wrong:?}"));
+        refused(&text, &[(8, "fleet.barrier_root", why)]);
+    }
+}

@@ -25,6 +25,7 @@ use crate::{
         driver::Said,
         member::{self, Goal, Local, Me, Stage},
         paths::Mark,
+        sound,
         state::Phase,
     },
     kernel::clock,
@@ -42,6 +43,9 @@ const RETRY: Duration = Duration::from_secs(20);
 const BUSY_FOR: Duration = Duration::from_secs(30);
 /// No connection, or no answer.
 const PAUSE: Duration = Duration::from_millis(300);
+
+/// Why a host whose turn it is has not rolled, if nothing else is known.
+const NOT_BEGUN: &str = "its roll had not begun";
 
 /// A service's part in the fleet, on this host.
 pub(super) struct Agent {
@@ -190,8 +194,10 @@ impl Agent {
             info!(service = self.name, epoch, phase = ?view.state.phase, stage = ?local.stage, goal = ?goal, "fleet");
             self.goal = goal.clone();
         }
-        self.fenced(epoch, local.epoch);
-        if matches!(goal, Goal::Nothing | Goal::Wait) || self.is_an_operators(view, &goal) {
+        if !self.is_sound(epoch, local.epoch)
+            || matches!(goal, Goal::Nothing | Goal::Wait)
+            || self.is_an_operators(view, &goal)
+        {
             return;
         }
         let fence = match &goal {
@@ -209,10 +215,14 @@ impl Agent {
         self.done(goal, view, local).await;
     }
 
-    /// A state that is older than what this host has acted upon was taken away, or put back from somewhere.
-    fn fenced(&self, epoch: u64, acted: u64) {
-        let why = format!("its epoch is {epoch}, and this host has acted upon {acted}; order something anew");
-        self.daemon.fleet.trouble(&format!("the epoch of {}", self.name), (epoch < acted).then_some(why));
+    /// Whether this host may act upon an epoch. A state that is older than what it has acted upon was taken away, or put back
+    /// from somewhere; one that is far ahead was written by another program.
+    fn is_sound(&self, epoch: u64, acted: u64) -> bool {
+        let fleet = &self.daemon.fleet;
+        let why = sound::step(acted, epoch).err().map(|why| format!("{} {why}", fleet.board.paths.state(&self.name)));
+        let is_sound = why.is_none();
+        fleet.trouble(&format!("the epoch of {}", self.name), why);
+        is_sound
     }
 
     /// A host that is alone is its operator's: what was deployed here without a word of a fleet stays.
@@ -269,12 +279,16 @@ impl Agent {
                 if self.is_too_soon(epoch) {
                     return;
                 }
-                let begun = self.daemon.fleet_roll(&self.name, epoch, to, &by).await.map(drop);
+                let begun =
+                    self.daemon.fleet_roll(&self.name, epoch, (to, view.state.order.force), &by).await.map(drop);
                 return self.begun(epoch, begun);
             }
             Goal::Flip(at_ms) => self.order(FleetOrder::Flip { at_ms }),
             Goal::Disarm => self.order(FleetOrder::Disarm),
-            Goal::Stop => self.order(FleetOrder::Stop { why: by }),
+            Goal::Stop => {
+                let why = view.state.wanted.as_ref().map_or(by, |wanted| format!("fleet, {}", wanted.by));
+                self.order(FleetOrder::Stop { why })
+            }
             Goal::Return => self.order(FleetOrder::Return { why: view.state.why.clone() }),
             Goal::End => self.order(FleetOrder::End),
         };
@@ -317,7 +331,7 @@ impl Agent {
     }
 
     async fn say(&mut self, mark: Mark, epoch: u64, local: &Local) {
-        let said = self.words(mark, local);
+        let said = self.words(mark, epoch, local);
         let fleet = &self.daemon.fleet;
         match fleet.board.say(&self.name, epoch, mark, &fleet.host, &said).await {
             Ok(()) => {
@@ -332,14 +346,18 @@ impl Agent {
         }
     }
 
-    fn words(&self, mark: Mark, local: &Local) -> Said {
+    fn words(&self, mark: Mark, epoch: u64, local: &Local) -> Said {
         let refused = || self.refused.as_ref().map(|(_, why, _)| why.clone());
         let ended = || local.ended.as_ref().and_then(|(_, how)| how.clone().err());
         match (mark, &local.stage) {
             (Mark::Ready, _) => Said { synchronised: Some(clock::synchronised().synchronised), ..Said::default() },
             (Mark::Flipped, Stage::Baking(_, at)) => Said { at_ms: Some(*at), ..Said::default() },
             (Mark::Failed, _) => Said { why: local.ill.clone().or_else(refused).or_else(ended), ..Said::default() },
-            (Mark::Rolled, _) => Said { why: refused().or_else(ended), ..Said::default() },
+            (Mark::Rolled, _) => {
+                let is_through = local.ended.as_ref().is_some_and(|(of, how)| *of == epoch && how.is_ok());
+                let not_begun = || (!is_through).then(|| NOT_BEGUN.to_owned());
+                Said { why: refused().or_else(ended).or_else(not_begun), ..Said::default() }
+            }
             _ => Said::default(),
         }
     }

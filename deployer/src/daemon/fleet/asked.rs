@@ -8,6 +8,7 @@ use std::{
 use super::{
     super::{Daemon, error::Refusal, plan},
     hand::{Followed, View},
+    register::HostInfo,
 };
 use crate::{
     api::{Done, FleetDeploy, FleetRoll, FleetStarted},
@@ -15,6 +16,7 @@ use crate::{
         board::Enrolled,
         coordinator::Trouble,
         driver::{self, Seen},
+        sound,
         state::{FleetState, Order, Phase, Release},
         turns,
     },
@@ -49,6 +51,7 @@ impl Daemon {
             bake_ms: asked.bake_ms.unwrap_or(deploy.bake.as_millis() as u64),
             allow_unsynchronised: asked.allow_unsynchronised,
             host_batch: 0,
+            force: false,
             barrier: asked.barrier,
         };
         let make = |state: &FleetState, active, seen: &Seen| {
@@ -75,10 +78,12 @@ impl Daemon {
             to: asked.to.clone(),
             quorum: 100,
             barrier: asked.barrier.clone(),
+            force: asked.force,
             ..Order::default()
         };
         let make = |state: &FleetState, active, seen: &Seen| {
-            let hosts = seen.roster.values().filter(|enabled| **enabled).count();
+            let is_expected = |host: &&String| seen.roster.get(*host) == Some(&true);
+            let hosts = seen.alive.iter().filter(is_expected).count();
             let host_batch = u32::try_from(asked.hosts(hosts)?).unwrap_or(u32::MAX);
             turns::order(state, Order { host_batch, ..order.clone() }, active, seen, clock::wall_ms())
         };
@@ -104,9 +109,18 @@ impl Daemon {
         let (state, version) = read.map_or_else(|| (FleetState::default(), None), |(state, it)| (state, Some(it)));
         under_way(name, &state)?;
         let state = FleetState { epoch: self.highest_epoch(name, state.epoch).await.map_err(away)?, ..state };
+        // The hosts would refuse what comes after an epoch that another program has written.
+        let acted = self.fleet_local(name).map_or(0, |local| local.epoch);
+        let path = fleet.board.paths.state(name);
+        sound::step(acted, state.epoch).map_err(|why| Refusal::failed(format!("{path}: {why}; nothing was begun")))?;
         let roster = fleet.board.roster().await.map_err(away)?;
-        let roster = roster.into_iter().map(|(host, enrolled)| (host, enrolled.state == "enabled")).collect();
-        let seen = Seen { roster, ..Seen::default() };
+        let hosts = self.fleet_hosts().await.map_err(away)?;
+        // A host that is there, and does not have the service, is expected of nothing. Of one that is not there it is not known.
+        let lacks = |host: &String| hosts.get(host).is_some_and(|info| !info.services.contains_key(name));
+        let roster = roster.into_iter().filter(|(host, _)| !lacks(host));
+        let roster = roster.map(|(host, enrolled)| (host, enrolled.state == "enabled")).collect();
+        let has = |(host, info): (&String, &HostInfo)| info.services.contains_key(name).then(|| host.clone());
+        let seen = Seen { roster, alive: hosts.iter().filter_map(has).collect(), ..Seen::default() };
         let active = self.served(name, &seen).await?;
         let (next, text) =
             make(&state, active, &seen).map_err(|why| Refusal::failed(format!("{why}; nothing was begun")))?;
@@ -136,11 +150,18 @@ impl Daemon {
     /// The highest epoch that there was, also where the state was taken away: its marks may be there, and hosts refuse lower
     /// ones.
     async fn highest_epoch(&self, name: &str, known: u64) -> Result<u64, Trouble> {
-        let epochs = self.fleet.board.coordinator.children(&self.fleet.board.paths.epochs(name)).await?;
-        let epochs = epochs.iter().filter_map(|epoch| epoch.parse().ok());
-        let hosts = self.fleet_hosts().await?;
-        let acted = hosts.values().filter_map(|info| info.services.get(name)).map(|service| service.epoch);
-        Ok(epochs.chain(acted).fold(known, u64::max))
+        let paths = &self.fleet.board.paths;
+        let above = paths.epochs(name);
+        let mut highest = known;
+        for node in self.fleet.board.coordinator.children(&above).await? {
+            let Ok(epoch) = node.parse() else { continue };
+            highest = highest.max(checked(&format!("{above}/{node}"), epoch)?);
+        }
+        for (host, info) in self.fleet_hosts().await? {
+            let Some(service) = info.services.get(name) else { continue };
+            highest = highest.max(checked(&format!("{}/{host}", paths.hosts()), service.epoch)?);
+        }
+        Ok(highest)
     }
 
     /// This host's place in the line of drivers, as soon as it is the first.
@@ -312,6 +333,11 @@ impl Daemon {
     }
 }
 
+/// An epoch that was read from a node.
+fn checked(path: &str, epoch: u64) -> Result<u64, Trouble> {
+    sound::epoch(epoch).map_err(|why| Trouble::Failed(format!("{path} {why}")))
+}
+
 fn under_way(name: &str, state: &FleetState) -> Result<(), Refusal> {
     if state.phase == Phase::Idle {
         return Ok(());
@@ -327,7 +353,7 @@ fn under_way(name: &str, state: &FleetState) -> Result<(), Refusal> {
 fn fate(phase: Phase) -> &'static str {
     match phase {
         Phase::Flipped => "is turned back: the old version serves again",
-        Phase::Roll => "stops when the hosts at it are through",
+        Phase::Roll => "stops: the hosts whose turn it is end the batch in hand; the order waits 10 s for them at most",
         _ => "is aborted, or turned back where a host has flipped already",
     }
 }

@@ -38,6 +38,7 @@ pub(super) struct Driving {
     followed: Arc<Followed>,
     known: Known,
     quorum_since_ms: Option<u64>,
+    wanted_since_ms: Option<u64>,
     free_since: Option<Instant>,
     /// An operator of this host wants it driven from here, at once.
     is_wanted: bool,
@@ -52,6 +53,7 @@ impl Driving {
             followed: daemon.fleet.followed(name),
             known: Known::default(),
             quorum_since_ms: None,
+            wanted_since_ms: None,
             free_since: None,
             is_wanted: false,
             news: None,
@@ -143,12 +145,15 @@ impl Driving {
             let path = fleet.board.paths.epoch(&self.name, state.epoch);
             self.news = Some((state.epoch, fleet.board.coordinator.watch(&path, true)));
             self.quorum_since_ms = None;
+            self.wanted_since_ms = None;
         }
         let mut seen = fleet.board.seen(&self.name, &state, &mut self.known).await?;
         let now_ms = clock::wall_ms();
         let has_quorum = seen.ready(&state).len() >= state.needed();
         self.quorum_since_ms = if has_quorum { self.quorum_since_ms.or(Some(now_ms)) } else { None };
         seen.quorum_since_ms = self.quorum_since_ms;
+        self.wanted_since_ms = state.wanted.as_ref().and(self.wanted_since_ms.or(Some(now_ms)));
+        seen.wanted_since_ms = self.wanted_since_ms;
         *lock(&self.followed.marks) = Mark::ALL.map(|mark| seen.who(mark).count());
         match driver::drive(&state, &seen, now_ms) {
             Step::Wait { why, hosts } => {

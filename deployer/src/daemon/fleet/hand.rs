@@ -34,6 +34,8 @@ pub(in crate::daemon) struct Fleet {
     pub(in crate::daemon) at: String,
     /// It puts itself into the roster.
     pub(in crate::daemon) enrols: bool,
+    /// Below which it makes nodes for double barriers of clients; `None`: it is by itself.
+    pub(in crate::daemon) barrier_root: Option<String>,
     /// How long a session outlives its connection.
     pub(in crate::daemon) session_timeout: std::time::Duration,
     /// What is read and written.
@@ -100,6 +102,7 @@ impl Fleet {
             is_alone: fleet.connect.is_none(),
             at,
             enrols: fleet.enrol,
+            barrier_root: fleet.barrier_root(),
             session_timeout: fleet.session_timeout,
             board: Board { coordinator, paths: Paths::new(&root) },
             link,

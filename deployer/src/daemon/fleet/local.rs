@@ -122,7 +122,7 @@ impl Daemon {
         self: &Arc<Self>,
         name: &str,
         epoch: u64,
-        to: Option<Version>,
+        (to, force): (Option<Version>, bool),
         by: &str,
     ) -> Result<String, Refusal> {
         let service = self.service(name)?;
@@ -132,7 +132,7 @@ impl Daemon {
             return Ok(running.id.clone());
         }
         self.is_of_now(name, epoch).await?;
-        let request = RollRequest { to, ..RollRequest::default() };
+        let request = RollRequest { to, force, ..RollRequest::default() };
         Ok(self.roll_for(service, request, Some(epoch), by.to_owned()).await?.id)
     }
 

@@ -44,6 +44,21 @@ pub(super) struct HostInfo {
     pub(super) clock_error_us: u64,
 }
 
+/// No host has more workers of a service.
+const WORKERS_MOST: usize = 1 << 16;
+
+impl HostInfo {
+    /// The same, where what is shown and reckoned with are numbers that can be: any client may have written it. Epochs are
+    /// checked where they count.
+    pub(super) fn within_limits(mut self) -> Self {
+        for service in self.services.values_mut() {
+            service.up = service.up.min(WORKERS_MOST);
+            service.workers = service.workers.min(WORKERS_MOST);
+        }
+        self
+    }
+}
+
 /// How a service stands on a host.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct ServiceInfo {

@@ -62,8 +62,8 @@ impl Daemon {
         let mut hosts = BTreeMap::new();
         for host in fleet.board.coordinator.children(&above).await? {
             let node = fleet.read(&format!("{above}/{host}")).await?;
-            if let Some(info) = node.and_then(|node| serde_json::from_slice(&node.data).ok()) {
-                hosts.insert(host, info);
+            if let Some(info) = node.and_then(|node| serde_json::from_slice::<HostInfo>(&node.data).ok()) {
+                hosts.insert(host, info.within_limits());
             }
         }
         Ok(hosts)
