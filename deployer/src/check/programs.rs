@@ -20,21 +20,21 @@ const FIRST_LINE: u64 = 256;
 /// The built-in manager's command. A release that is not there yet may bring it.
 pub(super) fn of_worker(what: String, service: &Service, builtin: &Builtin) -> Finding {
     let path = builtin.environment.get("PATH").map_or(PATH, String::as_str);
-    finding(what, service, &builtin.command, &builtin.directory, path)
+    finding(what, service, &builtin.command, path)
 }
 
 /// A command of `manager = { start, stop, status }`.
 pub(super) fn of_manager(what: String, service: &Service, command: &Command) -> Finding {
-    finding(what, service, command, Path::new("/"), PATH)
+    finding(what, service, command, PATH)
 }
 
-fn finding(what: String, service: &Service, command: &Command, directory: &Path, path: &str) -> Finding {
+fn finding(what: String, service: &Service, command: &Command, path: &str) -> Finding {
     let written = command.argv.first().map(String::as_str).unwrap_or_default();
     let program = service.workers.first().map_or_else(|| written.to_owned(), |at| filled(written, &service.name, *at));
     if program.contains('{') {
         return Finding::ok(what, format!("{program} depends on the worker"));
     }
-    let found = if program.contains('/') { Some(directory.join(&program)) } else { in_path(&program, path) };
+    let found = if program.contains('/') { Some(PathBuf::from(&program)) } else { in_path(&program, path) };
     let Some(found) = found else {
         return Finding::warn(what, format!("there is no {program} in PATH ({path}); it cannot be run"))
             .fix("write", "its whole path");
@@ -82,10 +82,9 @@ mod tests {
     use super::{super::Level, *};
     use crate::config::{Config, Manager};
 
-    fn of(command: &str, directory: &Path) -> Result<Finding, Box<dyn Error>> {
+    fn of(command: &str) -> Result<Finding, Box<dyn Error>> {
         let text = format!(
-            "[service.web]\nworkers = \"127.0.0.1:8000\"\nmanager = {{ command = [{command:?}, \"{{port}}\"], directory = \
-             {directory:?} }}\n"
+            "[service.web]\nworkers = \"127.0.0.1:8000\"\nmanager = {{ command = [{command:?}, \"{{port}}\"] }}\n"
         );
         let config = Config::parse(Path::new("test.toml"), &text)?;
         let service = &config.services["web"];
@@ -107,20 +106,19 @@ mod tests {
         script("plain", "#!/bin/sh\n", 0o644)?;
         script("lost", "#!/nonexistent/python -s\n", 0o755)?;
         let at = |name: &str| folder.join(name).display().to_string();
-        for command in ["/bin/sh", "sh", "./fine", &at("fine"), &at("app-{port}")] {
-            let found = of(command, folder)?;
+        for command in ["/bin/sh", "sh", &at("fine"), &at("app-{port}")] {
+            let found = of(command)?;
             assert_eq!(found.level, Level::Ok, "{command}: {found}");
         }
         for (command, why) in [
             (at("gone"), "No such file"),
-            ("./gone".to_owned(), "No such file"),
             (at("app-{address}"), "No such file"),
             (at("plain"), "ermission denied"),
             (folder.display().to_string(), "is a directory"),
             (at("lost"), "/nonexistent/python, which is not there"),
             ("nonexistent-program".to_owned(), "no nonexistent-program in PATH"),
         ] {
-            let found = of(&command, folder)?;
+            let found = of(&command)?;
             assert!(found.level == Level::Warn && found.detail.contains(why), "{command}: {found}");
         }
         Ok(())

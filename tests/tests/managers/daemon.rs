@@ -195,7 +195,7 @@ fn a_stop_that_only_its_mark_remembers() -> Result<()> {
     fs::write(cgroup.join("cgroup.kill"), "1")?;
     fs::remove_dir_all(sandbox.state())?;
     built.daemon = Daemon::start(&sandbox, &config(&sandbox, &built.app))?;
-    let worker = || Ok::<_, anyhow::Error>(Api::of(&sandbox).workers()?.remove(&8000).context("8000")?);
+    let worker = || Api::of(&sandbox).workers()?.remove(&8000).context("8000");
     let begun = Instant::now();
     let reason = loop {
         let reason = worker()?["reason"].as_str().unwrap_or_default().to_owned();
@@ -266,7 +266,7 @@ fn a_reload_to_the_built_in_manager() -> Result<()> {
     stage.reload(&daemon, &built_in)?;
     let waits =
         format!("the built-in manager starts web/8000 as soon as 127.0.0.1:8000 is free, where python3 (pid {pid}, ");
-    let worker = || Ok::<_, anyhow::Error>(stage.api().workers()?.remove(&8000).context("8000")?);
+    let worker = || stage.api().workers()?.remove(&8000).context("8000");
     stage.wait(Duration::from_secs(5), || {
         let worker = worker()?;
         Ok(worker["phase"] == "up" && worker["reason"].as_str().is_some_and(|reason| reason.contains(&waits)))
