@@ -20,6 +20,8 @@ pub const MAX_SLOTS: usize = 2 * MAX_SERVICES;
 pub const MAX_LISTENING: usize = 4 * MAX_WORKERS;
 /// Most resets that are remembered, so that none counts twice; the least recently used are forgotten.
 pub const MAX_RESETS: usize = 4096;
+/// Most connections that are remembered because their caller is gone; the least recently used are forgotten.
+pub const MAX_GONE: usize = 8192;
 /// Most callers that are remembered because they were not steered; the least recently used are forgotten.
 pub const MAX_UNSTEERED: usize = 1024;
 /// Bytes of events that the daemon has not fetched yet; what does not fit is dropped. A power of two.

@@ -8,7 +8,7 @@ use aya_ebpf::{
 use deployer_common::{
     endpoint::Endpoint,
     layout::{
-        Dial, EVENT_BYTES, Event, Frontend, LaneCount, Lanes, Limits, ListenerNote, Listening, MAX_FRONTENDS,
+        Dial, EVENT_BYTES, Event, Frontend, LaneCount, Lanes, Limits, ListenerNote, Listening, MAX_FRONTENDS, MAX_GONE,
         MAX_LISTENING, MAX_RESETS, MAX_SERVICES, MAX_SLOTS, MAX_UNSTEERED, MAX_WORKERS, OwnPorts, ServiceCount, Slot,
         SockNote, Switchboard, Trace, Unsteered, UnsteeredKey, WorkerAddr, WorkerCount, WorkerEnd, WorkerEvidence,
         WorkerLife, WorkerProof, WorkerTimes,
@@ -121,3 +121,8 @@ pub static RESETS: LruHashMap<Endpoint, u64, MAX_RESETS> = LruHashMap::new();
 /// Callers that were not steered.
 #[btf_map]
 pub static UNSTEERED: LruHashMap<UnsteeredKey, Unsteered, MAX_UNSTEERED> = LruHashMap::new();
+
+/// Workers' ends of connections whose callers are gone, by the cookies of their sockets; the daemon enters them. The value
+/// means nothing.
+#[btf_map]
+pub static GONE: LruHashMap<u64, u32, MAX_GONE> = LruHashMap::new();

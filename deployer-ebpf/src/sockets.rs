@@ -8,7 +8,7 @@ use aya_ebpf::{
         BPF_SOCK_OPS_ACTIVE_ESTABLISHED_CB, BPF_SOCK_OPS_PASSIVE_ESTABLISHED_CB, BPF_SOCK_OPS_STATE_CB,
         BPF_SOCK_OPS_STATE_CB_FLAG, BPF_SOCK_OPS_TCP_CONNECT_CB, BPF_SOCK_OPS_TCP_LISTEN_CB,
     },
-    helpers::{bpf_get_current_task, bpf_get_netns_cookie},
+    helpers::{bpf_get_current_task, bpf_get_netns_cookie, bpf_get_socket_cookie},
     macros::{cgroup_sock, sock_ops},
     programs::{SockContext, SockOpsContext},
 };
@@ -24,7 +24,7 @@ use crate::{
     count, ends,
     fields::{OFF_SK_ERR, OFF_SK_SOCKET, OFF_TASK_FLAGS, address_of, read},
     listeners::{self, now_ns},
-    maps::{DIALS, LISTENERS},
+    maps::{DIALS, GONE, LISTENERS},
     notes,
 };
 
@@ -194,8 +194,10 @@ fn over(ctx: &SockOpsContext, note: &mut SockNote, new: u32) {
         return;
     }
     let error = error(ctx);
+    // On a connection whose caller is gone nothing can be lost.
+    let is_harm = (error == 0 || error == ECONNABORTED) && (new == CLOSE || is_exiting()) && !is_left(ctx);
     // At once, and not by what its peer or the network has done: it is reset.
-    if new == CLOSE && matches!(error, 0 | ECONNABORTED) {
+    if new == CLOSE && is_harm {
         ends::reset(worker, &remote(ctx));
     }
     let now = now_ns();
@@ -204,7 +206,7 @@ fn over(ctx: &SockOpsContext, note: &mut SockNote, new: u32) {
     count::time(worker, lasted / 1000, offset_of!(WorkerTimes, lifetime_us));
     count::proof(worker, offset_of!(WorkerProof, lifetimes) + size_of::<u64>() * (bucket & (BUCKETS - 1)));
     // Not closed by its process, which has not come to it, but by the process's end; a caller's reset is an error.
-    if is_exiting() && error == 0 {
+    if is_harm && is_exiting() && error == 0 {
         count::life(worker, offset_of!(WorkerLife, cut));
         let peer = remote(ctx);
         let pid = listeners::current();
@@ -233,6 +235,15 @@ fn report_state(ctx: &SockOpsContext) {
 #[inline(always)]
 fn error(ctx: &SockOpsContext) -> i32 {
     socket(ctx).and_then(|sk| read(address_of(sk), &OFF_SK_ERR)).unwrap_or(0)
+}
+
+/// Whether the daemon has seen that the other end of the context's socket is gone.
+#[inline(always)]
+fn is_left(ctx: &SockOpsContext) -> bool {
+    // SAFETY: a valid context.
+    let cookie = unsafe { bpf_get_socket_cookie(ctx.as_ptr()) };
+    // SAFETY: only whether there is an entry is looked at.
+    unsafe { GONE.get(cookie) }.is_some()
 }
 
 /// Whether the current task is ending.

@@ -71,6 +71,8 @@ class Worker:
         self.journal = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
         # The loop itself holds its tasks by weak references only.
         self.tasks = set()
+        # Connections that are never read again, and never closed.
+        self.leaked = []
 
     def note(self, kind, request_id, *rest):
         # One write() of one line on an O_APPEND file: whole even when the process is killed right after it.
@@ -93,6 +95,8 @@ class Worker:
             task = asyncio.get_running_loop().create_task(stream)
             self.tasks.add(task)
             task.add_done_callback(self.tasks.discard)
+        elif request.path == "/leak":
+            self.leak(request)
         elif request.path in ("/version", "/health"):
             self.answer(request, request_id, cold)
         else:
@@ -122,6 +126,16 @@ class Worker:
         else:
             written.add_done_callback(lambda future: self.written(future, request_id))
         request.connection.finish()
+
+    def leak(self, request):
+        """Answers in time, and forgets the connection: what else comes on it, its end included, is never read."""
+        stream = request.connection.detach()
+        sock = socket.socket(fileno=os.dup(stream.socket.fileno()))
+        self.leaked.append(sock)
+        # tornado would look whether it is closed.
+        stream.close()
+        answer = b"HTTP/1.1 200 OK\r\nContent-Length: 7\r\n\r\nleaked\n"
+        asyncio.get_running_loop().call_later(self.seconds(request.query), sock.sendall, answer)
 
     def names(self, cold=0):
         """Header fields that say who answers."""

@@ -172,7 +172,8 @@ impl LoadHandle {
         Ok(Report::new(self.sent(), outcomes, &marks))
     }
 
-    fn end(&mut self) -> Result<()> {
+    /// Sends nothing more, and waits for the answers that are still due.
+    pub fn end(&mut self) -> Result<()> {
         self.shared.stopping.store(true, Ordering::Relaxed);
         match self.thread.take().map(JoinHandle::join) {
             Some(Ok(result)) => result.flatten(),

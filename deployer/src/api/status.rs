@@ -210,6 +210,10 @@ pub struct WorkerStatus {
     /// So many more hold it than are listed.
     #[serde(default, skip_serializing_if = "is_none")]
     pub more_holds: usize,
+    /// While it is draining: so many connections hold nothing, as of the last second. Their callers are gone, and the worker
+    /// has not closed them.
+    #[serde(default, skip_serializing_if = "is_none")]
+    pub gone: usize,
     /// While it is draining: the processes whose `connect()` calls hold it, as of the last second.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub ticket_holds: Vec<TicketHold>,

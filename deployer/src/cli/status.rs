@@ -255,7 +255,20 @@ fn holds(worker: &WorkerStatus) -> String {
     if worker.more_holds > 0 {
         text.push_str(&format!("      and {} more\n", worker.more_holds));
     }
-    text
+    text + &gone(worker.gone)
+}
+
+/// Connections that are open and hold nothing.
+fn gone(connections: usize) -> String {
+    match connections {
+        0 => String::new(),
+        1 => "      1 connection holds nothing: its caller is gone, and the worker has not closed it\n".to_owned(),
+        many => {
+            format!(
+                "      {many} connections hold nothing: their callers are gone, and the worker has not closed them\n"
+            )
+        }
+    }
 }
 
 fn hold(hold: &Hold) -> Vec<String> {

@@ -127,6 +127,7 @@ impl Daemon {
             closed: closed.complete + closed.quiet,
             holds: holds.listed,
             more_holds: holds.more,
+            gone: holds.gone,
             ticket_holds: holds.tickets,
             outsider_tickets: evidence.outsider_tickets,
             outsiders_cut: evidence.outsiders_cut,

@@ -3,6 +3,7 @@
 mod activity;
 mod destroy;
 mod evidence;
+mod gone;
 
 use std::{
     io,
@@ -14,6 +15,7 @@ pub use self::{
     activity::{Activity, activity},
     destroy::destroy,
     evidence::{Doors, Evidence, Note, Noted, half_closed},
+    gone::is_of_this_host,
 };
 use rustix::net::{AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType, netlink, recv, sendto, socket_with};
 
@@ -52,8 +54,10 @@ pub mod states {
     pub const ALIVE: u32 = SYN_SENT | SYN_RECV | ESTABLISHED | CLOSE_WAIT;
     /// The socket's own half is closed, its peer's may not be.
     pub const HALF_CLOSED: u32 = 1 << 4 | 1 << 5;
+    /// Both halves are closed, and the port is kept for a minute.
+    pub const TIME_WAIT: u32 = 1 << 6;
     /// Every state but LISTEN: whatever may still have its port.
-    pub const CONNECTED: u32 = ALIVE | 1 << 4 | 1 << 5 | 1 << 6 | 1 << 9 | 1 << 11;
+    pub const CONNECTED: u32 = ALIVE | HALF_CLOSED | TIME_WAIT | 1 << 9 | 1 << 11;
 }
 
 /// A socket as sock_diag reports it.

@@ -1,6 +1,7 @@
 //! The tables, as user space writes and reads them.
 
 mod address;
+mod gone;
 mod protect;
 mod tickets;
 mod wildcard;
@@ -93,6 +94,7 @@ struct Entries {
     worker_addrs: Array<MapData, WorkerAddr>,
     unsteered: HashMap<MapData, UnsteeredKey, Unsteered>,
     protected: HashMap<MapData, Endpoint, Protected>,
+    gone: HashMap<MapData, u64, u32>,
 }
 
 impl Tables {
@@ -105,6 +107,7 @@ impl Tables {
             worker_addrs: Array::try_from(take(ebpf, "WORKER_ADDRS")?)?,
             unsteered: HashMap::try_from(take(ebpf, "UNSTEERED")?)?,
             protected: HashMap::try_from(take(ebpf, "PROTECTED")?)?,
+            gone: HashMap::try_from(take(ebpf, "GONE")?)?,
         };
         own_ports::publish(map(ebpf, "OWN_PORTS", size_of::<OwnPorts>())?);
         let notes = match ebpf.map("NOTES") {

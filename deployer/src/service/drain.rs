@@ -347,8 +347,12 @@ impl<'a> Drain<'a> {
 
     async fn sockets(&self) -> io::Result<Vec<Socket>> {
         let (tables, at, index, wildcard) = (Arc::clone(self.tables), self.worker.at, self.worker.index, self.wildcard);
-        let look = move || Evidence::look(at, wildcard, tables.notes().map(|notes| (notes, index)));
-        Ok(blocking(look).await?.sockets)
+        let look = move || {
+            let evidence = Evidence::look(at, wildcard, tables.notes().map(|notes| (notes, index)))?;
+            tables.forgive(evidence.left(at));
+            Ok(evidence.sockets)
+        };
+        Ok(blocking(look).await?)
     }
 
     /// Says what holds it: from the second second on, once a second, and only what is new.

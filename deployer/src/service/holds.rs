@@ -60,6 +60,8 @@ pub struct Holds {
     pub listed: Vec<Hold>,
     /// So many more.
     pub more: usize,
+    /// So many connections hold nothing: their callers are gone, and the worker has not closed them.
+    pub gone: usize,
     /// The processes whose `connect()` calls hold it.
     pub tickets: Vec<TicketHold>,
 }
@@ -211,7 +213,8 @@ pub fn look(
         mark_outsiders(&mut listed, evidence, &rules);
         let is_its = |holder: &&TicketHolder| holder.worker == worker.places.0 && holder.stale == 0;
         let tickets = tickets.iter().filter(is_its).map(ticket);
-        (worker.at, Holds { listed, more, tickets: tickets.take(LISTED).collect() })
+        let (gone, tickets) = (evidence.left(worker.at).count(), tickets.take(LISTED).collect());
+        (worker.at, Holds { listed, more, gone, tickets })
     });
     Ok(holds.collect())
 }

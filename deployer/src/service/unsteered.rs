@@ -9,7 +9,8 @@ use std::{
 
 use deployer_common::layout::UnsteeredKey;
 
-pub use self::open::{Open, Peer, is_of_this_host, look};
+pub use self::open::{Open, Peer, look};
+pub use crate::kernel::diag::is_of_this_host;
 
 /// What is judged is so young.
 pub const SPAN: Duration = Duration::from_secs(300);

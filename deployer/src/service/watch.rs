@@ -346,7 +346,9 @@ async fn seed(worker: &Worker, tables: &Tables, most: u64) -> std::io::Result<()
     let (at, index) = (worker.at, worker.index);
     let evidence = blocking(move || diag::Evidence::look(at, diag::listens_on_all(at)?, None)).await?;
     let states = diag::states::ESTABLISHED | diag::states::CLOSE_WAIT;
-    let at_worker = evidence.accepted(at).filter(|socket| socket.is_in(states)).count() as u64;
+    // The programs count those whose caller is gone as well, until the worker closes them.
+    let all = evidence.accepted(at).chain(evidence.left(at));
+    let at_worker = all.filter(|socket| socket.is_in(states)).count() as u64;
     tables.set_seed(index, at_worker.saturating_sub(tables.counts().worker(index).open).min(most));
     Ok(())
 }

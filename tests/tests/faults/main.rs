@@ -5,6 +5,7 @@ mod crash;
 mod daemon;
 mod drains;
 mod floor;
+mod gone;
 mod hung;
 mod late;
 mod leave;

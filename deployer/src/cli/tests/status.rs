@@ -33,6 +33,7 @@ fn worker(port: u16, phase: Phase, reason: &str) -> WorkerStatus {
         cut: 0,
         holds: Vec::new(),
         more_holds: 0,
+        gone: 0,
         ticket_holds: Vec::new(),
         outsider_tickets: 0,
         outsiders_cut: 0,
@@ -211,11 +212,12 @@ fn what_holds_a_drain_stands_beneath_it() {
     };
     let mut status = status();
     let draining = worker(8000, Phase::Draining, "");
-    status.services[0].workers[0] = WorkerStatus { holds: vec![hold, other], more_holds: 12, ..draining };
+    status.services[0].workers[0] = WorkerStatus { holds: vec![hold, other], more_holds: 12, gone: 3, ..draining };
     let expected = "
       held by 127.0.0.1:43210  ng\\tinx (pid 4711)       open for 2m05s  quiet for 3.1s  WebSocket
       held by 127.0.0.1:43210  no process on this host  age unknown                     not connected yet
       and 12 more
+      3 connections hold nothing: their callers are gone, and the worker has not closed them
   127.0.0.1:8001  failed";
     assert!(table(&status).contains(expected), "{}", table(&status));
     let json = serde_json::to_string(&status).unwrap();

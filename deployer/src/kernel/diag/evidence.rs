@@ -13,7 +13,9 @@ use deployer_common::layout::SockNote;
 use super::{
     Socket,
     activity::{Attributes, REQ_STORAGE_MAP, REQ_STORAGES, STORAGES, attribute, sock_note},
-    dump, open, request, socket, states, u32_at,
+    dump,
+    gone::{self, Settled},
+    open, request, socket, states, u32_at,
 };
 
 /// Where the owner's user id stands in `struct inet_diag_msg`.
@@ -48,7 +50,9 @@ pub type Noted<'a> = (BorrowedFd<'a>, u32);
 pub struct Evidence {
     /// The sockets at either end, in a state in which a request may be on its way or being served.
     pub sockets: Vec<Socket>,
-    /// What the programs have noted of them, by cookie.
+    /// Those whose other end is gone: they are evidence of nothing.
+    pub gone: Vec<Socket>,
+    /// What the programs have noted of all of them, by cookie.
     pub notes: HashMap<u64, Note>,
     /// Where the worker is reached.
     pub doors: Doors,
@@ -60,9 +64,12 @@ impl Evidence {
     /// # Errors
     /// When netlink fails, or the answer is garbled.
     pub fn look(at: SocketAddr, wildcard: bool, noted: Option<Noted<'_>>) -> io::Result<Self> {
-        let (mut listening, mut sockets, mut notes) = (Vec::new(), Vec::new(), HashMap::new());
-        each(at.port(), states::ALIVE | states::LISTEN, noted.map(|(notes, _)| notes), &mut |seen, uid, note| {
-            if !seen.is_in(states::LISTEN) {
+        let (mut listening, mut sockets, mut closing, mut notes) = (Vec::new(), Vec::new(), Vec::new(), HashMap::new());
+        let states = states::ALIVE | states::LISTEN | states::HALF_CLOSED;
+        each(at.port(), states, noted.map(|(notes, _)| notes), &mut |seen, uid, note| {
+            if seen.is_in(states::HALF_CLOSED) {
+                closing.push(seen);
+            } else if !seen.is_in(states::LISTEN) {
                 notes.extend(note.map(|note| (seen.cookie, note)));
                 sockets.push(seen);
             } else if seen.local.port() == at.port() {
@@ -72,13 +79,23 @@ impl Evidence {
         let (doors, index) = (Doors::of(&listening, at.ip(), wildcard), noted.map(|(_, index)| index));
         let note = |socket: &Socket| notes.get(&socket.cookie).copied().unwrap_or_default();
         sockets.retain(|socket| doors.holds(socket, at.port(), note(socket), index));
-        Ok(Self { sockets, notes, doors })
+        let Settled { alive: sockets, gone } = gone::settle(sockets, &closing, at.port())?;
+        Ok(Self { sockets, gone, notes, doors })
     }
 
-    /// The sockets at the worker's end.
+    /// The sockets at the worker's end whose other end is not gone.
     pub fn accepted(&self, at: SocketAddr) -> impl Iterator<Item = &Socket> {
+        self.accepted_among(&self.sockets, at)
+    }
+
+    /// The sockets at the worker's end whose other end is gone.
+    pub fn left(&self, at: SocketAddr) -> impl Iterator<Item = &Socket> {
+        self.accepted_among(&self.gone, at)
+    }
+
+    fn accepted_among<'a>(&'a self, sockets: &'a [Socket], at: SocketAddr) -> impl Iterator<Item = &'a Socket> {
         let note = |socket: &Socket| self.notes.get(&socket.cookie).is_some_and(|note| note.accepted_for.is_some());
-        self.sockets.iter().filter(move |socket| self.doors.is_accepted(socket, at.port(), note(socket)))
+        sockets.iter().filter(move |socket| self.doors.is_accepted(socket, at.port(), note(socket)))
     }
 }
 

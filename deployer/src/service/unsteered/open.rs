@@ -3,7 +3,7 @@
 use std::{
     collections::{BTreeMap, BTreeSet, HashSet},
     io,
-    net::{IpAddr, SocketAddr, UdpSocket},
+    net::{IpAddr, SocketAddr},
     path::Path,
 };
 
@@ -11,7 +11,7 @@ use deployer_common::layout::CallerRule;
 
 use crate::{
     kernel::{
-        diag::{self, Evidence, Socket, states},
+        diag::{self, Evidence, Socket, is_of_this_host, states},
         procs::{self, Process},
     },
     service::callers,
@@ -114,12 +114,6 @@ fn pairs(accepted: &[&Socket], sockets: &[Socket]) -> Vec<(SocketAddr, Option<u3
         }
     };
     accepted.iter().filter_map(of_pair).collect()
-}
-
-/// Whether an address is of this network namespace: only then can a socket be bound to it.
-#[must_use]
-pub fn is_of_this_host(ip: IpAddr) -> bool {
-    ip.is_loopback() || UdpSocket::bind((ip, 0)).is_ok()
 }
 
 #[cfg(test)]
