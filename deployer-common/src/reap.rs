@@ -147,6 +147,9 @@ pub const AWAKE: u32 = 14;
 pub const THREADS: u32 = 15;
 /// The kernel has refused to close it.
 pub const REFUSED: u32 = 16;
+/// Something else in the kernel uses its caller's socket: it is in the table of another program (sockmap), say. What is sent
+/// on it may bypass TCP.
+pub const REDIRECTED: u32 = 18;
 /// [`GROUND_LEARN`]: nothing was done.
 pub const LEARNT: u32 = 17;
 

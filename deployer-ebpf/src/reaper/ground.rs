@@ -2,15 +2,15 @@
 
 use deployer_common::reap::{
     FAILING, GROUND_ANSWERED, GROUND_COMPLETE, GROUND_QUIET, MOVED_ON, MULTIPATH, NOT_ESTABLISHED, NOT_QUIET,
-    OUT_OF_ORDER, Target, UNACKNOWLEDGED, UNANSWERED, UNREAD, UNREADABLE,
+    OUT_OF_ORDER, REDIRECTED, Target, UNACKNOWLEDGED, UNANSWERED, UNREAD, UNREADABLE,
 };
 
 use aya_ebpf::helpers::generated::bpf_ktime_get_ns;
 
 use crate::fields::{
-    OFF_SK_BACKLOG, OFF_SK_ERR, OFF_TCP_ACKNOWLEDGED, OFF_TCP_COPIED, OFF_TCP_MULTIPATH, OFF_TCP_OUT_OF_ORDER,
-    OFF_TCP_PACKET_AT, OFF_TCP_RECEIVED, OFF_TCP_RECEIVED_AT, OFF_TCP_SENT_AT, OFF_TCP_WINDOW_SEQ, OFF_TCP_WRITTEN,
-    is_known, value,
+    OFF_SK_BACKLOG, OFF_SK_ERR, OFF_SK_USER_DATA, OFF_TCP_ACKNOWLEDGED, OFF_TCP_COPIED, OFF_TCP_MULTIPATH,
+    OFF_TCP_OUT_OF_ORDER, OFF_TCP_PACKET_AT, OFF_TCP_RECEIVED, OFF_TCP_RECEIVED_AT, OFF_TCP_SENT_AT,
+    OFF_TCP_WINDOW_SEQ, OFF_TCP_WRITTEN, is_known, value,
 };
 
 /// The reason why not.
@@ -22,6 +22,11 @@ pub fn check(sk: u64, target: &Target, established: bool) -> Result<(), u32> {
     // A kernel without Multipath TCP has no such field.
     if is_known(&OFF_TCP_MULTIPATH) && value::<u8>(sk, &OFF_TCP_MULTIPATH) != 0 {
         return Err(MULTIPATH);
+    }
+    // A socket in a sockmap has its psock here (`include/linux/skmsg.h`). What its owner writes may go straight to the
+    // worker's socket, and back: no sequence number tells of it.
+    if value::<u64>(sk, &OFF_SK_USER_DATA) != 0 {
+        return Err(REDIRECTED);
     }
     if value::<u32>(sk, &OFF_SK_ERR) != 0 {
         return Err(FAILING);

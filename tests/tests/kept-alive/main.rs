@@ -8,6 +8,7 @@ mod empty;
 mod hot;
 mod others;
 mod pauses;
+mod redirected;
 mod scene;
 mod streams;
 mod tls;

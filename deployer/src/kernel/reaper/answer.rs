@@ -44,6 +44,8 @@ pub enum Answer {
     Threads,
     /// The kernel refuses to close it.
     Refused,
+    /// It is in another program's sockmap, or something else in the kernel uses its caller's socket.
+    Redirected,
 }
 
 impl Answer {
@@ -64,6 +66,7 @@ impl Answer {
             reap::AWAKE => Self::Awake,
             reap::THREADS => Self::Threads,
             reap::REFUSED => Self::Refused,
+            reap::REDIRECTED => Self::Redirected,
             // UNREADABLE, and nothing else as long as the program is of this build.
             _ => Self::Changing,
         }
@@ -72,7 +75,7 @@ impl Answer {
     /// Whether it will not change by waiting alone: the owner is of a kind that is left alone.
     #[must_use]
     pub const fn is_final(self) -> bool {
-        matches!(self, Self::Multipath | Self::Shared | Self::Threads | Self::Refused)
+        matches!(self, Self::Multipath | Self::Shared | Self::Threads | Self::Refused | Self::Redirected)
     }
 }
 
@@ -97,6 +100,7 @@ impl fmt::Display for Answer {
             Self::Awake => "its caller is busy",
             Self::Threads => "its caller has several threads",
             Self::Refused => "the kernel refuses to close it",
+            Self::Redirected => "another program redirects what its caller sends (sockmap)",
         })
     }
 }

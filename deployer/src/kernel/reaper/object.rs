@@ -15,7 +15,7 @@ use crate::kernel::{
 static OBJECT: &[u8] = aya::include_bytes_aligned!(env!("DEPLOYER_REAPER_OBJECT"));
 
 /// Fields without which nothing is closed.
-const NEEDED: [Field; 43] = [
+const NEEDED: [Field; 44] = [
     ("OFF_SK_STATE", "sock_common", "skc_state"),
     ("OFF_SK_FAMILY", "sock_common", "skc_family"),
     ("OFF_SK_NUM", "sock_common", "skc_num"),
@@ -28,6 +28,7 @@ const NEEDED: [Field; 43] = [
     ("OFF_SK_SOCKET", "sock", "sk_socket"),
     ("OFF_SK_WAITERS", "sock", "sk_wq"),
     ("OFF_SK_BACKLOG", "sock", "sk_backlog.tail"),
+    ("OFF_SK_USER_DATA", "sock", "sk_user_data"),
     ("OFF_TCP_COPIED", "tcp_sock", "copied_seq"),
     ("OFF_TCP_RECEIVED", "tcp_sock", "rcv_nxt"),
     ("OFF_TCP_ACKNOWLEDGED", "tcp_sock", "snd_una"),
