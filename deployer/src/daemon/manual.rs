@@ -12,7 +12,7 @@ use super::{Daemon, error::Refusal, lock};
 use crate::{
     api::{At, Done, DrainRequest, Phase},
     journal::{ByHand, WorkerState, history::About},
-    kernel::host,
+    kernel::{Lasting, host},
     roll::record::unix_ms,
     service::{
         Claim, Owner, Service, Worker, answers,
@@ -83,9 +83,10 @@ impl Daemon {
             None => format!("by {by}, until it is enabled"),
         };
         let until_ms = request.for_ms.map(|_| unix_ms() + time.as_millis() as u64);
+        let lasts = request.for_ms.map(|_| Lasting::new(time));
         let (end, by) = (Arc::new(Notify::new()), by.to_owned());
         let claim = worker.claim(Owner::Hand { by: by.clone(), end: Arc::clone(&end) }).map_err(Refusal::busy)?;
-        Ok((worker, claim, ByHand { reason, until_ms, by }, end, time))
+        Ok((worker, claim, ByHand { reason, until_ms, by, lasts }, end, time))
     }
 
     /// Goes on with a drain that was begun under a former daemon.
@@ -93,8 +94,7 @@ impl Daemon {
         let end = Arc::new(Notify::new());
         let by = if drained.by.is_empty() { drained.reason.clone() } else { drained.by.clone() };
         let Ok(claim) = worker.claim(Owner::Hand { by, end: Arc::clone(&end) }) else { return };
-        let left = drained.until_ms.map(|until| Duration::from_millis(until.saturating_sub(unix_ms())));
-        let time = left.unwrap_or(FOR_GOOD).min(FOR_GOOD);
+        let time = drained.left(unix_ms()).unwrap_or(FOR_GOOD).min(FOR_GOOD);
         let lease = lock(&self.config).kernel.lease;
         worker.enter(Phase::Draining, &drained.reason);
         let (daemon, worker) = (Arc::clone(self), Arc::clone(worker));

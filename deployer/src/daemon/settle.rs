@@ -178,7 +178,7 @@ impl Former {
             }
         }
         let drained = written.and_then(|known| known.drained.clone());
-        let drained = drained.filter(|it| it.until_ms.is_none_or(|until| until > unix_ms()));
+        let drained = drained.filter(|it| it.left(unix_ms()).is_none_or(|left| !left.is_zero()));
         if let Some(drained) = drained {
             hold(scene, worker, valid);
             drains.push((Arc::clone(worker), drained));

@@ -3,6 +3,7 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     net::SocketAddr,
+    time::Duration,
 };
 
 use deployer_common::lanes::FlipWord;
@@ -11,6 +12,7 @@ use serde::{Deserialize, Serialize};
 use crate::{
     api::{Exit, Phase},
     config::Caller,
+    kernel::Lasting,
     roll::machine::{End, Machine, Outcome},
     version::{self, Version},
 };
@@ -158,6 +160,19 @@ pub struct ByHand {
     /// Who asked for it: "uid 0 (pid 4711)". Empty: an older deployer has written this.
     #[serde(default)]
     pub by: String,
+    /// What decides of its end; absent where it has none, or an older deployer has written this.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub lasts: Option<Lasting>,
+}
+
+impl ByHand {
+    /// What is left of it; `None`: it lasts until the worker is enabled. `unix_ms`: milliseconds since 1970, by which a drain
+    /// is judged that an older deployer has written down.
+    #[must_use]
+    pub fn left(&self, unix_ms: u64) -> Option<Duration> {
+        let by_date = || self.until_ms.map(|until| Duration::from_millis(until.saturating_sub(unix_ms)));
+        self.lasts.as_ref().map(Lasting::left).or_else(by_date)
+    }
 }
 
 /// A roll that has not ended.

@@ -29,7 +29,12 @@ pub(crate) fn state() -> State {
         reason: "why \"not\"".to_owned(),
         version: Some("v2".into()),
         listeners: [1, u64::MAX].into(),
-        drained: Some(ByHand { reason: "by uid 0".to_owned(), until_ms: Some(u64::MAX), by: "uid 0".to_owned() }),
+        drained: Some(ByHand {
+            reason: "by uid 0".to_owned(),
+            until_ms: Some(u64::MAX),
+            by: "uid 0".to_owned(),
+            lasts: None,
+        }),
     };
     let workers = ["127.0.0.1:8000", "[::1]:8001"].map(|at| at.parse().unwrap());
     let hand =

@@ -12,6 +12,7 @@ mod events;
 pub mod executables;
 pub mod family;
 pub mod host;
+mod lasting;
 mod links;
 mod load;
 mod mapping;
@@ -30,6 +31,7 @@ mod versions;
 
 pub use counts::Counts;
 pub use events::Events;
+pub use lasting::Lasting;
 pub(crate) use load::{ARMS, COUNTS_RELATIVES, TELLS_REFUSALS, without};
 pub use load::{Attached, Attachment, Programs, attachment, can_load, detach_leftovers};
 pub use pair::Pair;

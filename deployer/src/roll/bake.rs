@@ -15,7 +15,7 @@ use crate::{
     deploy::health::{self, Health},
     failpoint::{Point, reach},
     keepalive::Closing,
-    kernel::host,
+    kernel::{Lasting, host},
     service::Worker,
 };
 
@@ -41,6 +41,10 @@ fn asked(order: Order) -> Option<Baked> {
     }
 }
 
+fn is_over(ends: Option<&Lasting>) -> bool {
+    ends.is_some_and(|ends| ends.left().is_zero())
+}
+
 impl Roll {
     /// Has the connections closed that were made when another pool was current: they would bring navigations to it.
     fn closing_former(&self, pool: u32) -> Vec<Closing> {
@@ -53,6 +57,7 @@ impl Roll {
         let pool = self.new_pool();
         let _closing = self.closing_former(1 - pool);
         let Some(mut looks) = self.looks() else { return self.machine.baked(Baked::Done) };
+        let ends = self.side_by_side(until_ms).await;
         let mut is_told = false;
         let why = loop {
             // First of all: what was asked for is done, also by a daemon that is about to end.
@@ -74,10 +79,10 @@ impl Roll {
             {
                 break Baked::Bad(why);
             }
-            if until_ms.is_some_and(|until| unix_ms() >= until) {
+            if is_over(ends.as_ref()) {
                 break Baked::Done;
             }
-            self.pause(until_ms).await;
+            self.pause(ends.as_ref()).await;
         };
         self.baked(why).await;
     }
@@ -96,9 +101,22 @@ impl Roll {
         let _ = self.save().await;
     }
 
-    /// Waits for an order, and for an instant, but not for long.
-    async fn pause(&self, until_ms: Option<u64>) {
-        let left = until_ms.map_or(LOOK, |until| Duration::from_millis(until.saturating_sub(unix_ms())));
+    /// When both pools have stood side by side for long enough, by the boot clock; `None`: until it is told. A former deployer
+    /// has written down only the time of day.
+    async fn side_by_side(&mut self, until_ms: Option<u64>) -> Option<Lasting> {
+        let until_ms = until_ms?;
+        if let Some(known) = self.machine.side_by_side() {
+            return Some(known.clone());
+        }
+        let ends = Lasting::until(until_ms, unix_ms(), self.machine.bake());
+        self.machine.stand_side_by_side(ends.clone());
+        let _ = self.save().await;
+        Some(ends)
+    }
+
+    /// Waits for an order, and for an end, but not for long.
+    async fn pause(&self, ends: Option<&Lasting>) {
+        let left = ends.map_or(LOOK, Lasting::left);
         self.record.orders().wait(LOOK.min(left.max(Duration::from_millis(1)))).await;
     }
 
@@ -159,6 +177,7 @@ impl Roll {
         self.count_flip(true);
         let (old, at_ms) = (1 - self.new_pool(), self.machine.flip_at_ms().unwrap_or_else(unix_ms));
         self.machine.returned(at_ms);
+        self.machine.stand_side_by_side(Lasting::new(self.machine.bake()));
         let until_ms = self.machine.side_by_side_until().unwrap_or(u64::MAX);
         self.record.add(What::Returned { at_ms, lane: self.flip().lane(old), why, until_ms });
         let _ = self.save().await;
@@ -168,14 +187,15 @@ impl Roll {
     /// Keeps the pool that was turned back for a while, or until it is told.
     pub(super) async fn linger(&mut self, until_ms: Option<u64>) {
         let _closing = self.closing_former(self.new_pool());
+        let ends = self.side_by_side(until_ms).await;
         while !self.record.is_suspended() {
-            let is_over = matches!(self.record.orders().take_after_flip(), Order::Supersede { .. } | Order::End);
-            if is_over || until_ms.is_some_and(|until| unix_ms() >= until) {
+            let is_told = matches!(self.record.orders().take_after_flip(), Order::Supersede { .. } | Order::End);
+            if is_told || is_over(ends.as_ref()) {
                 self.machine.lingered();
                 let _ = self.save().await;
                 return;
             }
-            self.pause(until_ms).await;
+            self.pause(ends.as_ref()).await;
         }
     }
 }

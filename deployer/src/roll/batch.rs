@@ -57,9 +57,7 @@ impl Roll {
     /// Takes those that were left again, each as the floor allows it, and tells the machine. The wait for them is over
     /// after `leave_max`, at a stop, or when the roll cannot go on; who is not empty then is back in rotation.
     pub(super) async fn again(&mut self, left: &Arc<Left>, workers: &[usize], back: bool) {
-        let leave_max = self.service.config.drain.leave_max;
-        let waited = Duration::from_millis(unix_ms().saturating_sub(self.machine.again_since(unix_ms())));
-        let rest = leave_max.saturating_sub(waited);
+        let rest = self.machine.again_left(self.service.config.drain.leave_max, unix_ms());
         // From here on the wait does not begin anew, whatever becomes of this daemon.
         let noted = self.save_in_hand().await;
         self.record.add(What::Again { workers: self.addresses(workers), back, seconds: rest.as_secs_f64() });

@@ -13,7 +13,7 @@ use super::{
 use crate::{
     api::{Phase, What},
     failpoint::{Point, reach},
-    kernel::{clock, host},
+    kernel::{Lasting, clock, host},
 };
 
 /// A flip is armed so long before its instant: the word stands in the table by then, whatever happens to the daemon.
@@ -235,6 +235,7 @@ impl Roll {
 
     async fn flipped(&mut self, pool: u32, at_ms: u64) {
         self.service.set_current(pool);
+        let flipped_ms = self.flip().at_ms();
         let word = self.flip().settled(host::now_ms());
         self.world.publish_flip(&self.service, word);
         self.note_lanes(None);
@@ -243,6 +244,10 @@ impl Roll {
             self.machine.arming(at_ms);
         }
         self.machine.flipped();
+        if flipped_ms != 0 {
+            let since = Duration::from_millis(host::now_ms().saturating_sub(flipped_ms));
+            self.machine.stand_side_by_side(Lasting::new(self.machine.bake().saturating_sub(since)));
+        }
         self.count_flip(false);
         let until_ms = self.machine.side_by_side_until().unwrap_or(u64::MAX);
         self.record.add(What::Flipped {

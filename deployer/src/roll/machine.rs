@@ -10,7 +10,7 @@ mod done;
 mod ends;
 mod parts;
 
-use std::ops::Range;
+use std::{ops::Range, time::Duration};
 
 use serde::{Deserialize, Serialize};
 
@@ -18,7 +18,7 @@ pub use self::{
     deploy::{Baked, Deploy, FleetPart},
     parts::{End, Outcome, Plan, Step},
 };
-use crate::{api::Exit, deploy::health::Figures};
+use crate::{api::Exit, deploy::health::Figures, kernel::Lasting};
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
@@ -84,6 +84,12 @@ pub struct Machine {
     /// What the new pool's counters stood at then.
     #[serde(default)]
     figures: Option<Figures>,
+    /// When both pools have stood side by side for long enough since then; not known before it has flipped.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    side_by_side: Option<Lasting>,
+    /// When the wait for those that were left is over.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    again: Option<Lasting>,
 }
 
 impl Machine {
@@ -104,6 +110,8 @@ impl Machine {
             again_ms: None,
             flip_at_ms: None,
             figures: None,
+            side_by_side: None,
+            again: None,
         };
         machine.settle();
         machine
@@ -179,9 +187,12 @@ impl Machine {
         self.stop.is_some()
     }
 
-    /// When those that were left were taken again, in milliseconds since 1970: the first time that this was told.
-    pub fn again_since(&mut self, now_ms: u64) -> u64 {
-        *self.again_ms.get_or_insert(now_ms)
+    /// What is left of the wait for those that were left, which takes `most` in all. It begins the first time that this is
+    /// asked. `now_ms`: milliseconds since 1970.
+    pub fn again_left(&mut self, most: Duration, now_ms: u64) -> Duration {
+        let since_ms = *self.again_ms.get_or_insert(now_ms);
+        let until_ms = since_ms.saturating_add(u64::try_from(most.as_millis()).unwrap_or(u64::MAX));
+        self.again.get_or_insert_with(|| Lasting::until(until_ms, now_ms, most)).left().min(most)
     }
 
     /// A stop is asked for, after the batch in hand where one is. A roll back goes on: half of it would be no state to

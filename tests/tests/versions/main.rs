@@ -1,6 +1,7 @@
 //! Two versions side by side: which requests get which of them, and that no page is ever answered by the other one.
 
 mod browsers;
+mod clock;
 mod deploy;
 mod failures;
 mod held;

@@ -7,10 +7,12 @@
 //! One that is the fleet's waits to be told: to flip, that the bake is over, or that it is turned back. Its new pool may be
 //! dialled from when it begins to hold, since other hosts may flip earlier than this one.
 
+use std::time::Duration;
+
 use serde::{Deserialize, Serialize};
 
 use super::{Exit, Machine, Stage};
-use crate::deploy::health::Figures;
+use crate::{deploy::health::Figures, kernel::Lasting};
 
 /// What of a deploy is fixed before it begins. The new pool are the plan's spares.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -206,6 +208,7 @@ impl Machine {
     pub fn flipped(&mut self) {
         if let Stage::Flip = self.stage {
             self.stage = Stage::Bake;
+            self.side_by_side = None;
         }
     }
 
@@ -232,6 +235,7 @@ impl Machine {
     pub fn returned(&mut self, at_ms: u64) {
         if let Stage::Return = self.stage {
             self.flip_at_ms = Some(at_ms);
+            self.side_by_side = None;
             self.stage = Stage::Linger;
         }
     }
@@ -244,11 +248,29 @@ impl Machine {
         }
     }
 
-    /// Until when both pools stand side by side, milliseconds since 1970; `None`: until it is told.
+    /// Until when both pools stand side by side, as the time of day is expected to be then, milliseconds since 1970; `None`:
+    /// until it is told. The boot clock decides: see [`Machine::side_by_side`].
     #[must_use]
     pub fn side_by_side_until(&self) -> Option<u64> {
         let (bake, fleet) = self.plan.deploy.as_ref().map_or((0, None), |deploy| (deploy.bake_ms, deploy.fleet));
         fleet.is_none().then(|| self.flip_at_ms.unwrap_or_default().saturating_add(bake))
+    }
+
+    /// When both pools have stood side by side for long enough; `None`: nothing has said so yet.
+    #[must_use]
+    pub fn side_by_side(&self) -> Option<&Lasting> {
+        self.side_by_side.as_ref()
+    }
+
+    /// Both pools stand side by side until then.
+    pub fn stand_side_by_side(&mut self, until: Lasting) {
+        self.side_by_side = Some(until);
+    }
+
+    /// For how long both pools stand side by side after a flip.
+    #[must_use]
+    pub fn bake(&self) -> Duration {
+        Duration::from_millis(self.plan.deploy.as_ref().map_or(0, |deploy| deploy.bake_ms))
     }
 
     /// How the text of an end goes on that comes before the flip. Pages of other hosts may have met a version of the fleet's.
