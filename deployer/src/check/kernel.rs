@@ -5,12 +5,16 @@ use std::{fs, io, path::Path};
 use rustix::thread::{MembarrierQuery, membarrier_query};
 
 use super::Finding;
-use crate::kernel::{ARMS, COUNTS_RELATIVES, TELLS_REFUSALS, can_load, cgroup, diag, host, reaper::Reaper, without};
+use crate::kernel::{
+    Loaded,
+    btf::Structs,
+    can_load, cgroup, diag,
+    features::{self, Missing},
+    host,
+    reaper::Reaper,
+    vmlinux, without,
+};
 
-/// Sockets, links and the netns cookie are all there from here on.
-const NEEDED: (u32, u32) = (5, 15);
-/// `bpf_set_retval` in connect hooks.
-const REFUSES: (u32, u32) = (6, 1);
 const BTF: &str = "/sys/kernel/btf/vmlinux";
 const OPTMEM: &str = "/proc/sys/net/core/optmem_max";
 const LEAST_OPTMEM: u64 = 4096;
@@ -19,7 +23,7 @@ const NOHZ_FULL: &str = "/sys/devices/system/cpu/nohz_full";
 pub(super) fn findings() -> Vec<Finding> {
     let nohz_full = processors(&fs::read_to_string(NOHZ_FULL).unwrap_or_default());
     let mut found = vec![
-        release(&rustix::system::uname().release().to_string_lossy(), host::version()),
+        release(&rustix::system::uname().release().to_string_lossy(), &features::missing(), features::sets_retval()),
         btf(Path::new(BTF)),
         cgroup2(cgroup::root()),
         barrier(
@@ -31,25 +35,34 @@ pub(super) fn findings() -> Vec<Finding> {
     found.extend(nohz_full.map(note));
     found.push(cookie(host::netns_cookie()));
     found.push(sock_diag(diag::sockets(diag::states::LISTEN, None)));
-    found.push(programs(can_load()));
-    found.push(crashes(host::version()));
-    found.push(refusals(host::version()));
+    let blob = vmlinux().unwrap_or_default();
+    let types = Structs::parse(&blob);
+    let (loaded, has) = (can_load(), |feature: fn(&Structs<'_>) -> bool| types.as_ref().is_some_and(feature));
+    let counts_relatives = loaded.as_ref().is_ok_and(|loaded| loaded.counts_relatives);
+    found.push(programs(loaded));
+    found.push(crashes(has(features::arms), counts_relatives));
+    found.push(refusals(has(features::tells_refusals)));
     found.extend(fs::read_to_string(OPTMEM).ok().and_then(|text| storage(&text)));
     found.push(reaper(Reaper::load().map(drop)));
     found
 }
 
-fn release(name: &str, version: (u32, u32)) -> Finding {
-    let what = format!("kernel {}.{}", version.0, version.1);
-    if version < NEEDED {
-        return Finding::fail(what, format!("{name} is too old; Linux 5.15 or later is needed"));
+/// What a kernel can do counts, not its release: distributions bring later features to earlier releases.
+fn release(name: &str, missing: &[Missing], sets_retval: bool) -> Finding {
+    let what = "kernel";
+    if !missing.is_empty() {
+        let missing: Vec<_> = missing.iter().map(ToString::to_string).collect();
+        return Finding::fail(what, format!("{name} lacks what steering needs: {}", missing.join("; ")))
+            .fix("do", "run Linux 5.15 or later, or a distribution's kernel that has these features");
     }
-    if version < REFUSES {
-        let detail = "before 6.1 a connect hook cannot choose the error: `policy = \"refuse\"` works by sending the \
-                      connection to port 0";
+    if !sets_retval {
+        let detail = format!(
+            "in {name} a connect hook cannot choose the error (bpf_set_retval; Linux 6.1 has it): `policy = \"refuse\"` works \
+             by sending the connection to port 0"
+        );
         return Finding::warn(what, detail);
     }
-    Finding::ok(what, format!("{name}; 5.15 or later is needed"))
+    Finding::ok(what, format!("{name} has what steering needs (tried, whatever its release)"))
 }
 
 fn btf(path: &Path) -> Finding {
@@ -114,8 +127,8 @@ fn sock_diag(listeners: io::Result<Vec<diag::Socket>>) -> Finding {
     }
 }
 
-fn programs(loaded: anyhow::Result<Vec<(&'static str, anyhow::Error)>>) -> Finding {
-    match loaded {
+fn programs(loaded: anyhow::Result<Loaded>) -> Finding {
+    match loaded.map(|loaded| loaded.missing) {
         Ok(missing) if missing.is_empty() => {
             Finding::ok("eBPF programs", "the kernel accepts all of them (loaded, not attached, dropped)")
         }
@@ -129,14 +142,20 @@ fn programs(loaded: anyhow::Result<Vec<(&'static str, anyhow::Error)>>) -> Findi
 }
 
 /// What a kernel does without although it accepts all programs.
-fn crashes(version: (u32, u32)) -> Finding {
+fn crashes(arms: bool, counts_relatives: bool) -> Finding {
     let what = "killed workers";
-    let before = |since: (u32, u32), late: &str| {
-        (version < since).then(|| format!("before Linux {}.{} {late}", since.0, since.1))
-    };
+    let without = |has: bool, late: &'static str| (!has).then_some(late);
     let late = [
-        before(ARMS, "one that listens since before the daemon attached is noticed within 0.1 s instead of at once"),
-        before(COUNTS_RELATIVES, "a server that forks is down when its socket closes, some time after it was killed"),
+        without(
+            arms,
+            "one that listens since before the daemon attached is noticed within 0.1 s instead of at once \
+             (TCP_BPF_SOCK_OPS_CB_FLAGS; Linux 6.12 has it)",
+        ),
+        without(
+            counts_relatives,
+            "a server that forks is down when its socket closes, some time after it was killed (the verifier of Linux 6.12 \
+             accepts the program that counts the processes of a server)",
+        ),
     ];
     let late: Vec<_> = late.into_iter().flatten().collect();
     if late.is_empty() {
@@ -161,12 +180,12 @@ fn storage(text: &str) -> Option<Finding> {
 }
 
 /// What a kernel does not tell of refusals although it accepts all programs.
-fn refusals(version: (u32, u32)) -> Finding {
+fn refusals(tells: bool) -> Finding {
     let what = "refused connections";
-    if version >= TELLS_REFUSALS {
+    if tells {
         return Finding::ok(what, "are counted at the worker's end, whatever their peer is");
     }
-    let detail = "before Linux 6.10 the kernel does not tell of connections that a closed port refuses: the column \
+    let detail = "this kernel does not tell of connections that a closed port refuses (Linux 6.10 does): the column \
                   \"closed port\" of deployer report stays 0, and resets by a port that is closed are missing";
     Finding::warn(what, detail)
 }
@@ -193,35 +212,32 @@ mod tests {
     use super::{super::Level, *};
 
     #[test]
-    fn old_kernels_fail_or_warn() {
-        for (version, level) in [
-            ((4, 19), Level::Fail),
-            ((5, 14), Level::Fail),
-            ((0, 0), Level::Fail),
-            ((5, 15), Level::Warn),
-            ((6, 0), Level::Warn),
-            ((6, 1), Level::Ok),
-            ((10, 0), Level::Ok),
-        ] {
-            assert_eq!(release("x", version).level, level, "{version:?}");
+    fn what_a_kernel_can_do_counts_and_not_its_release() {
+        for name in ["5.14.0-570.el9.x86_64", "2.6.78", "6.18.5", ""] {
+            assert_eq!(release(name, &[], true).level, Level::Ok, "{name}");
+            assert_eq!(release(name, &[], false).level, Level::Warn, "{name}");
         }
+        let lacks = features::Missing::example();
+        let finding = release("5.4.0", &[lacks], true);
+        assert_eq!(finding.level, Level::Fail);
+        assert!(finding.to_string().contains("ring buffers (Linux 5.8 has it)"), "{finding}");
     }
 
     #[test]
     fn kernels_that_see_some_workers_end_late_are_told() {
-        assert_eq!(crashes((6, 12)).level, Level::Ok);
-        let old = crashes((6, 1));
+        assert_eq!(crashes(true, true).level, Level::Ok);
+        let old = crashes(false, false);
         assert_eq!(old.level, Level::Warn);
-        for said in ["before Linux 6.12 one that listens since before the daemon attached", "a server that forks"] {
+        for said in ["one that listens since before the daemon attached", "a server that forks", "Linux 6.12 has it"] {
             assert!(old.detail.contains(said), "{old}");
         }
-        assert!(old.to_string().ends_with("after it was killed"), "shortened: {old}");
+        assert_eq!(crashes(true, false).level, Level::Warn);
     }
 
     #[test]
     fn kernels_that_do_not_tell_of_refusals_are_told() {
-        assert_eq!((refusals((6, 10)).level, refusals((6, 9)).level), (Level::Ok, Level::Warn));
-        let missing = |name| Ok(vec![(name, anyhow::anyhow!("no"))]);
+        assert_eq!((refusals(true).level, refusals(false).level), (Level::Ok, Level::Warn));
+        let missing = |name| Ok(Loaded { missing: vec![(name, anyhow::anyhow!("no"))], counts_relatives: true });
         assert!(programs(missing("refusals")).detail.contains("closed port"));
         assert!(programs(missing("exits")).detail.contains("crashes"));
     }

@@ -11,12 +11,14 @@ pub type Field = (&'static str, &'static str, &'static str);
 const HEADER: usize = 24;
 const KIND_STRUCT: u32 = 4;
 const KIND_UNION: u32 = 5;
+const KIND_ENUM: u32 = 6;
 const KIND_TYPEDEF: u32 = 8;
 const KIND_VOLATILE: u32 = 9;
 const KIND_CONST: u32 = 10;
 const KIND_RESTRICT: u32 = 11;
 const KIND_FUNC: u32 = 12;
 const KIND_TYPE_TAG: u32 = 18;
+const KIND_ENUM64: u32 = 19;
 /// Bound of nesting, of structures in each other and of names for a type; two or three in the kernel. It stops a blob that
 /// contains itself.
 const DEPTH: u32 = 8;
@@ -33,7 +35,8 @@ struct Type<'a> {
     kind: u32,
     /// Size in bytes, or another type: what a typedef, a qualifier or a function stands for.
     refers: u32,
-    /// For structures and unions, their members of 12 bytes: name, type, offset in bits.
+    /// For structures and unions, their members of 12 bytes: name, type, offset in bits. For enumerations their values, of 8
+    /// bytes or, of 64 bits, 12: the name comes first.
     members: &'a [u8],
 }
 
@@ -97,6 +100,27 @@ impl<'a> Structs<'a> {
     pub fn function(&self, name: &str) -> Option<u32> {
         let is_it = |found: &Type| found.kind == KIND_FUNC && text(self.strings, found.name) == Some(name.as_bytes());
         u32::try_from(self.types.iter().position(is_it)?).ok()
+    }
+
+    /// Whether there is an enumeration of this name.
+    #[must_use]
+    pub fn has_enum(&self, name: &str) -> bool {
+        self.enums().any(|found| text(self.strings, found.name) == Some(name.as_bytes()))
+    }
+
+    /// Whether an enumeration has a value of this name.
+    #[must_use]
+    pub fn has_enumerator(&self, name: &str) -> bool {
+        let has_it = |found: &Type| {
+            let each = if found.kind == KIND_ENUM { 8 } else { 12 };
+            let mut names = found.members.chunks_exact(each).filter_map(|entry| u32_at(entry, 0));
+            names.any(|at| text(self.strings, at) == Some(name.as_bytes()))
+        };
+        self.enums().any(has_it)
+    }
+
+    fn enums(&self) -> impl Iterator<Item = &Type<'a>> {
+        self.types.iter().filter(|found| matches!(found.kind, KIND_ENUM | KIND_ENUM64))
     }
 
     /// Offset in bits and type of a member.
@@ -168,6 +192,8 @@ mod tests {
         assert_eq!(structs.offset("no_such_structure", "next"), None);
         assert!(structs.function("no_such_function").is_none());
         assert!(structs.function("tcp_abort").is_some());
+        assert!(structs.has_enum("bpf_map_type") && structs.has_enumerator("BPF_MAP_TYPE_HASH"));
+        assert!(!structs.has_enum("no_such_enum") && !structs.has_enumerator("NO_SUCH_VALUE"));
     }
 
     #[test]

@@ -57,11 +57,3 @@ pub fn netns_cookie() -> io::Result<u64> {
 pub fn text(path: impl AsRef<std::path::Path>) -> io::Result<String> {
     std::fs::read(path).map(|bytes| String::from_utf8_lossy(&bytes).into_owned())
 }
-
-/// The kernel's version, `(major, minor)`; zeros if it cannot be read.
-#[must_use]
-pub fn version() -> (u32, u32) {
-    let release = rustix::system::uname().release().to_string_lossy().into_owned();
-    let mut parts = release.split(|c: char| !c.is_ascii_digit()).map(|part| part.parse().unwrap_or(0));
-    (parts.next().unwrap_or(0), parts.next().unwrap_or(0))
-}

@@ -18,7 +18,7 @@ use super::{
     btf::{Field, Structs},
     cgroup,
     events::Events,
-    host,
+    features, host,
     links::{self, Link, Steering},
     pins::{self, Generation, Pins},
     tables::{Iterators, Tables},
@@ -33,13 +33,9 @@ static OBJECT: &[u8] = aya::include_bytes_aligned!(env!("DEPLOYER_EBPF_OBJECT"))
 /// default, is of many megabytes where it gives up at its limit, and takes minutes to write.
 pub(super) const VERIFIER_LOG: VerifierLogLevel = VerifierLogLevel::STATS;
 
-/// From here on a process that is killed has its relatives counted that are killed with it (`deaths.rs`). The verifier of
-/// 6.1 gives that up at its million instructions, that of 6.18 after 180,000; what is between was not tried.
-pub(crate) const COUNTS_RELATIVES: (u32, u32) = (6, 12);
-
-/// From here on `arm` may have a socket report its close (`TCP_BPF_SOCK_OPS_CB_FLAGS` for `bpf_setsockopt`). Older kernels
-/// load it as well, and refuse when it runs.
-pub(crate) const ARMS: (u32, u32) = (6, 12);
+/// Programs that count the relatives of a process that is killed with it (`deaths.rs`). The verifier of 6.1 gives that up at
+/// its million instructions, that of 6.18 after 180,000: then they are loaded once more without.
+const COUNTING: [&str; 2] = ["signalled", "exits"];
 
 /// Where the running kernel describes its types.
 pub(super) const VMLINUX: &str = "/sys/kernel/btf/vmlinux";
@@ -146,8 +142,8 @@ impl Programs {
         let found = pins.live();
         let inheritance = found.as_ref().map(versions::inherit).transpose()?.unwrap_or_default();
         let kept = found.iter().flat_map(|found| inheritance.kept.iter().map(|(table, pin)| (*table, found.path(pin))));
-        let mut ebpf = load(kept)?;
-        let missing = load_programs(&mut ebpf)?;
+        let kept: Vec<_> = kept.collect();
+        let (mut ebpf, Loaded { missing, .. }) = load_all(&kept)?;
         // One that a daemon left aside which died while building it may hold links that nobody else does.
         let former: Vec<_> = found.iter().cloned().chain(pins.others()).collect();
         let generation = pins.begin()?;
@@ -278,9 +274,6 @@ const ITERATORS: [&str; 2] = ["arm", "ticketed"];
 /// The program that sees what workers' addresses reset and refuse.
 const REFUSALS: &str = "refusals";
 
-/// From here on the kernel tells of every reset, also where there is no socket (`tcp_send_reset`).
-pub(crate) const TELLS_REFUSALS: (u32, u32) = (6, 10);
-
 /// What is lost without an optional program, in words.
 pub(crate) fn without(program: &str) -> &'static str {
     match program {
@@ -300,6 +293,29 @@ pub(crate) fn without(program: &str) -> &'static str {
 /// Whether a program is one of those that keep strangers from protected addresses.
 fn protects(program: &str) -> bool {
     links::BINDS.iter().any(|(name, _)| *name == program)
+}
+
+/// What of the programs this kernel takes.
+#[derive(Debug)]
+pub struct Loaded {
+    /// Those that it does without, and why.
+    pub missing: Vec<(&'static str, anyhow::Error)>,
+    /// Whether the relatives of a process that is killed are counted.
+    pub counts_relatives: bool,
+}
+
+/// Creates the tables, but for those that are `kept`, and loads every program.
+fn load_all(kept: &[(&'static str, PathBuf)]) -> Result<(Ebpf, Loaded)> {
+    let mut counts_relatives = true;
+    loop {
+        let mut ebpf = load(kept, counts_relatives)?;
+        let missing = load_programs(&mut ebpf)?;
+        let is_refused = missing.iter().any(|(name, _)| COUNTING.contains(name));
+        if !(is_refused && counts_relatives) {
+            return Ok((ebpf, Loaded { missing, counts_relatives: counts_relatives && !is_refused }));
+        }
+        counts_relatives = false;
+    }
 }
 
 /// Loads every program. Returns those that this kernel does without, and why.
@@ -387,29 +403,27 @@ fn program<'a>(ebpf: &'a Ebpf, name: &str) -> Result<BorrowedFd<'a>> {
     Ok(program.fd().with_context(|| format!("program {name}"))?.as_fd())
 }
 
-/// Loads all programs, so that the verifier sees them, attaches none and drops them. Returns those that this kernel does
-/// without, and why.
+/// Loads all programs, so that the verifier sees them, attaches none and drops them.
 ///
 /// # Errors
 /// When the kernel lacks something or refuses; says at which program.
-pub fn can_load() -> Result<Vec<(&'static str, anyhow::Error)>> {
-    load_programs(&mut load(std::iter::empty())?)
+pub fn can_load() -> Result<Loaded> {
+    Ok(load_all(&[])?.1)
 }
 
 /// How the running kernel describes its types.
-pub(super) fn vmlinux() -> Result<Vec<u8>> {
+pub(crate) fn vmlinux() -> Result<Vec<u8>> {
     fs::read(VMLINUX).with_context(|| format!("reading {VMLINUX}: the kernel must be built with CONFIG_DEBUG_INFO_BTF"))
 }
 
 /// Creates the tables, but for those that are `kept`: names and pins.
-fn load(kept: impl Iterator<Item = (&'static str, PathBuf)>) -> Result<Ebpf> {
+fn load(kept: &[(&'static str, PathBuf)], counts_relatives: bool) -> Result<Ebpf> {
     let btf = vmlinux()?;
     let structs = Structs::parse(&btf).ok_or_else(|| anyhow!("{VMLINUX} is not understood"))?;
     let offsets = structs.globals(&OFFSETS);
-    let has_set_retval = u32::from(host::version() >= (6, 1));
-    let counts_relatives = u32::from(host::version() >= COUNTS_RELATIVES);
-    // The helper's result has a type that only a kernel with Multipath TCP knows.
-    let has_mptcp = u32::from(host::version() >= (5, 19) && structs.offset("mptcp_sock", "token").is_some());
+    let has_set_retval = u32::from(features::sets_retval());
+    let counts_relatives = u32::from(counts_relatives);
+    let has_mptcp = u32::from(features::finds_multipath(&structs));
     let mut loader = EbpfLoader::new();
     loader.verifier_log_level(VERIFIER_LOG);
     for (global, offset) in &offsets {
@@ -419,7 +433,7 @@ fn load(kept: impl Iterator<Item = (&'static str, PathBuf)>) -> Result<Ebpf> {
     loader.override_global("COUNTS_RELATIVES", &counts_relatives, true);
     loader.override_global("HAS_MPTCP", &has_mptcp, true);
     for (table, pin) in kept {
-        loader.map_pin_path(table, pin);
+        loader.map_pin_path(*table, pin);
     }
     loader.load(OBJECT).context(
         "creating the eBPF tables; this needs root, or CAP_BPF, CAP_NET_ADMIN and CAP_PERFMON (deployer check says more)",

@@ -5,6 +5,7 @@ mod bad_api;
 mod bad_config;
 mod check;
 mod interrupt;
+mod old_release;
 mod refused;
 
 use std::process::Output;
