@@ -1,5 +1,7 @@
 //! What the daemon logs: text for people, JSON for journald. A line that belongs to a roll bears the roll's id, once.
 
+pub mod recurring;
+
 use std::{
     ffi::OsStr,
     fmt,

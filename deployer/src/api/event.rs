@@ -221,6 +221,11 @@ pub enum What {
         /// What keeps the journal from being written; `None`: it is written again.
         trouble: Option<String>,
     },
+    /// Events before the next one are not in the daemon's memory any more. Its number is that of the last of them.
+    Skipped {
+        /// How many.
+        events: u64,
+    },
     /// A stop after the batch in hand was asked for.
     StopAsked {
         /// Who asked.

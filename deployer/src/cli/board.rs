@@ -100,6 +100,7 @@ impl Board {
             | What::Ended { .. }
             | What::Resumed { .. }
             | What::Journal { .. }
+            | What::Skipped { .. }
             | What::StopAsked { .. } => Some(lines::text(&event.what)),
         }
     }

@@ -67,6 +67,7 @@ pub(super) fn text(what: &What) -> String {
             format!("flipped back to lane {lane}: {}; the other version stays {stays} for its pages", clean(why))
         }
         What::Ill { why } => format!("the new version is ill: {}; the fleet decides", clean(why)),
+        What::Skipped { events } => format!("{events} events are not shown: the daemon does not keep them any more"),
         What::Asked { by, what } => format!("{} asked for: {}", clean(by), clean(what)),
         What::Phase { worker, spare, phase, was, reason } => {
             let reason = if reason.is_empty() { String::new() } else { format!(" ({})", clean(reason)) };

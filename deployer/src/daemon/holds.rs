@@ -8,11 +8,11 @@ use std::{
 };
 
 use deployer_common::word::State;
-use tracing::warn;
 
 use super::Daemon;
 use crate::{
     kernel::host,
+    log::recurring,
     service::{
         blocking,
         holds::{self, Draining, Holds},
@@ -21,6 +21,9 @@ use crate::{
 
 /// Between two looks, which walk over all of /proc: whoever asks again before that is told the same.
 const LOOK: Duration = Duration::from_secs(1);
+
+/// With those looks.
+static TROUBLE: recurring::Shared = recurring::Shared::new();
 
 /// By worker.
 pub(super) type Held = BTreeMap<SocketAddr, Holds>;
@@ -44,7 +47,8 @@ impl Daemon {
             true => Ok(Held::new()),
             false => holds::look(&tables, &draining, &|pair| keepalive.why(pair)),
         });
-        let held = look.await.inspect_err(|error| warn!(%error, "cannot look at what holds the drains"));
+        let held = look.await;
+        TROUBLE.note(&held, "look at what holds the drains");
         let held = Arc::new(held.unwrap_or_default());
         // Nothing was looked at where nobody is draining: who asks next is told at once of one that is by then.
         if !held.is_empty() {

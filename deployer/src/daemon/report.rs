@@ -8,7 +8,7 @@ use super::{Daemon, error::Refusal, former::Resumed};
 use crate::{
     api::{Report, What},
     report::{Kept, Left},
-    roll::{Record, record::unix_ms},
+    roll::Record,
 };
 
 /// Between two looks.
@@ -107,7 +107,7 @@ fn told(roll: &Record) -> Told {
 fn seconds(roll: &Record) -> f64 {
     match roll.last() {
         Some(What::Finished { seconds, .. }) => seconds,
-        _ => roll.begun_ms().map_or(0.0, |begun| unix_ms().saturating_sub(begun) as f64 / 1000.0),
+        _ => roll.lasted().as_secs_f64(),
     }
 }
 

@@ -275,7 +275,7 @@ async fn events(State(daemon): Shared, Name(id): Name<String>, Query(from): Quer
         use tokio::io::AsyncWriteExt as _;
         let mut seq = roll.go_on(from.from);
         while let Some(event) = roll.event(seq).await {
-            seq += 1;
+            seq = usize::try_from(event.seq).unwrap_or(usize::MAX).saturating_add(1);
             let Ok(mut line) = serde_json::to_vec(&event) else { return };
             line.push(b'\n');
             if sender.write_all(&line).await.is_err() {

@@ -20,6 +20,7 @@ use crate::{
         executables::{self, Running},
         host, own_ports,
     },
+    log::recurring,
     service::{
         Service, Worker, blocking,
         callers::{self, Fit},
@@ -31,6 +32,9 @@ use crate::{
 const NAMED: usize = 4;
 /// Before a process that no rule fits is believed to be left out: the daemon looks at the callers every second.
 const AGAIN: Duration = Duration::from_millis(1500);
+
+/// With looks at the callers that are connected.
+static TROUBLE: recurring::Shared = recurring::Shared::new();
 
 /// What is known of callers that are not steered.
 #[derive(Default)]
@@ -347,8 +351,7 @@ impl Daemon {
         let published = self.registry.published_callers(service);
         let (root, attached) = (self.registry.cgroup_root().to_owned(), self.attachment.callers.clone());
         let looked = blocking(move || unsteered::look(&workers, &published, &root, &attached)).await;
-        let looked =
-            looked.inspect_err(|error| warn!(%error, "cannot look at the callers that are connected to workers"));
+        TROUBLE.note(&looked, "look at the callers that are connected to workers");
         let mostly = |open: &Open| unsteered::is_mostly_unsteered(open.unsteered.values().sum(), open.all);
         looked.unwrap_or_default().into_iter().filter(|(_, open)| mostly(open)).collect()
     }

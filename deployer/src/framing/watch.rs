@@ -19,7 +19,10 @@ use super::{
     table::Table,
     verdict::{Framing, Seen},
 };
-use crate::kernel::{Pair, packets::Packets};
+use crate::{
+    kernel::{Pair, packets::Packets},
+    log::recurring::Recurring,
+};
 
 /// The thread's name.
 const NAME: &str = "framing";
@@ -113,11 +116,13 @@ impl Shared {
     fn run(&self, mut packets: Packets, on_change: &impl Fn(Pair, Framing)) {
         // Of the calling thread, which is what the kernel means by "process". Without, it is late more often.
         let _ = setpriority_process(None, NICE);
+        let mut trouble = Recurring::new();
         while !self.is_over.load(Ordering::Acquire) {
-            if let Err(error) = self.look(&mut packets, on_change) {
+            let looked = self.look(&mut packets, on_change);
+            trouble.note(&looked, "read the packets between callers and workers");
+            if looked.is_err() {
                 // The device is down: what went before is unsure, and nothing goes now.
                 lock(&self.table).miss(Instant::now());
-                warn!(%error, "cannot read the packets between callers and workers; reading on");
                 thread::sleep(ATTENTION);
             }
         }

@@ -11,6 +11,7 @@ mod command;
 mod deploy;
 mod flip;
 mod journaled;
+mod kept;
 mod left;
 pub mod machine;
 pub mod orders;

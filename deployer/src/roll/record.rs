@@ -1,14 +1,18 @@
 //! What a roll has done so far: events in order, and whether somebody asked it to stop.
 
-use std::sync::{
-    Arc, Mutex, MutexGuard, PoisonError,
-    atomic::{AtomicBool, Ordering},
+use std::{
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::{Duration, Instant},
 };
 
 use tokio::sync::watch;
 use tracing::info;
 
 use super::{
+    kept::Kept,
     orders::{Order, Orders},
     told,
 };
@@ -18,6 +22,9 @@ use crate::{
     kernel::clock,
     log,
 };
+
+/// Between two looks whether it is suspended, should the word of that have been taken by another.
+const SUSPENDED: Duration = Duration::from_millis(200);
 
 /// A roll's record; readers follow it from any point.
 pub struct Record {
@@ -37,6 +44,8 @@ pub struct Record {
     ill: Mutex<Option<String>>,
     /// So many events are a former daemon's.
     inherited: usize,
+    /// When this daemon has entered it.
+    entered: Instant,
     /// The history of the host, and the version that the workers said they run before.
     host: Option<(Arc<History>, Option<String>)>,
     /// Where events outlive the daemon.
@@ -46,7 +55,7 @@ pub struct Record {
 }
 
 struct Told {
-    events: Vec<Event>,
+    events: Kept,
     /// What has come before the roll begins, and is told after that.
     early: Vec<What>,
 }
@@ -64,10 +73,26 @@ impl Record {
         let inherited = events.len();
         let (written, _) = watch::channel(inherited);
         let stop = AtomicBool::new(events.iter().any(|event| matches!(event.what, What::StopAsked { .. })));
-        let told = Mutex::new(Told { events, early: Vec::new() });
+        let told = Mutex::new(Told { events: events.into(), early: Vec::new() });
         let [suspend, parked, waits] = [false; 3].map(AtomicBool::new);
         let (orders, ill) = (Orders::default(), Mutex::default());
-        Self { id, service, by, told, written, stop, suspend, parked, orders, ill, inherited, host: None, log, waits }
+        Self {
+            id,
+            service,
+            by,
+            told,
+            written,
+            stop,
+            suspend,
+            parked,
+            orders,
+            ill,
+            inherited,
+            entered: Instant::now(),
+            host: None,
+            log,
+            waits,
+        }
     }
 
     /// Has the history of the host know of it, too; the workers ran version `before`.
@@ -131,15 +156,16 @@ impl Record {
         if ahead && self.inherited > 0 { self.inherited } else { from }
     }
 
-    /// The event at `seq`, as soon as there is one; `None`: the roll has ended before it, or this daemon has left it to
-    /// the next. It is in the log before a reader sees it, unless the disk hangs.
+    /// The event at `seq`, as soon as there is one; the next to read is the one after it, which may be further on where events
+    /// are not kept any more. `None`: the roll has ended before it, or this daemon has left it to the next. It is in the log
+    /// before a reader sees it, unless the disk hangs.
     pub async fn event(&self, seq: usize) -> Option<Event> {
         let mut written = self.written.subscribe();
         let event = loop {
             {
                 let told = self.told();
                 if let Some(event) = told.events.get(seq) {
-                    break event.clone();
+                    break event;
                 }
                 if told.result().is_some() || self.parked.load(Ordering::SeqCst) {
                     return None;
@@ -147,8 +173,9 @@ impl Record {
             }
             written.changed().await.ok()?;
         };
-        if let Some(log) = self.log.as_ref().filter(|_| seq >= self.inherited) {
-            log.tried((seq + 1 - self.inherited) as u64).await;
+        let added = (event.seq + 1).saturating_sub(self.inherited as u64);
+        if let Some(log) = self.log.as_ref().filter(|_| added > 0) {
+            log.tried(added).await;
         }
         Some(event)
     }
@@ -192,6 +219,13 @@ impl Record {
     #[must_use]
     pub fn begun_ms(&self) -> Option<u64> {
         self.told().events.first().map(|event| event.time_ms)
+    }
+
+    /// How long it has lasted. Of one that a former daemon has begun only the time of day is known.
+    #[must_use]
+    pub fn lasted(&self) -> Duration {
+        let by_date = || self.begun_ms().map(|begun| Duration::from_millis(unix_ms().saturating_sub(begun)));
+        if self.inherited == 0 { self.entered.elapsed() } else { by_date().unwrap_or_default() }
     }
 
     /// Whether something like that has happened in it.
@@ -282,6 +316,13 @@ impl Record {
         self.suspend.load(Ordering::SeqCst)
     }
 
+    /// Waits until it is to be left to the next daemon.
+    pub async fn suspended(&self) {
+        while !self.is_suspended() {
+            self.orders.wait(SUSPENDED).await;
+        }
+    }
+
     /// This daemon does nothing more for it.
     pub fn park(&self) {
         self.parked.store(true, Ordering::SeqCst);
@@ -336,7 +377,7 @@ mod tests {
         assert!(record.is_empty() && record.stop_asked());
         let (service, by) = ("web".to_owned(), "me".to_owned());
         record.add(What::Begun { service, to: None, by, batches: Vec::new(), spares: Vec::new() });
-        let events = record.told().events.clone();
+        let events: Vec<_> = record.told().events.iter().cloned().collect();
         assert!(matches!(events[0].what, What::Begun { .. }) && matches!(events[1].what, What::StopAsked { .. }));
         assert_eq!((events[0].seq, events[1].seq, events.len()), (0, 1, 2));
     }
@@ -370,7 +411,7 @@ mod tests {
     async fn a_reader_who_has_seen_more_hears_the_end() {
         let former = record(Vec::new());
         (0..2).for_each(|_| former.add(some()));
-        let events = former.told().events.clone();
+        let events = former.told().events.iter().cloned().collect();
         let record = record(events);
         assert_eq!([0, 1, 2, 5].map(|from| record.go_on(from)), [0, 1, 2, 2]);
         (0..2).for_each(|_| record.add(some()));

@@ -16,7 +16,7 @@ use super::{
     journaled::commit,
     left::Left,
     machine::{End, Machine, Step},
-    record::{Record, unix_ms},
+    record::Record,
     worker::Task,
     world::{Moment, World},
 };
@@ -97,9 +97,10 @@ impl Roll {
     }
 
     async fn run_all(mut self) {
-        let begun = Instant::now();
         let (left, _renewed) = Left::new(&self.world, &self.service, &self.record, self.lease);
-        self.announce().await;
+        if !self.announce().await {
+            return self.record.park();
+        }
         for (nth, why) in self.machine.behind() {
             left.take_again(nth, why).await;
         }
@@ -124,7 +125,7 @@ impl Roll {
             self.note_former(self.before.clone());
         }
         self.end_barriers(&end).await;
-        self.finish(end, begun).await;
+        self.finish(end).await;
     }
 
     /// Does a step other than the last, and tells the machine.
@@ -175,8 +176,8 @@ impl Roll {
         }
     }
 
-    /// Tells that it begins, or goes on.
-    async fn announce(&mut self) {
+    /// Tells that it begins, or goes on. `false`: it is left to the next daemon before anything was done.
+    async fn announce(&mut self) -> bool {
         if self.record.is_empty() {
             self.world.mark(Moment::Begun(&self.service, &self.record.id));
             let batches = self.machine.plan().batches.iter().map(|batch| self.addresses(batch)).collect();
@@ -192,22 +193,31 @@ impl Roll {
             };
             self.record.add(What::Resumed { text });
         }
-        if !self.hand.is_empty() {
-            self.wait_for_manager().await;
-        }
+        self.hand.is_empty() || self.wait_for_manager().await
     }
 
-    /// A host that comes up starts its daemons in any order.
-    async fn wait_for_manager(&mut self) {
+    /// Waits until the manager answers: a host that comes up starts its daemons in any order. `false`: this daemon is to end
+    /// before that. The journal still has what the former daemon had in hand.
+    async fn wait_for_manager(&mut self) -> bool {
         let until = Instant::now() + MANAGER_WITHIN;
         let in_hand = self.hand.keys().filter_map(|nth| self.service.member(*nth));
         let workers: Vec<_> = self.service.workers().iter().chain(in_hand).map(|worker| worker.at).collect();
-        while let Err(error) = self.service.manager.check(&workers).await {
+        loop {
+            let checked = tokio::select! {
+                biased;
+                () = self.record.suspended() => return false,
+                checked = self.service.manager.check(&workers) => checked,
+            };
+            let Err(error) = checked else { return true };
             if Instant::now() >= until {
                 let why = format!("stopped: {} s after a restart of the daemon, {error}", MANAGER_WITHIN.as_secs());
-                return self.machine.stop(&why, true);
+                self.machine.stop(&why, true);
+                return true;
             }
-            tokio::time::sleep(ASK).await;
+            tokio::select! {
+                () = self.record.suspended() => return false,
+                () = tokio::time::sleep(ASK) => {}
+            }
         }
     }
 
@@ -280,18 +290,17 @@ impl Roll {
         committed.await
     }
 
-    async fn finish(&self, end: End, begun: Instant) {
+    async fn finish(&self, end: End) {
         reach(Point::FinishBefore, None).await;
         let (id, epoch, told) = (&self.record.id, self.machine.plan().epoch(), end.clone());
         let (service, is_deploy) = (&*self.service, self.machine.plan().deploy.is_some());
         self.world.mark(Moment::Ended { service, result: end.result, is_deploy });
-        let since = self.record.begun_ms().map(|ms| Duration::from_millis(unix_ms().saturating_sub(ms)));
         self.record.add(What::Finished {
             result: end.result,
             text: end.text,
             changed: self.machine.changed(),
             failed: self.addresses(&self.machine.failed().collect::<Vec<_>>()),
-            seconds: since.unwrap_or_else(|| begun.elapsed()).as_secs_f64(),
+            seconds: self.record.lasted().as_secs_f64(),
         });
         // The journal must not forget a roll whose end is in no file.
         self.record.settled().await;

@@ -1,13 +1,13 @@
 //! What of a roll goes into the history of its host. Workers' phases tell the rest.
 
-use super::record::Record;
+use super::{kept::Kept, record::Record};
 use crate::{
-    api::{Change, Event, What},
+    api::{Change, What},
     journal::history::{About, By, History},
 };
 
 /// Tells what a former daemon could not: it was killed when the roll's own log had it, and the history had not.
-pub(super) fn make_up(history: &History, roll: &Record, before: Option<&str>, events: &[Event]) {
+pub(super) fn make_up(history: &History, roll: &Record, before: Option<&str>, events: &Kept) {
     let (Some(first), Some(last)) = (events.first(), events.last()) else { return };
     match (&first.what, &last.what) {
         (_, What::Finished { .. }) if history.has_roll(&roll.id) => tell(history, roll, before, &last.what),
@@ -72,6 +72,7 @@ pub(super) fn tell(history: &History, roll: &Record, before: Option<&str>, what:
         | What::Held { .. }
         | What::Journal { .. }
         | What::OutsidersCut { .. }
+        | What::Skipped { .. }
         | What::Ended { .. } => {}
     }
 }

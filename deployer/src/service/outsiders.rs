@@ -16,18 +16,21 @@ use std::{
 
 use deployer_common::layout::{CALLER_CGROUP, CALLER_EXECUTABLE, CallerRule, TicketHolder};
 
-use tracing::warn;
-
 use super::{
     Worker,
     holds::{Connection, connections},
 };
-use crate::kernel::{
-    Pair, Tables, cgroup,
-    diag::{self, Evidence, Note, Socket},
-    executables, procs,
+use crate::{
+    kernel::{
+        Pair, Tables, cgroup,
+        diag::{self, Evidence, Note, Socket},
+        executables, procs,
+    },
+    log::recurring,
 };
 
+/// With looks for pending `connect()` calls.
+static TROUBLE: recurring::Shared = recurring::Shared::new();
 /// Callers that are named.
 const NAMED: usize = 8;
 
@@ -161,8 +164,8 @@ pub struct Tickets {
 impl Tickets {
     /// Looks at all open files of the machine; nothing is found where the kernel cannot do that.
     pub fn look(tables: &Tables, worker: u32) -> Self {
-        let found =
-            tables.ticket_holders().inspect_err(|error| warn!(%error, "cannot look for pending connect() calls"));
+        let found = tables.ticket_holders();
+        TROUBLE.note(&found, "look for pending connect() calls");
         Self::of(found.ok().flatten().unwrap_or_default(), worker)
     }
 

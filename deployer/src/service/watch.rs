@@ -25,6 +25,7 @@ use super::{
 use crate::{
     api::Phase,
     kernel::{Tables, diag, host},
+    log::recurring::Recurring,
     metrics::Ledger,
     warm::{self, WarmError},
 };
@@ -51,21 +52,21 @@ pub async fn run(
     (news, beat): (Arc<Notify>, Arc<Beat>),
 ) {
     let mut slow = Instant::now();
+    let [mut looks, mut counts, mut callers] = [const { Recurring::new() }; 3];
     loop {
         beat.beat();
         let _ = tokio::time::timeout(TICK, news.notified()).await;
-        if let Err(error) = tick(&registry, &tables, &ledger, &news).await {
-            warn!(%error, "cannot look at the listening sockets; looking again");
-        }
+        let looked = tick(&registry, &tables, &ledger, &news).await;
+        looks.note(&looked, "look at the listening sockets");
         if slow.elapsed() >= SLOW {
             slow = Instant::now();
-            if let Err(error) = reseed(&registry, &tables).await {
-                warn!(%error, "cannot count the connections older than the programs");
-            }
+            let counted = reseed(&registry, &tables).await;
+            counts.note(&counted, "count the connections older than the programs");
             let registry = Arc::clone(&registry);
             let refreshed = tokio::task::spawn_blocking(move || registry.refresh_callers()).await;
-            if let Ok(Err(error)) = refreshed {
-                warn!(error = format!("{error:#}"), "cannot publish changed callers");
+            if let Ok(refreshed) = refreshed {
+                let refreshed = refreshed.map_err(|error| format!("{error:#}"));
+                callers.note(&refreshed, "publish changed callers");
             }
         }
     }

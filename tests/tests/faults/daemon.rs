@@ -1,6 +1,6 @@
 //! The daemon told to end, to read its configuration again, or killed, in the middle of things.
 
-use std::process::Stdio;
+use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
@@ -8,7 +8,7 @@ use rustix::process::Signal;
 
 use deployer_tests::daemon::{Daemon, DeployerBin, ServiceConfig};
 use deployer_tests::pace::SOON;
-use deployer_tests::process::Process;
+use deployer_tests::process::{Process, run};
 use deployer_tests::sandbox::{Place, Sandbox};
 use deployer_tests::stage::Stage;
 
@@ -213,4 +213,51 @@ fn send_hup(stage: &Stage<'_>, daemon: &Daemon<'_>) -> Result<()> {
     let before = daemon.log().len();
     deployer_tests::process::send(daemon.pid(), Signal::HUP)?;
     stage.wait(Duration::from_secs(20), || Ok(daemon.log()[before..].contains("cannot be read")))
+}
+
+/// The next daemon finds workers in hand and no manager. It waits for that, and still ends at once when it is told to.
+#[test]
+fn sigterm_ends_the_wait_for_a_manager() -> Result<()> {
+    let sandbox = Sandbox::new("nomanager")?;
+    let mut stage = Stage::new(&sandbox)?;
+    let mut daemon = stage.daemon(&ServiceConfig::default())?;
+    let slow = stage.slow(8001, 2)?;
+    let mut roll = stage.roll(&daemon, &["--to", "v2", "--wait", "0s"])?;
+    roll.until_phase(8001, "draining")?;
+    daemon.process().kill()?;
+    stage.supervisor.kill_supervisord()?;
+    let text = stage.config(&ServiceConfig::default());
+    let mut next = Daemon::start(&sandbox, &text)?;
+    stage.wait(SOON, || Ok(next.log().contains("with workers in hand")))?;
+    next.process().signal(Signal::TERM)?;
+    let ended = next.process().wait_for(Duration::from_secs(5))?;
+    ensure!(ended.is_some_and(|status| status.success()), "5 s after SIGTERM: {ended:?}\n{}", next.log());
+    ensure!(slow.status()? == 200, "the slow request");
+    // What was in hand is so still: the daemon after that waits for the manager once more.
+    let last = Daemon::start(&sandbox, &text)?;
+    stage.wait(SOON, || Ok(last.log().contains("with workers in hand")))?;
+    Ok(())
+}
+
+/// A look at sockets that fails again and again is logged when it begins and when it is over.
+#[test]
+fn trouble_that_lasts_is_logged_once() -> Result<()> {
+    const TROUBLE: &str = "cannot look at the listening sockets";
+    let sandbox = Sandbox::new("trouble")?;
+    let stage = Stage::new(&sandbox)?;
+    let daemon = stage.daemon(&ServiceConfig::default())?;
+    let limit = |soft: &str| {
+        let mut command = Command::new("prlimit");
+        run(command.args(["--pid", &daemon.pid().to_string(), &format!("--nofile={soft}:")]))
+    };
+    // No descriptor is left for a socket of netlink.
+    limit("3")?;
+    stage.wait(SOON, || Ok(daemon.log().contains(TROUBLE)))?;
+    std::thread::sleep(Duration::from_millis(1500));
+    limit("1024")?;
+    let log = daemon.log();
+    let times = log.matches(TROUBLE).count();
+    ensure!(times == 1, "logged {times} times in 1.5 s:\n{log}");
+    stage.wait(SOON, || Ok(daemon.log().contains("can look at the listening sockets again")))?;
+    Ok(())
 }

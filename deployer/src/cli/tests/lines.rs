@@ -95,6 +95,7 @@ fn each_event_of_a_deploy_is_a_line() {
             "flipped back to lane 3: ill; the other version stays until the fleet says, for its pages",
         ),
         (What::Ill { why: text("1 crash") }, "the new version is ill: 1 crash; the fleet decides"),
+        (What::Skipped { events: 7 }, "7 events are not shown: the daemon does not keep them any more"),
         (What::Asked { by: text("root"), what: text("rollback") }, "root asked for: rollback"),
     ] {
         assert_eq!(line(&event(104_200, what), 101_000), format!("  3.2s {expected}"));

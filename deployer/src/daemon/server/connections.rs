@@ -30,7 +30,7 @@ use tokio::{
     sync::{Notify, Semaphore, watch},
     task::JoinSet,
 };
-use tracing::{debug, warn};
+use tracing::debug;
 
 use self::stalled::Stalled;
 use super::{MOST, Peer, ROOT, Uid};
@@ -38,6 +38,7 @@ use crate::{
     admission::{Admission, Full, Limits, Place},
     api::{ErrorBody, Exit},
     kernel::descriptors,
+    log::recurring::Recurring,
 };
 
 const LIMITS: Limits = Limits { total: 512, per_peer: 48, reserved: 64 };
@@ -64,7 +65,7 @@ pub(super) async fn serve(listener: UnixListener, router: Router, end: Arc<Notif
     let admission = Admission::new(LIMITS.within(descriptors::limit(), SHARE));
     let refusals = Arc::new(Semaphore::new(REFUSED));
     let (ending, ended) = watch::channel(false);
-    let mut connections = JoinSet::new();
+    let (mut connections, mut trouble) = (JoinSet::new(), Recurring::new());
     loop {
         let accepted = tokio::select! {
             accepted = listener.accept() => accepted,
@@ -72,6 +73,7 @@ pub(super) async fn serve(listener: UnixListener, router: Router, end: Arc<Notif
         };
         match accepted {
             Ok((stream, _)) => {
+                trouble.note(&Ok::<_, std::io::Error>(()), "accept a connection to the API");
                 let uid = stream.peer_cred().map_or(UNKNOWN, |peer| peer.uid());
                 match admission.admit(uid, uid == ROOT) {
                     Ok(place) => drop(connections.spawn(answer((stream, uid), router.clone(), place, ended.clone()))),
@@ -79,7 +81,7 @@ pub(super) async fn serve(listener: UnixListener, router: Router, end: Arc<Notif
                 }
             }
             Err(error) => {
-                warn!(%error, "cannot accept a connection to the API; trying again");
+                trouble.note(&Err::<(), _>(error), "accept a connection to the API");
                 tokio::time::sleep(AGAIN).await;
             }
         }
