@@ -2,6 +2,7 @@
 
 mod address;
 mod gone;
+mod members;
 mod protect;
 mod tickets;
 mod wildcard;

@@ -3,6 +3,8 @@
 //! Order is everything here, since programs read while we write: a worker's address is written before a slot names it, a
 //! slot before a service's word names it, and what is given up is reused only after a grace period.
 
+mod draft;
+mod enter;
 mod entries;
 mod places;
 #[cfg(test)]
@@ -15,22 +17,23 @@ use std::{
     sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock},
 };
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result};
 use deployer_common::{
     lanes::FlipWord,
     layout::{CallerRule, Frontend, LANE_FRONTEND, MAX_CALLERS, MAX_SERVICES, MAX_WORKERS, NO_WORKER},
     word::{self, ServiceWord, State},
 };
 
+pub(crate) use self::entries::is_lane_of;
 pub(super) use self::entries::lanes as lane_address;
 use self::{
-    entries::{first_lane, lanes, limits, policy, slot, tell_first},
-    places::{Gone, Places, take},
+    entries::{lanes, limits, policy, slot},
+    places::{Gone, Places},
 };
-use super::{Service, Worker, callers, identity::squatters::Squatters, manager, moves::Moves, watch};
+use super::{Service, Worker, callers, identity::squatters::Squatters, moves::Moves};
 use crate::{
     config::{self, Config},
-    kernel::{Tables, executables::Running, host},
+    kernel::{Found, Tables, executables::Running, host},
 };
 
 fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
@@ -132,98 +135,27 @@ impl Registry {
         self.services.read().unwrap_or_else(PoisonError::into_inner).get(name).cloned()
     }
 
-    /// Makes the tables what the configuration says. Workers that stay keep their state; new ones are entered as down,
-    /// and the watch finds out.
+    /// Makes the tables what the configuration says. Services that are configured as they were are left alone. Workers that
+    /// stay keep their state; new ones are entered as down, and the watch finds out.
     ///
     /// # Errors
-    /// When there is no room, or the kernel refuses a write; services handled before stay changed.
+    /// When there is no room, or a service cannot become what is configured: nothing is written then. When the kernel
+    /// refuses a write: what was written is undone, unless an earlier daemon has left these tables, which the next one finds.
     pub fn apply(&self, config: &Config) -> Result<()> {
-        let mut places = self.places.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut places = lock(&self.places);
         let before = self.services();
-        let inherited = places.inherited(config);
-        let mut after = Services::new();
-        for (name, wanted) in &config.services {
-            let service = self
-                .apply_service(&mut places, before.get(name), inherited.get(name).copied(), wanted)
-                .with_context(|| format!("entering service {name} into the kernel's tables"))?;
-            after.insert(name.clone(), Arc::new(service));
+        let draft = self.draft(&places, &before, config)?;
+        let former = (places.found == Found::default()).then(|| self.former(&places, &before, &draft));
+        let Err(error) = self.enter(&mut places, &before, draft) else { return Ok(()) };
+        let Some(former) = former else { return Err(error) };
+        match self.undo(&mut places, former) {
+            Ok(()) => Err(error.context("nothing is changed")),
+            Err(why) => Err(error.context(format!("the former configuration could not be written again ({why:#})"))),
         }
-        *self.services.write().unwrap_or_else(PoisonError::into_inner) = after.clone();
-        let gone = places.gone(&before, &after);
-        self.give_up(&mut places, &after, &gone)?;
-        let workers: Vec<_> =
-            after.values().flat_map(|new| new.members().map(|worker| (worker.at, worker.index))).collect();
-        self.tables.enter_wildcards(&workers)?;
-        self.tables.count_listeners()
     }
 
-    fn apply_service(
-        &self,
-        places: &mut Places,
-        before: Option<&Arc<Service>>,
-        inherited: Option<u32>,
-        wanted: &config::Service,
-    ) -> Result<Service> {
-        let index = match before.map(|before| before.index).or(inherited) {
-            Some(index) => index,
-            None => {
-                let index = take(&mut places.services).context("no room for another service; the most is 64")?;
-                self.tables.counts().begin_service(index);
-                index
-            }
-        };
-        let mut workers = Vec::with_capacity(wanted.members().count());
-        for at in wanted.members() {
-            let known = before.and_then(|before| before.members().find(|worker| worker.at == at));
-            workers.push(match known {
-                Some(worker) => Arc::clone(worker),
-                None if let Some(found) = places.inherited_worker(index, at) => {
-                    Arc::new(self.new_worker(found, at, &wanted.name, index))
-                }
-                None => self.enter_worker(places, index, at, &wanted.name)?,
-            });
-        }
-        workers.iter().for_each(|worker| worker.control().patience = wanted.warm.within + watch::AGAIN);
-        let manager = manager(wanted, &workers);
-        let second = workers.split_off(wanted.workers.len() + wanted.spares.len());
-        let spares = workers.split_off(wanted.workers.len());
-        let flip = self.flip(places, index, before.is_some() || inherited.is_some(), wanted)?;
-        let current = before.map_or_else(Arc::default, |before| Arc::clone(&before.current));
-        let service = Service { index, config: wanted.clone(), pools: [workers, second], current, spares, manager };
-        service.set_current(flip.current(host::now_ms()));
-        tell_first(&service, flip);
-        let running = Running::look().context("look at what the host's processes run, in /proc")?;
-        let now = self.caller_rules(&running, index, wanted);
-        let rules = match (before, places.rules.get(&index)) {
-            (Some(before), Some(known)) if before.config.callers == wanted.callers => {
-                callers::succeed(known, &now, MAX_CALLERS)
-            }
-            // What runs may be an executable that has been replaced since, and is still a caller.
-            (None, Some(known)) if inherited.is_some() => callers::succeed(known, &now, MAX_CALLERS),
-            _ => now,
-        };
-        places.rules.insert(index, rules);
-        places.previewers.insert(index, self.previewers(wanted));
-        self.publish(places, &service)?;
-        self.tables.publish_flip(index, flip);
-        self.insert_frontends(&service)?;
-        Ok(service)
-    }
-
-    /// Which pool is current, and the lanes: as the kernel has it, else as was written down; else the first is.
-    fn flip(&self, places: &Places, index: u32, known: bool, wanted: &config::Service) -> Result<FlipWord> {
-        let found = if known { self.tables.flip(index) } else { FlipWord::default() };
-        if wanted.deploy.is_none() {
-            if found.current(host::now_ms()) != 0 {
-                bail!(
-                    "its second pool is current; deploy once more, which makes the first current, before `deploy` is taken out"
-                );
-            }
-            return Ok(FlipWord::default());
-        }
-        let first = FlipWord::new([first_lane(wanted), 0], [true, false], 0);
-        let is_one = |word: &&FlipWord| **word != FlipWord::default();
-        Ok(*[&found].into_iter().chain(places.remembered.get(&wanted.name)).find(is_one).unwrap_or(&first))
+    fn set_services(&self, services: &Services) {
+        self.services.write().unwrap_or_else(PoisonError::into_inner).clone_from(services);
     }
 
     fn previewers(&self, service: &config::Service) -> Vec<CallerRule> {
@@ -292,15 +224,6 @@ impl Registry {
             self.tables.insert_frontend(lanes, frontend)?;
         }
         Ok(())
-    }
-
-    fn enter_worker(&self, places: &mut Places, service: u32, at: SocketAddr, name: &str) -> Result<Arc<Worker>> {
-        let index = take(&mut places.workers).context("no room for another worker; the most is 1024")?;
-        self.tables.publish(index, State::Down, 0);
-        self.tables.set_seed(index, 0);
-        self.tables.counts().begin_worker(index);
-        self.tables.write_worker(index, service, at)?;
-        Ok(Arc::new(self.new_worker(index, at, name, service)))
     }
 
     fn new_worker(&self, index: u32, at: SocketAddr, name: &str, service: u32) -> Worker {

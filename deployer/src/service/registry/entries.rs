@@ -44,10 +44,22 @@ pub(in crate::service) fn lanes(service: &Service) -> Option<SocketAddr> {
     Some(SocketAddr::from(([first, second, 0, 0], port)))
 }
 
-pub(super) fn slot(service: &Service, callers: &[CallerRule], previewers: &[CallerRule]) -> Result<Slot> {
+/// Whether these rules fit into a slot.
+pub(super) fn has_room(callers: &[CallerRule]) -> Result<()> {
     if callers.len() > MAX_CALLERS {
         bail!("{} callers; the most is {MAX_CALLERS}", callers.len());
     }
+    Ok(())
+}
+
+/// Whether an address is one of a service's lanes.
+pub(crate) fn is_lane_of(service: &Service, at: SocketAddr) -> bool {
+    let is_lane = matches!(at.ip(), std::net::IpAddr::V4(ip) if ip.octets().starts_with(&LANE_NET));
+    is_lane && lanes(service).is_some_and(|lanes| lanes.port() == at.port())
+}
+
+pub(super) fn slot(service: &Service, callers: &[CallerRule], previewers: &[CallerRule]) -> Result<Slot> {
+    has_room(callers)?;
     // Callers succeed each other for a while, and fill the room that there is; who previews can wait for that to end.
     let previewers = &previewers[..previewers.len().min(MAX_CALLERS - callers.len())];
     let second = service.pool(1).len();

@@ -13,6 +13,7 @@ use crate::{
     kernel::Found,
 };
 
+#[derive(Clone)]
 pub(super) struct Places {
     pub(super) workers: Vec<bool>,
     pub(super) services: Vec<bool>,
@@ -71,6 +72,15 @@ impl Places {
             }
         }
         gone
+    }
+
+    /// The places that `after` has taken and these have not.
+    pub(super) fn taken_since(&self, after: &Self) -> Gone {
+        let taken = |before: &[bool], after: &[bool]| {
+            let both = before.iter().zip(after).zip(0..);
+            both.filter(|((before, after), _)| **after && !**before).map(|(_, place)| place).collect()
+        };
+        Gone { services: taken(&self.services, &after.services), workers: taken(&self.workers, &after.workers) }
     }
 
     pub(super) fn free(&mut self, gone: &Gone) {
