@@ -3,7 +3,7 @@
 mod counts;
 
 pub use self::counts::{
-    LaneCount, ServiceCount, WorkerCount, WorkerEnd, WorkerEvidence, WorkerLife, WorkerProof, WorkerTimes,
+    LaneCount, ServiceCount, ServiceUse, WorkerCount, WorkerEnd, WorkerEvidence, WorkerLife, WorkerProof, WorkerTimes,
 };
 
 /// Most workers on one host.
@@ -31,7 +31,7 @@ pub const MAX_FRONTENDS: usize = 8 * MAX_WORKERS;
 
 /// Name and layout version of every table. Tables outlive the daemon, so whoever changes an entry raises its table's
 /// version here, and says in deployer's `kernel/versions.rs` where each word goes.
-pub const TABLES: [(&str, u32); 23] = [
+pub const TABLES: [(&str, u32); 24] = [
     ("SWITCHBOARD", if cfg!(feature = "next-layout") { 2 } else { 1 }),
     ("FRONTENDS", 1),
     ("LISTENERS", 1),
@@ -55,6 +55,7 @@ pub const TABLES: [(&str, u32); 23] = [
     ("RESETS", 1),
     ("PROTECTED", 1),
     ("BIND_COUNTS", 1),
+    ("SERVICE_USES", 1),
 ];
 
 /// Words that the tests' next layout has more at the beginning of an entry; none in what is shipped.

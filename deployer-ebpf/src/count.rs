@@ -6,7 +6,7 @@ use deployer_common::layout::{MAX_SERVICES, MAX_WORKERS, WorkerLife};
 use crate::{
     atomic,
     maps::{
-        LANE_COUNTS, MMAPABLE, SERVICE_COUNTS, WORKER_COUNTS, WORKER_ENDS, WORKER_EVIDENCE, WORKER_LIVES,
+        LANE_COUNTS, MMAPABLE, SERVICE_COUNTS, SERVICE_USES, WORKER_COUNTS, WORKER_ENDS, WORKER_EVIDENCE, WORKER_LIVES,
         WORKER_PROOFS, WORKER_TIMES,
     },
 };
@@ -27,6 +27,15 @@ pub fn service(index: u32, offset: usize) {
 #[inline(always)]
 pub fn lane(index: u32, offset: usize) {
     add::<_, MAX_SERVICES>(&LANE_COUNTS, index, 1, offset);
+}
+
+/// Notes at byte `offset` of a service's uses that it was used now.
+#[inline(always)]
+pub fn used(index: u32, offset: usize, now_ms: u64) {
+    if let Some(entry) = SERVICE_USES.get_ptr_mut(index) {
+        // SAFETY: a word of an entry of an array map; volatile, since user space reads it at any time.
+        unsafe { entry.cast::<u8>().add(offset).cast::<u64>().write_volatile(now_ms) };
+    }
 }
 
 /// Adds one to the field at byte `offset` of a worker's proofs.

@@ -9,9 +9,9 @@ use deployer_common::{
     endpoint::Endpoint,
     layout::{
         Dial, EVENT_BYTES, Event, Frontend, LaneCount, Lanes, Limits, ListenerNote, Listening, MAX_FRONTENDS, MAX_GONE,
-        MAX_LISTENING, MAX_RESETS, MAX_SERVICES, MAX_SLOTS, MAX_UNSTEERED, MAX_WORKERS, OwnPorts, ServiceCount, Slot,
-        SockNote, Switchboard, Trace, Unsteered, UnsteeredKey, WorkerAddr, WorkerCount, WorkerEnd, WorkerEvidence,
-        WorkerLife, WorkerProof, WorkerTimes,
+        MAX_LISTENING, MAX_RESETS, MAX_SERVICES, MAX_SLOTS, MAX_UNSTEERED, MAX_WORKERS, OwnPorts, ServiceCount,
+        ServiceUse, Slot, SockNote, Switchboard, Trace, Unsteered, UnsteeredKey, WorkerAddr, WorkerCount, WorkerEnd,
+        WorkerEvidence, WorkerLife, WorkerProof, WorkerTimes,
     },
     protect::{BindCount, Protected},
 };
@@ -97,6 +97,10 @@ pub static PROTECTED: HashMap<Endpoint, Protected, MAX_FRONTENDS> = HashMap::new
 /// What was refused by those, by service.
 #[btf_map]
 pub static BIND_COUNTS: Array<BindCount, MAX_SERVICES, MMAPABLE> = Array::new();
+
+/// When services were used last, by service.
+#[btf_map]
+pub static SERVICE_USES: Array<ServiceUse, MAX_SERVICES, MMAPABLE> = Array::new();
 
 /// Which decisions are told one by one; one entry.
 #[btf_map]

@@ -6,7 +6,7 @@ use aya_ebpf::helpers::bpf_ktime_get_ns;
 use deployer_common::{
     endpoint::Endpoint,
     lanes::{self, Dialled, FlipWord, Way, frontend_key, lane_of},
-    layout::{Frontend, LANE_FRONTEND, LaneCount, Lanes, MAX_MEMBERS, MAX_SERVICES, NO_WORKER, Slot},
+    layout::{Frontend, LANE_FRONTEND, LaneCount, Lanes, MAX_MEMBERS, MAX_SERVICES, NO_WORKER, ServiceUse, Slot},
 };
 
 use crate::{
@@ -80,6 +80,11 @@ fn choose(slot: &Slot, service: u16, pool: u16, worker: u32, lane: u8) -> u64 {
     };
     if let Some(offset) = counted {
         count::lane(u32::from(service), offset);
+    }
+    if worker == NO_WORKER {
+        count::used(u32::from(service), offset_of!(ServiceUse, address_ms), now_ms);
+    } else if way == Way::Moved {
+        count::used(u32::from(service), offset_of!(ServiceUse, moved_ms), now_ms);
     }
     (u64::from(pool) | u64::from(way == Way::Moved) << 1) ^ word.unknown_zero()
 }

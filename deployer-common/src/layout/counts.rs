@@ -46,6 +46,17 @@ pub struct ServiceCount {
     pub would_change: u64,
 }
 
+/// When a service was used last in ways that work only while its connections are steered. Milliseconds of
+/// `CLOCK_MONOTONIC`; 0: never. Each word is written by plain stores: of two at once either may stay.
+#[repr(C)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct ServiceUse {
+    /// A steered caller dialled the service address, or a lane.
+    pub address_ms: u64,
+    /// A steered caller dialled a worker of the pool that is not current, and was led to the current pool.
+    pub moved_ms: u64,
+}
+
 /// How the pool was found, of connections of steered callers, by service; see [`crate::lanes::Way`].
 #[repr(C)]
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -156,6 +167,7 @@ pub struct WorkerEvidence {
 
 const _: () = assert!(size_of::<WorkerCount>() == 8 * (MORE + 10));
 const _: () = assert!(size_of::<ServiceCount>() == 32);
+const _: () = assert!(size_of::<ServiceUse>() == 16);
 const _: () = assert!(size_of::<LaneCount>() == 40);
 const _: () = assert!(size_of::<WorkerLife>() == 32);
 const _: () = assert!(size_of::<WorkerProof>() == 8 * (5 + BUCKETS));

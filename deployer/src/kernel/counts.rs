@@ -7,8 +7,8 @@ use aya::Ebpf;
 use deployer_common::{
     histogram::BUCKETS,
     layout::{
-        LaneCount, MAX_SERVICES, MAX_WORKERS, ServiceCount, WorkerCount, WorkerEnd, WorkerEvidence, WorkerLife,
-        WorkerProof, WorkerTimes,
+        LaneCount, MAX_SERVICES, MAX_WORKERS, ServiceCount, ServiceUse, WorkerCount, WorkerEnd, WorkerEvidence,
+        WorkerLife, WorkerProof, WorkerTimes,
     },
     protect::BindCount,
 };
@@ -28,6 +28,7 @@ pub struct Counts {
     evidence: Mapping,
     ends: Mapping,
     binds: Mapping,
+    uses: Mapping,
 }
 
 impl Counts {
@@ -42,6 +43,7 @@ impl Counts {
             evidence: map(ebpf, "WORKER_EVIDENCE", size_of::<WorkerEvidence>() * MAX_WORKERS)?,
             ends: map(ebpf, "WORKER_ENDS", size_of::<WorkerEnd>() * MAX_WORKERS)?,
             binds: map(ebpf, "BIND_COUNTS", size_of::<BindCount>() * MAX_SERVICES)?,
+            uses: map(ebpf, "SERVICE_USES", size_of::<ServiceUse>() * MAX_SERVICES)?,
         })
     }
 
@@ -87,6 +89,16 @@ impl Counts {
             stale: count(offset_of!(LaneCount, stale)),
             unopened: count(offset_of!(LaneCount, unopened)),
             moved: count(offset_of!(LaneCount, moved)),
+        }
+    }
+
+    /// When a service was used last in ways that work only while its connections are steered.
+    #[must_use]
+    pub fn used(&self, service: u32) -> ServiceUse {
+        let at = reader::<ServiceUse>(&self.uses, service);
+        ServiceUse {
+            address_ms: at(offset_of!(ServiceUse, address_ms)),
+            moved_ms: at(offset_of!(ServiceUse, moved_ms)),
         }
     }
 
@@ -187,6 +199,7 @@ impl Counts {
             (&self.services, size_of::<ServiceCount>()),
             (&self.lanes, size_of::<LaneCount>()),
             (&self.binds, size_of::<BindCount>()),
+            (&self.uses, size_of::<ServiceUse>()),
         ];
         for (table, bytes) in tables {
             let (words, at) = (bytes / WORD, bytes / WORD * service as usize);

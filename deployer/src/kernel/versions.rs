@@ -14,8 +14,8 @@ use deployer_common::{
     endpoint::Endpoint,
     layout::{
         Dial, EVENT_BYTES, Frontend, LaneCount, Lanes, Limits, ListenerNote, Listening, MAX_FRONTENDS, MAX_LISTENING,
-        MAX_RESETS, MAX_SERVICES, MAX_SLOTS, MAX_WORKERS, ServiceCount, Slot, SockNote, Switchboard, TABLES,
-        WorkerAddr, WorkerCount, WorkerEnd, WorkerEvidence, WorkerLife, WorkerProof, WorkerTimes,
+        MAX_RESETS, MAX_SERVICES, MAX_SLOTS, MAX_WORKERS, ServiceCount, ServiceUse, Slot, SockNote, Switchboard,
+        TABLES, WorkerAddr, WorkerCount, WorkerEnd, WorkerEvidence, WorkerLife, WorkerProof, WorkerTimes,
     },
     protect::{BindCount, Protected},
 };
@@ -131,6 +131,7 @@ fn shape(table: &str) -> (u32, u32, u32) {
         "EVENTS" => (0, 0, EVENT_BYTES as u32),
         "PROTECTED" => (size_of::<Endpoint>() as u32, size_of::<Protected>() as u32, MAX_FRONTENDS as u32),
         "BIND_COUNTS" => array(size_of::<BindCount>(), MAX_SERVICES),
+        "SERVICE_USES" => array(size_of::<ServiceUse>(), MAX_SERVICES),
         // Storage of sockets has no entries of its own.
         "DIALS" => array(size_of::<Dial>(), 0),
         "LISTENER_NOTES" => array(size_of::<ListenerNote>(), 0),

@@ -248,7 +248,7 @@ fn oldest<'a>(
         let (caller, worker) = (of(connection.caller), of(connection.worker));
         // What one end has sent the other may not have read yet.
         let idle = [caller.idle, worker.idle].into_iter().flatten().min();
-        (connection, Activity { idle, age: worker.age })
+        (connection, Activity { idle, age: worker.age, dialled: None })
     };
     let mut all: Vec<_> = connections.into_iter().map(known).collect();
     all.sort_by_key(|(connection, past)| (past.age.is_some(), std::cmp::Reverse(past.age), connection.pair));

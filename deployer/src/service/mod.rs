@@ -21,6 +21,7 @@ pub mod stopped;
 #[cfg(test)]
 mod tests;
 pub mod unsteered;
+pub mod uses;
 pub mod watch;
 
 use std::{

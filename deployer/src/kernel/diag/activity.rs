@@ -4,6 +4,7 @@
 use std::{
     collections::HashMap,
     io,
+    net::SocketAddr,
     os::fd::{AsRawFd as _, BorrowedFd},
     time::Duration,
 };
@@ -12,6 +13,7 @@ use deployer_common::layout::SockNote;
 use rustix::time::{ClockId, clock_gettime};
 
 use super::{MESSAGE, dump, open, request, states, u32_at};
+use crate::kernel::tables::address;
 
 /// `INET_DIAG_INFO`: `struct tcp_info`, as an extension of a request and as an attribute of an answer.
 const INFO: u16 = 2;
@@ -35,6 +37,8 @@ pub struct Activity {
     pub idle: Option<Duration>,
     /// Since it was established. Known of workers' ends that were made under the programs.
     pub age: Option<Duration>,
+    /// What its caller has dialled, where it was steered elsewhere. Known of callers' ends.
+    pub dialled: Option<SocketAddr>,
 }
 
 /// The connections of a port, at either end, by their sockets' cookies. `notes`: the programs' notes on sockets, which know
@@ -72,7 +76,10 @@ fn read(message: &[u8], now_ns: u64) -> Activity {
                 let last = u32_at(value, LAST_SENT).min(u32_at(value, LAST_RECEIVED));
                 activity.idle = Some(Duration::from_millis(last.into()));
             }
-            STORAGES => activity.age = since(value).map(|since| Duration::from_nanos(now_ns.saturating_sub(since))),
+            STORAGES => {
+                activity.age = since(value).map(|since| Duration::from_nanos(now_ns.saturating_sub(since)));
+                activity.dialled = dialled(value);
+            }
             _ => {}
         }
     }
@@ -83,6 +90,13 @@ fn read(message: &[u8], now_ns: u64) -> Activity {
 fn since(storages: &[u8]) -> Option<u64> {
     let note = sock_note(storages)?;
     (note.counted > 0 && note.since() > 0).then(|| note.since())
+}
+
+/// What a caller has dialled that was steered elsewhere.
+fn dialled(storages: &[u8]) -> Option<SocketAddr> {
+    let note = sock_note(storages)?;
+    let port = u16::try_from(note.dialled_port).ok().filter(|port| *port != 0 && note.counted == 0)?;
+    Some(SocketAddr::new(address(note.dialled), port))
 }
 
 /// The programs' note on a socket, from the attribute that has its storages.
@@ -190,6 +204,21 @@ mod tests {
         assert_eq!(since(&storages(&SockNote { counted: 0, ..note })), None);
         let all = storages(&note);
         (0..all.len()).for_each(|len| assert_eq!(since(&all[..len]), None, "cut after {len}"));
+    }
+
+    #[test]
+    fn a_callers_note_has_what_was_dialled() {
+        let storages = |port: u32, counted: u32| {
+            let ip = u32::from_ne_bytes([127, 0, 0, 1]);
+            let words = [0, 0, deployer_common::endpoint::MAPPED, ip, 0, 0, 0, 0, port, 0, 0, counted];
+            let value: Vec<u8> = words.iter().flat_map(|word| word.to_ne_bytes()).collect();
+            attribute(STORAGE, &attribute(STORAGE_VALUE, &value))
+        };
+        assert_eq!(dialled(&storages(9000, 0)), Some("127.0.0.1:9000".parse().unwrap()));
+        assert_eq!(
+            (dialled(&storages(0, 0)), dialled(&storages(9000, 1)), dialled(&storages(1 << 16, 0))),
+            (None, None, None)
+        );
     }
 
     proptest! {
