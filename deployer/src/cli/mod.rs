@@ -188,14 +188,7 @@ enum Verb {
     Failpoints,
     /// Take everything out of the kernel, also what a daemon that has ended has left there
     #[command(after_help = EXIT_CODES)]
-    Detach {
-        /// Also where a service address is in use: connections to it will be refused
-        #[arg(long)]
-        force: bool,
-        /// Where programs and tables are pinned, if no daemon runs that knows it ([kernel] pins)
-        #[arg(long, value_name = "DIR", default_value = crate::config::DEFAULT_PINS)]
-        pins: PathBuf,
-    },
+    Detach(detach::Options),
     /// Become the worker that standard input describes: run by the daemon for its built-in manager
     #[command(hide = true)]
     Launch,
@@ -274,7 +267,7 @@ fn run(cli: Cli) -> Exit {
         Verb::Bypass { service, off, force } => block_on(bypass::run(&client, service, !off, force)),
         #[cfg(feature = "failpoints")]
         Verb::Failpoints => failpoints(),
-        Verb::Detach { force, pins } => block_on(detach::run(&client, force, &pins)),
+        Verb::Detach(options) => block_on(detach::run(client, &options)),
         Verb::Launch => {
             crate::workers::launch();
             Exit::Failed

@@ -8,7 +8,8 @@ use deployer_common::lanes::LANE_NET;
 use toml::de::DeTable;
 
 use super::{
-    Config, ConfigError, DEFAULT_PINS, Daemon, Fleet, Gate, Kernel, Manager, Metrics, Mode, OnStart, Request, Service,
+    Config, ConfigError, DEFAULT_PINS, DEFAULT_SOCKET, Daemon, Fleet, Gate, Kernel, Manager, Metrics, Mode, OnStart,
+    Request, Service,
     deploy::{self, Around},
     drain,
     error::Report,
@@ -66,7 +67,7 @@ struct Defaults<'a> {
 
 /// The section and the services' default mode, which may be right where the rest is not.
 fn daemon(mut table: Table<'_>) -> (Option<Daemon>, Option<Mode>) {
-    let socket = table.or("socket", PathBuf::from("/run/deployer/deployer.sock"), paths::socket);
+    let socket = table.or("socket", PathBuf::from(DEFAULT_SOCKET), paths::socket);
     let group = table.maybe("group", |value| value.word().map(str::to_owned));
     let mode = table.or("mode", Mode::Enforce, mode);
     let state = table.or("state", PathBuf::from("/var/lib/deployer"), paths::absolute);

@@ -46,6 +46,30 @@ use crate::trust;
 /// Where programs and tables are kept unless the configuration says otherwise.
 pub const DEFAULT_PINS: &str = "/sys/fs/bpf/deployer";
 
+/// Where daemons answer unless the configuration says otherwise.
+const DEFAULT_SOCKET: &str = "/run/deployer/deployer.sock";
+
+/// Where a daemon is found.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Named {
+    /// Its socket.
+    pub(crate) socket: PathBuf,
+    /// Its pins.
+    pub(crate) pins: PathBuf,
+}
+
+/// Where the daemon is found that a configuration's text is of, whatever else of it is wrong.
+#[must_use]
+pub(crate) fn named(text: &str) -> Named {
+    let (document, _) = toml::de::DeTable::parse_recoverable(text);
+    let word = |section: &str, key: &str, default: &str| {
+        let table = document.get_ref().get(section).and_then(|table| table.get_ref().as_table());
+        let word = table.and_then(|table| table.get(key)?.get_ref().as_str());
+        PathBuf::from(word.unwrap_or(default))
+    };
+    Named { socket: word("daemon", "socket", DEFAULT_SOCKET), pins: word("kernel", "pins", DEFAULT_PINS) }
+}
+
 /// The whole configuration file.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Config {

@@ -20,7 +20,7 @@ use super::{
     events::Events,
     features, host,
     links::{self, Link, Steering},
-    pins::{self, Generation, Pins},
+    pins::{Generation, Pins},
     tables::{Iterators, Tables},
     trace::Decisions,
     versions,
@@ -250,18 +250,6 @@ impl Programs {
         self.steering.links().clear();
         Ok(())
     }
-}
-
-/// Takes out of the kernel what a daemon that has ended has left there. `false`: there was nothing.
-///
-/// # Errors
-/// When a daemon lives that holds the pins, or a pin cannot be removed.
-pub fn detach_leftovers(pins: &Path) -> Result<bool> {
-    if pins::survey(pins).with_context(|| format!("looking at {}", pins.display()))?.is_none() {
-        return Ok(false);
-    }
-    Pins::open(pins)?.remove()?;
-    Ok(true)
 }
 
 /// Programs that see processes end, and sockets that are older than they. A kernel that lacks what they need (the iterator

@@ -205,7 +205,7 @@ pub fn survey(dir: &Path) -> io::Result<Option<Survey>> {
     Ok(Some(Survey { live: live.is_some(), held: holder(&lock).is_some(), leftovers }))
 }
 
-fn live(dir: &Path) -> Option<Generation> {
+pub(super) fn live(dir: &Path) -> Option<Generation> {
     let name = fs::read_link(dir.join(LIVE)).ok()?;
     let dir = dir.join(name.file_name()?);
     dir.is_dir().then_some(Generation { dir })

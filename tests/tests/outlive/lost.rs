@@ -88,6 +88,39 @@ fn leftovers_are_found_and_removed() -> Result<()> {
     detach(6)
 }
 
+/// Without a daemon a service address is not given up either that is in use; and where nothing is pinned it is said what is
+/// attached.
+#[test]
+fn an_address_in_use_is_kept_without_a_daemon() -> Result<()> {
+    let sandbox = Sandbox::new("kept")?;
+    let extra = "address = \"127.0.0.1:9000\"";
+    let mut rig = Setup { ports: 8000..=8001, lease: "60s", extra, ..Setup::default() }.start(&sandbox)?;
+    let caller = Caller::at(&sandbox, Place::Callers);
+    let dial = || Ok::<_, anyhow::Error>(answers(&caller.once(Dial::to(HOST, 9000).times(4))?));
+    ensure!(!dial()?.contains_key(&0));
+    let (pins, config) = (rig.pins().display().to_string(), rig.config().display().to_string());
+    let detach = |rig: &Rig<'_>, words: &[&str], expected: i32, named: &[&str]| -> Result<()> {
+        let (exit, text) = rig.verb(&[&["detach"], words].concat())?;
+        eprintln!("{words:?}: {}", text.trim());
+        let missing = named.iter().find(|name| !text.contains(**name));
+        ensure!(exit == expected && missing.is_none(), "{words:?}: exit {exit}, {missing:?}: {text}");
+        Ok(())
+    };
+    // Another socket: the daemon is named.
+    let nowhere = sandbox.dir().join("nowhere.sock").display().to_string();
+    detach(&rig, &["--socket", &nowhere, "--pins", &pins], 6, &["a daemon runs that holds the pins", "--socket"])?;
+    rig.kill_daemon()?;
+    detach(&rig, &["--pins", &pins], 1, &["127.0.0.1:9000 is in use (last connection", "--force"])?;
+    detach(&rig, &["--config", &config], 1, &["127.0.0.1:9000 is in use", "--force"])?;
+    ensure!(!dial()?.contains_key(&0), "it was detached");
+    let (root, wrong) = (sandbox.root_cgroup().display().to_string(), format!("{pins}-wrong"));
+    let named = ["programs of deployer ARE attached", root.as_str(), &format!("deployer detach --pins {pins}")];
+    detach(&rig, &["--pins", &wrong], 6, &named)?;
+    detach(&rig, &["--config", &config, "--force"], 0, &["out of the kernel"])?;
+    ensure!(!rig.pins().exists() && dial()? == [(0, 4)].into());
+    Ok(())
+}
+
 /// What a daemon left aside that died while it was being built is in nobody's way.
 #[test]
 fn a_start_that_was_cut_short() -> Result<()> {

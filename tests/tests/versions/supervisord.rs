@@ -104,7 +104,7 @@ fn verb(daemon: &Daemon<'_>, words: &[&str]) -> Result<()> {
 fn reboot(scene: &mut Scene<'_>, mut daemon: Daemon<'_>) -> Result<()> {
     daemon.process().kill()?;
     let pins = scene.sandbox.pins().display().to_string();
-    verb(&daemon, &["detach", "--pins", &pins])?;
+    verb(&daemon, &["detach", "--force", "--pins", &pins])?;
     let file = scene.sandbox.state().join("state.json");
     let mut state: Value = serde_json::from_slice(&std::fs::read(&file)?)?;
     state["boot"] = "another".into();
