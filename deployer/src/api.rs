@@ -22,6 +22,7 @@
 //! | `POST /v1/fleet/hosts/HOST/enable`, `drain`, `forget` | [`Done`] |
 //! | `POST /v1/bypass` [`BypassRequest`] | [`Done`] |
 //! | `POST /v1/detach` [`DetachRequest`] | [`Done`] |
+//! | `POST /v1/reload` | [`Reloaded`] when the configuration is in force |
 //!
 //! Every error is an [`ErrorBody`] with the HTTP status of its [`Exit`].
 
@@ -30,6 +31,7 @@ mod event;
 mod fleet;
 mod history;
 mod named;
+mod reload;
 mod report;
 mod status;
 mod trace;
@@ -47,6 +49,7 @@ pub use self::{
     },
     history::{Change, Configured, Entry},
     named::At,
+    reload::{Deferred, Reloaded},
     report::{Latency, Proof, Report, Tally, Window},
     status::{
         CallerStatus, Hold, SelfTest, ServiceStatus, Status, TestResult, TicketHold, UnsteeredCaller, WorkerStatus,

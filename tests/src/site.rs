@@ -127,7 +127,13 @@ impl<'a> Site<'a> {
         let text = plan.text(sandbox, &app);
         let daemon = Daemon::start_with(sandbox, DeployerBin::find()?, &text, environment)?;
         let site = Self { sandbox, app, daemon, plan };
-        site.wait("the first pool is up", |pools| pools[0]["up"] == site.plan.workers)?;
+        if site.plan.without_deploy {
+            let is_up = |worker: &Value| worker["phase"] == "up";
+            let all_up = |service: &Value| service["workers"].as_array().is_some_and(|all| all.iter().all(is_up));
+            site.wait_service("all workers are up", all_up)?;
+        } else {
+            site.wait("the first pool is up", |pools| pools[0]["up"] == site.plan.workers)?;
+        }
         Ok(site)
     }
 
@@ -175,7 +181,8 @@ impl<'a> Site<'a> {
     /// `deployer status --json`, of the service.
     pub fn service(&self) -> Result<Value> {
         let status: Value = serde_json::from_str(&self.must(&["status", "--json"])?).context("a status in JSON")?;
-        Ok(status["services"][0].clone())
+        let services = status["services"].as_array().context("services")?;
+        services.iter().find(|service| service["name"] == "web").cloned().with_context(|| format!("no web: {status}"))
     }
 
     /// The two pools, as the status has them.

@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 
 use serde::{Deserialize, Serialize};
 
-use super::{LaneCounts, Phase, PoolStatus};
+use super::{Deferred, LaneCounts, Phase, PoolStatus};
 
 /// Everything there is to know.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -25,6 +25,9 @@ pub struct Status {
     /// The last self-test; `None`: the first has not ended yet.
     #[serde(default)]
     pub self_test: Option<SelfTest>,
+    /// Services whose new configuration waits until they are free.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub deferred: Vec<Deferred>,
     /// By name.
     pub services: Vec<ServiceStatus>,
 }

@@ -122,6 +122,7 @@ mod tests {
             callers: String::new(),
             trouble: Vec::new(),
             self_test: None,
+            deferred: Vec::new(),
             services: Vec::new(),
         };
         assert_eq!(finding(Some(&status)).level, Level::Warn);

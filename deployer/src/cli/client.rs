@@ -44,7 +44,7 @@ pub(super) struct Failure {
 /// Calls the daemon behind a socket.
 #[derive(Debug, Clone)]
 pub(super) struct Client {
-    socket: PathBuf,
+    pub(super) socket: PathBuf,
     pub(super) answer_within: Duration,
 }
 

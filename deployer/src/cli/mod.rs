@@ -17,6 +17,7 @@ mod lb;
 mod lines;
 mod out;
 mod pump;
+mod reload;
 mod report;
 mod roll;
 mod signals;
@@ -189,6 +190,16 @@ enum Verb {
     /// Take everything out of the kernel, also what a daemon that has ended has left there
     #[command(after_help = EXIT_CODES)]
     Detach(detach::Options),
+    /// Have the daemon read its configuration again; say what is applied, what waits until it is free, and what is refused
+    #[command(after_help = EXIT_CODES)]
+    Reload {
+        /// Ask the daemon whose socket this configuration file names
+        #[arg(long, value_name = "FILE")]
+        config: Option<PathBuf>,
+        /// Print one JSON object
+        #[arg(long)]
+        json: bool,
+    },
     /// Become the worker that standard input describes: run by the daemon for its built-in manager
     #[command(hide = true)]
     Launch,
@@ -268,6 +279,9 @@ fn run(cli: Cli) -> Exit {
         #[cfg(feature = "failpoints")]
         Verb::Failpoints => failpoints(),
         Verb::Detach(options) => block_on(detach::run(client, &options)),
+        Verb::Reload { config, json } => {
+            block_on(reload::run(&Client::new(reload::socket(config.as_deref(), client.socket)), json))
+        }
         Verb::Launch => {
             crate::workers::launch();
             Exit::Failed

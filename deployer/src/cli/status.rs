@@ -50,6 +50,9 @@ pub(super) fn table(status: &Status) -> String {
     }
     let (version, callers) = (clean(&status.version), clean(&status.callers));
     text.push_str(&format!("deployer {version}, pid {}, callers in {callers}\n", status.pid));
+    for waits in &status.deferred {
+        text.push_str(&format!("the new configuration of {} waits: {}\n", clean(&waits.service), clean(&waits.why)));
+    }
     if status.services.is_empty() {
         text.push_str("no services\n");
     }

@@ -14,12 +14,9 @@ use super::{
     plan::{no_hands, plan},
 };
 use crate::{
-    api::{BypassRequest, Change, DetachRequest, Done, RollRequest, RollStarted},
+    api::{RollRequest, RollStarted},
     config::Mode,
-    journal::{
-        RollState,
-        history::{About, By},
-    },
+    journal::RollState,
     roll::{
         Record,
         barrier::Barriers,
@@ -61,6 +58,7 @@ impl Daemon {
         epoch: Option<u64>,
         by: String,
     ) -> Result<RollStarted, Refusal> {
+        let _begins = self.reloads.begins(&service.config.name);
         let plan = Plan { fleet: epoch, ..plan(&service, &request)? };
         self.has_barriers(&plan.barriers)?;
         let addresses = |batch: &Vec<usize>| -> Vec<_> {
@@ -191,86 +189,6 @@ impl Daemon {
             )));
         }
         Ok(())
-    }
-
-    /// Bypasses, or goes back to steering: one write each.
-    pub(super) fn bypass(&self, request: &BypassRequest, by: &str) -> Result<Done, Refusal> {
-        let _gate = lock(&self.gate);
-        let named = match &request.service {
-            Some(name) => vec![self.service(name)?],
-            None => self.registry.services().into_values().collect(),
-        };
-        if request.on {
-            for service in &named {
-                self.may_let_go(service, request.force, "bypass")?;
-            }
-        }
-        match &request.service {
-            Some(_) => named.iter().for_each(|service| self.registry.bypass(service, request.on)),
-            None => self.tables.bypass(request.on),
-        }
-        self.journal.update(|state| match &request.service {
-            Some(name) => state.services.entry(name.clone()).or_default().bypassed = request.on,
-            None => state.bypassed = request.on,
-        });
-        let what = request.service.as_deref().unwrap_or("every service");
-        tracing::warn!(service = what, on = request.on, by, "bypass");
-        let about = About { service: request.service.as_deref(), ..About::default() };
-        self.history.bypass(By::Somebody(by), about, request.on);
-        let done = if request.on {
-            format!("{what} is bypassed: every connection goes where it is dialled")
-        } else {
-            format!("{what} is steered again")
-        };
-        Ok(Done { done })
-    }
-
-    /// Takes everything out of the kernel.
-    pub(super) fn detach(&self, request: &DetachRequest, by: &str) -> Result<Done, Refusal> {
-        let _gate = lock(&self.gate);
-        for service in self.registry.services().values() {
-            self.may_let_go(service, request.force, "detach")?;
-        }
-        let mut programs = lock(&self.programs);
-        let Some(attached) = programs.as_mut() else {
-            return Ok(Done { done: "nothing was attached".to_owned() });
-        };
-        attached.detach().map_err(|error| Refusal::failed(format!("{error:#}")))?;
-        *programs = None;
-        tracing::warn!(by, "detached");
-        self.history.tell(By::Somebody(by), About::default(), Change::Detached);
-        let done = "every program is out of the kernel; connections go where they are dialled. \
-                    Restart the daemon to attach again";
-        Ok(Done { done: done.to_owned() })
-    }
-
-    /// Whether connections of a service may go where they are dialled: not while a roll or drain keeps some from workers
-    /// that are going down, and not while a service address is in use, at which nobody listens.
-    fn may_let_go(&self, service: &Service, force: bool, verb: &str) -> Result<(), Refusal> {
-        let name = &service.config.name;
-        if let Some(roll) = self.running(name) {
-            return Err(Refusal::busy(format!(
-                "roll {} of {name} runs; without steering it would lose requests. Stop it first, or wait",
-                roll.id
-            )));
-        }
-        let counts = self.tables.counts();
-        let (dialled, moved) = (counts.service(service.index).dialled, counts.lanes(service.index).moved);
-        if moved > 0 && !force && service.current() == 1 {
-            return Err(Refusal::failed(format!(
-                "workers of the pool of {name} that is not current are dialled ({moved} connections so far), where nobody \
-                 listens as a rule: they would be refused. Let the load balancer name the service address, or: deployer \
-                 {verb} --force"
-            )));
-        }
-        match service.config.address {
-            Some(address) if dialled > 0 && !force => Err(Refusal::failed(format!(
-                "the service address {address} of {name} is in use ({dialled} connections so far), and nobody listens \
-                 there: they would all be refused. Let the load balancer name the workers first, or: deployer {verb} \
-                 --force"
-            ))),
-            _ => Ok(()),
-        }
     }
 }
 

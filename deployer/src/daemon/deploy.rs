@@ -52,6 +52,7 @@ impl Daemon {
         fleet: Option<FleetPart>,
         by: String,
     ) -> Result<DeployStarted, Refusal> {
+        let _begins = self.reloads.begins(name);
         let service = self.service(name)?;
         let config = two_pools(&service)?.clone();
         is_sound(&service, &request)?;
@@ -146,7 +147,7 @@ impl Daemon {
     }
 
     /// Where a roll stands, as last written down.
-    fn machine_of(&self, id: &str) -> Option<Machine> {
+    pub(super) fn machine_of(&self, id: &str) -> Option<Machine> {
         self.journal.read(|state| state.rolls.iter().find(|roll| roll.id == id).map(|roll| roll.machine.clone()))
     }
 

@@ -8,7 +8,7 @@ use tokio::task::JoinError;
 
 use super::{Daemon, LAST_WORDS, lock};
 use crate::{
-    api::{Change, Configured},
+    api::{Change, Configured, Reloaded},
     config::{Mode, Policy, Service},
     journal::history::{About, By},
     service::Worker,
@@ -56,14 +56,14 @@ impl Daemon {
     }
 
     /// Tells that the configuration was read again, and what is another now.
-    pub(super) fn tell_reloaded(&self, read: &Result<Result<()>, JoinError>) {
+    pub(super) fn tell_reloaded(&self, by: By<'_>, read: &Result<Result<Reloaded>, JoinError>) {
         let error = match read {
-            Ok(Ok(())) => None,
+            Ok(Ok(_)) => None,
             Ok(Err(error)) => Some(format!("{error:#}")),
             Err(error) => Some(error.to_string()),
         };
-        self.history.tell(By::Hangup, About::default(), Change::Reloaded { error });
-        self.tell_found(By::Hangup);
+        self.history.tell(by, About::default(), Change::Reloaded { error });
+        self.tell_found(by);
     }
 
     /// The last word, and the end for those who follow.

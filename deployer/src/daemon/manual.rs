@@ -57,8 +57,14 @@ impl Daemon {
         let service = self.service(name)?;
         self.must_steer(&service)?;
         let worker = Arc::clone(worker(&service, request.port)?);
-        if let Some(roll) = self.running(&service.config.name) {
-            return Err(Refusal::busy(format!("roll {} of {} runs", roll.id, service.config.name)));
+        if let Some(roll) = self.running(&service.config.name)
+            && !self.machine_of(&roll.id).is_some_and(|machine| machine.is_waiting())
+        {
+            return Err(Refusal::busy(format!(
+                "{} of {} is under way, and takes workers out itself; wait for its end, or stop it first",
+                self.shown(&roll),
+                service.config.name
+            )));
         }
         let (phase, held, reason) = {
             let control = worker.control();

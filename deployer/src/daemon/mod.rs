@@ -2,6 +2,7 @@
 
 mod actions;
 mod deploy;
+mod emergency;
 mod enable;
 mod error;
 mod fleet;
@@ -9,6 +10,7 @@ mod floor;
 mod former;
 mod history;
 mod holds;
+mod in_use;
 mod keeper;
 mod lives;
 mod losses;
@@ -17,6 +19,7 @@ mod manual;
 mod metrics;
 mod plan;
 mod protect;
+mod reload;
 mod report;
 mod selftest;
 mod server;
@@ -30,7 +33,7 @@ mod watchdog;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    path::{Path, PathBuf},
+    path::Path,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicBool, AtomicU64, Ordering},
@@ -44,17 +47,16 @@ use tokio::{
     sync::Notify,
     task::JoinSet,
 };
-use tracing::{error, info, warn};
+use tracing::{info, warn};
 
 use self::{
     former::Resumed,
-    start::observing,
     supervise::{Health, Returns, panicked},
 };
 use crate::{
-    api::{Phase, SelfTest},
+    api::SelfTest,
     command,
-    config::{self, Config},
+    config::Config,
     journal::{History, Journal, events::Shelf, history::By},
     keepalive::Keepalive,
     kernel::{Attachment, Decisions, Events, Programs, Tables, descriptors},
@@ -63,7 +65,7 @@ use crate::{
     metrics::Ledger,
     report::Meters,
     roll::{Record, barrier::Barriers, world::World},
-    service::{self, Service, answers, registry::Registry, stopped, watch},
+    service::{answers, registry::Registry, stopped, watch},
 };
 
 /// Rolls that are remembered.
@@ -120,6 +122,8 @@ pub(crate) struct Daemon {
     self_test: Mutex<Option<SelfTest>>,
     /// What held the drains when it was asked last. No other lock is taken under it.
     holds: tokio::sync::Mutex<holds::Looked>,
+    /// What waits to be applied.
+    reloads: reload::Reloads,
     /// The youngest last.
     rolls: Mutex<Vec<Arc<Record>>>,
     /// Held while something is looked at and then changed (a roll begun, a worker claimed, the configuration read again,
@@ -151,6 +155,7 @@ pub async fn run(path: &Path) -> Result<()> {
     let config = Config::load_safe(path)?;
     let path_of_socket = config.daemon.socket.clone();
     let (daemon, socket, events) = start::start(config).await?;
+    daemon.reloads.file.get_or_init(|| path.to_owned());
     let page = daemon.bind_metrics().await;
     let end = Arc::new(Notify::new());
     let mut server = tokio::spawn(server::run(socket.publish()?, Arc::clone(&daemon), Arc::clone(&end)));
@@ -159,7 +164,7 @@ pub async fn run(path: &Path) -> Result<()> {
     // Outside systemd there is nobody to tell.
     let _ = sd_notify::notify(&[sd_notify::NotifyState::Ready]);
     let unserved = tokio::select! {
-        () = signals.until_stopped(&daemon, path) => None,
+        () = signals.until_stopped(&daemon) => None,
         ended = &mut server => Some(ended.err().and_then(panicked).unwrap_or_else(|| "it has returned".to_owned())),
     };
     let _ = sd_notify::notify(&[sd_notify::NotifyState::Stopping]);
@@ -203,12 +208,13 @@ impl Signals {
         })
     }
 
-    async fn until_stopped(&mut self, daemon: &Arc<Daemon>, path: &Path) {
+    async fn until_stopped(&mut self, daemon: &Arc<Daemon>) {
         loop {
             tokio::select! {
                 _ = self.terminate.recv() => return,
                 _ = self.interrupt.recv() => return,
-                _ = self.hangup.recv() => daemon.reload(path).await,
+                // What came of it is in the log.
+                _ = self.hangup.recv() => drop(daemon.reload(By::Hangup).await),
             }
         }
     }
@@ -258,6 +264,7 @@ impl Daemon {
         self.supervise(&mut tasks, "ledger", Returns::Never, Self::keep_ledger);
         self.supervise(&mut tasks, "register", Returns::Done, Self::register);
         self.supervise(&mut tasks, "fleet", Returns::Never, Self::follow_fleet);
+        self.supervise(&mut tasks, "reloads", Returns::Never, Self::apply_deferred);
         self.supervise(&mut tasks, "watchdog", Returns::Never, Self::feed_watchdog);
         let page = Arc::new(Mutex::new(page));
         self.supervise(&mut tasks, "metrics", Returns::Done, move |daemon| {
@@ -306,70 +313,6 @@ impl Daemon {
         lock(&self.programs).is_some()
     }
 
-    /// Reads the configuration again. What is wrong leaves everything as it was.
-    async fn reload(self: &Arc<Self>, path: &Path) {
-        let _ = sd_notify::notify(&[sd_notify::NotifyState::Reloading]);
-        let known = self.registry.services().into_keys().collect();
-        let (daemon, path) = (Arc::clone(self), PathBuf::from(path));
-        let read = tokio::task::spawn_blocking(move || daemon.reload_now(&path)).await;
-        self.tell_reloaded(&read);
-        match read {
-            Ok(Ok(())) => {
-                // Without the gate: a manager may take its time.
-                service::adopt(&self.registry.services()).await;
-                tokio::spawn(Arc::clone(self).look_at_found(known));
-                info!("configuration read again");
-            }
-            Ok(Err(error)) => error!(error = format!("{error:#}"), "configuration not read again; the former stays"),
-            Err(error) => error!(%error, "reload has panicked"),
-        }
-        let _ = sd_notify::notify(&[sd_notify::NotifyState::Ready]);
-    }
-
-    fn reload_now(&self, path: &Path) -> Result<()> {
-        let config = Config::load_safe(path)?;
-        let _gate = lock(&self.gate);
-        if let Some(name) = self.registry.services().keys().find(|name| self.running(name).is_some()) {
-            anyhow::bail!("a roll of {name} runs; reload when it has ended");
-        }
-        let services = self.registry.services();
-        let held =
-            services.values().flat_map(|service| service.members()).find(|worker| !worker.control().is_watched());
-        if let Some(worker) = held {
-            anyhow::bail!(
-                "{} of {} is drained or enabled by hand just now; end that, then reload",
-                worker.at,
-                worker.service
-            );
-        }
-        services
-            .values()
-            .try_for_each(|service| stays_in_its_pool(service, config.services.get(&service.config.name)))?;
-        let mut current = lock(&self.config);
-        if config.kernel.callers != current.kernel.callers || config.kernel.workers != current.kernel.workers {
-            warn!("[kernel] callers and workers take effect at the next start of the daemon");
-        }
-        if config.daemon.socket != current.daemon.socket || config.daemon.state != current.daemon.state {
-            warn!("[daemon] socket and state take effect at the next start of the daemon");
-        }
-        if config.kernel.pins != current.kernel.pins {
-            warn!("[kernel] pins takes effect at the next start of the daemon");
-        }
-        if config.metrics != current.metrics {
-            warn!("[metrics] listen takes effect at the next start of the daemon");
-        }
-        if config.fleet != current.fleet {
-            warn!("[fleet] takes effect at the next start of the daemon");
-        }
-        let known = services.keys().cloned().collect();
-        self.registry.apply(&observing(&config, &known))?;
-        let adopted = watch::adopt(&self.registry, &self.tables, &known);
-        tokio::runtime::Handle::current().block_on(adopted).context("looking for listening workers (sock_diag)")?;
-        self.registry.apply(&config)?;
-        *current = config;
-        Ok(())
-    }
-
     /// Before the daemon goes: the batches in hand are brought through, so that no worker is left out, and the rolls are
     /// left to the next daemon.
     async fn wind_up(&self) {
@@ -386,34 +329,6 @@ impl Daemon {
             roll.over().await;
         }
     }
-}
-
-/// Whether the workers that serve, of two pools, are of the same pool by a new configuration: pools are told apart by it.
-fn stays_in_its_pool(service: &Service, wanted: Option<&config::Service>) -> Result<()> {
-    let Some(wanted) = wanted.filter(|wanted| wanted.deploy.is_some() && service.config.deploy.is_some()) else {
-        return Ok(());
-    };
-    let pools = [&wanted.workers[..], wanted.second()];
-    let current = service.current() as usize & 1;
-    let mut up = service.workers().iter().filter(|worker| worker.control().phase == Phase::Up).peekable();
-    if up.peek().is_none() {
-        return Ok(());
-    }
-    let (name, mut kept) = (&wanted.name, false);
-    for worker in up {
-        if pools[1 - current].contains(&worker.at) {
-            anyhow::bail!(
-                "{} of {name} serves, and would be of the pool that is not current; write the addresses of `deploy.second` \
-                 out in place of \"next\", or deploy once more before the change",
-                worker.at
-            );
-        }
-        kept |= pools[current].contains(&worker.at);
-    }
-    if !kept {
-        anyhow::bail!("nobody of the pool of {name} that is current would be left; deploy once more before the change");
-    }
-    Ok(())
 }
 
 async fn note_for_ever(daemon: Arc<Daemon>) {

@@ -29,8 +29,9 @@ use tokio::{
 
 use super::{Daemon, error::Refusal};
 use crate::{
-    api::{DeployRequest, Done, ErrorBody, Exit, Report, RollRequest, TraceRequest},
+    api::{DeployRequest, Done, ErrorBody, Exit, Reloaded, Report, RollRequest, TraceRequest},
     config,
+    journal::history::By,
 };
 
 /// Requests are a line or two.
@@ -132,6 +133,7 @@ pub(super) async fn run(listener: UnixListener, daemon: Arc<Daemon>, end: Arc<No
         .merge(fleet::routes())
         .route("/v1/bypass", post(bypass))
         .route("/v1/detach", post(detach))
+        .route("/v1/reload", post(reload))
         .fallback(nothing_here)
         .method_not_allowed_fallback(nothing_here)
         .layer(DefaultBodyLimit::max(MOST))
@@ -180,6 +182,7 @@ async fn report(State(daemon): Shared, Name(id): Name<String>) -> Answer<Report>
 async fn roll(State(daemon): Shared, Name(name): Name<String>, who: Who, body: Bytes) -> Response {
     let run = async {
         let request: RollRequest = parse(&body)?;
+        daemon.catch_up().await;
         daemon.roll(daemon.service(&name)?, request, who.0.0).await
     };
     run.await.map(Json).into_response()
@@ -188,6 +191,7 @@ async fn roll(State(daemon): Shared, Name(name): Name<String>, who: Who, body: B
 async fn deploy(State(daemon): Shared, Name(name): Name<String>, who: Who, body: Bytes) -> Response {
     let run = async {
         let request: DeployRequest = parse(&body)?;
+        daemon.catch_up().await;
         daemon.deploy(&name, request, who.0.0).await
     };
     run.await.map(Json).into_response()
@@ -218,6 +222,12 @@ async fn bypass(State(daemon): Shared, who: Who, body: Bytes) -> Answer<Done> {
 
 async fn detach(State(daemon): Shared, who: Who, body: Bytes) -> Answer<Done> {
     daemon.detach(&parse(&body)?, &who.0.0).map(Json)
+}
+
+async fn reload(State(daemon): Shared, who: Who) -> Answer<Reloaded> {
+    // A task of its own: it must come to its end even if the client does not wait for it.
+    let reload = tokio::spawn(async move { daemon.reload(By::Somebody(&who.0.0)).await });
+    reload.await.unwrap_or_else(|error| Err(Refusal::failed(error.to_string()))).map(Json)
 }
 
 async fn stop(State(daemon): Shared, Name(id): Name<String>, who: Who) -> Answer<Done> {

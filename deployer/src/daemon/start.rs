@@ -107,6 +107,7 @@ fn assemble(
         holds: Default::default(),
         watched: Default::default(),
         self_test: Default::default(),
+        reloads: Default::default(),
         rolls: Default::default(),
         gate: Default::default(),
         told: Default::default(),

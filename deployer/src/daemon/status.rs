@@ -30,6 +30,7 @@ impl Daemon {
             callers: self.attachment.callers.display().to_string(),
             trouble: self.trouble(),
             self_test: lock(&self.self_test).clone(),
+            deferred: self.reloads.deferred(),
             services: self.registry.services().values().map(|service| self.service_status(service, &held)).collect(),
         }
     }
@@ -41,7 +42,7 @@ impl Daemon {
         let own = own.chain(lock(&self.losses).trouble());
         let own = own.chain(lock(&self.unserved).clone()).chain(self.history.unwritten());
         let own = own.chain(self.registry.squatters().told());
-        let own = own.chain(self.caller_trouble());
+        let own = own.chain(self.caller_trouble()).chain(self.reloads.trouble());
         let own = own.chain(lock(&self.refused_binds).values().cloned().collect::<Vec<_>>());
         let own = own.chain(self.shelf.disk().trouble()).chain(self.health.trouble());
         let all = own.chain(self.fleet.troubles()).chain(self.warnings.iter().cloned());

@@ -58,7 +58,7 @@ impl Roll {
         let _closing = self.closing_former(1 - pool);
         let Some(mut looks) = self.looks() else { return self.machine.baked(Baked::Done) };
         let ends = self.side_by_side(until_ms).await;
-        let mut is_told = false;
+        let (mut is_told, mut is_waiting) = (false, false);
         let why = loop {
             // First of all: what was asked for is done, also by a daemon that is about to end.
             if let Some(baked) = asked(self.record.orders().take_after_flip()) {
@@ -79,7 +79,7 @@ impl Roll {
             {
                 break Baked::Bad(why);
             }
-            if is_over(ends.as_ref()) {
+            if is_over(ends.as_ref()) && self.may_retire(&mut is_waiting) {
                 break Baked::Done;
             }
             self.pause(ends.as_ref()).await;
@@ -112,6 +112,16 @@ impl Roll {
         self.machine.stand_side_by_side(ends.clone());
         let _ = self.save().await;
         Some(ends)
+    }
+
+    /// Whether the pool that is not current may be retired: not while its service is bypassed or detached, when connections
+    /// go to whichever worker they are dialled at.
+    fn may_retire(&self, is_told: &mut bool) -> bool {
+        let Err(why) = self.world.steering(&self.service) else { return true };
+        if !std::mem::replace(is_told, true) {
+            tracing::warn!(why, "both pools stay up: connections are not steered, so no worker can be retired");
+        }
+        false
     }
 
     /// Waits for an order, and for an end, but not for long.
@@ -188,9 +198,10 @@ impl Roll {
     pub(super) async fn linger(&mut self, until_ms: Option<u64>) {
         let _closing = self.closing_former(self.new_pool());
         let ends = self.side_by_side(until_ms).await;
+        let mut is_waiting = false;
         while !self.record.is_suspended() {
             let is_told = matches!(self.record.orders().take_after_flip(), Order::Supersede { .. } | Order::End);
-            if is_told || is_over(ends.as_ref()) {
+            if is_told || is_over(ends.as_ref()) && self.may_retire(&mut is_waiting) {
                 self.machine.lingered();
                 let _ = self.save().await;
                 return;

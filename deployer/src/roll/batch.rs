@@ -14,7 +14,7 @@ use super::{
     left::Left,
     machine::Outcome,
     record::unix_ms,
-    run::{ON_REQUEST, Roll},
+    run::Roll,
     worker::{Restart, Task, Wait},
 };
 use crate::{
@@ -35,10 +35,18 @@ impl Roll {
         reach(Point::Batch, None).await;
         let outcomes = self.batch(left, workers, &task).await;
         reach(Point::BatchDone, None).await;
-        self.machine.batch_done(outcomes);
+        self.machine.batch_done(outcomes.into_iter().map(|(nth, outcome)| (nth, self.explained(outcome))).collect());
         // Where this fails, so does the next worker's intent, and the roll ends there.
         let _ = self.save().await;
         reach(Point::BatchJournaled, None).await;
+    }
+
+    /// A worker that was kept when the roll was stopped by something else than a request was kept because of that.
+    fn explained(&self, outcome: Outcome) -> Outcome {
+        match (outcome, self.record.stop_why()) {
+            (Outcome::Kept(kept), Some(why)) => Outcome::Kept(format!("{why}; {kept}")),
+            (outcome, _) => outcome,
+        }
     }
 
     async fn batch(&mut self, left: &Arc<Left>, workers: &[usize], task: &Task) -> Vec<(usize, Outcome)> {
@@ -108,7 +116,7 @@ impl Roll {
     /// Where the next daemon is to go on, those that are still left go on to be waited for by that.
     fn tell_again(&mut self, outcomes: Vec<(usize, Outcome)>) {
         if self.record.stop_asked() {
-            self.machine.stop(ON_REQUEST, true);
+            self.machine.stop(&self.record.stop_text(), true);
         } else if self.record.is_suspended() && !self.machine.is_stopping() {
             return self.machine.partly_done(outcomes);
         }

@@ -4,12 +4,7 @@ use std::time::{Duration, Instant};
 
 use deployer_common::lanes::FlipWord;
 
-use super::{
-    deploy::LOOK,
-    orders::Order,
-    record::unix_ms,
-    run::{ON_REQUEST, Roll},
-};
+use super::{deploy::LOOK, orders::Order, record::unix_ms, run::Roll};
 use crate::{
     api::{Phase, What},
     failpoint::{Point, reach},
@@ -48,7 +43,7 @@ impl Roll {
         }
         if self.record.stop_asked() {
             // Whoever is in hand is so of the end that follows, which a daemon before had begun.
-            self.machine.stop(ON_REQUEST, false);
+            self.machine.stop(&self.record.stop_text(), false);
         }
     }
 
@@ -95,7 +90,7 @@ impl Roll {
         if !is_on_its_way {
             // As it was written down, and never done: by a daemon that was killed.
             if self.record.stop_asked() || self.machine.is_stopping() {
-                self.machine.stop(ON_REQUEST, true);
+                self.machine.stop(&self.record.stop_text(), true);
                 return self.machine.disarmed();
             }
             if let Err(why) = self.await_pool().await {
@@ -184,7 +179,7 @@ impl Roll {
                 match short {
                     Some(why) if !is_stopping => self.machine.unfit(&why),
                     _ => {
-                        self.machine.stop(ON_REQUEST, true);
+                        self.machine.stop(&self.record.stop_text(), true);
                         self.machine.disarmed();
                     }
                 }

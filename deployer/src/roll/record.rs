@@ -2,7 +2,7 @@
 
 use std::{
     sync::{
-        Arc, Mutex, MutexGuard, PoisonError,
+        Arc, Mutex, MutexGuard, OnceLock, PoisonError,
         atomic::{AtomicBool, Ordering},
     },
     time::{Duration, Instant},
@@ -14,6 +14,7 @@ use tracing::info;
 use super::{
     kept::Kept,
     orders::{Order, Orders},
+    run::ON_REQUEST,
     told,
 };
 use crate::{
@@ -37,6 +38,8 @@ pub struct Record {
     told: Mutex<Told>,
     written: watch::Sender<usize>,
     stop: AtomicBool,
+    /// Why, where something else than a client's request has stopped it.
+    stop_why: OnceLock<String>,
     suspend: AtomicBool,
     parked: AtomicBool,
     orders: Orders,
@@ -83,6 +86,7 @@ impl Record {
             told,
             written,
             stop,
+            stop_why: OnceLock::new(),
             suspend,
             parked,
             orders,
@@ -115,7 +119,9 @@ impl Record {
                 return;
             }
             // It is entered a while before it begins, which is the first thing that is told.
-            if told.events.is_empty() && matches!(what, What::StopAsked { .. } | What::Ended { .. }) {
+            if told.events.is_empty()
+                && matches!(what, What::StopAsked { .. } | What::Asked { .. } | What::Ended { .. })
+            {
                 told.early.push(what);
                 return;
             }
@@ -265,6 +271,29 @@ impl Record {
             self.add(What::StopAsked { by: by.to_owned() });
             self.orders.wake();
         }
+    }
+
+    /// The same, where it cannot go on; the text of its end begins with "stopped: " and `why`.
+    pub fn ask_stop_for(&self, by: &str, why: String) {
+        let _ = self.stop_why.set(why);
+        self.ask_stop(by);
+    }
+
+    /// What begins the text of its end when a stop was asked for.
+    #[must_use]
+    pub fn stop_text(&self) -> String {
+        self.stop_why().map_or_else(|| ON_REQUEST.to_owned(), |why| format!("stopped: {why}"))
+    }
+
+    /// Why, if something else than a client's request has stopped it.
+    #[must_use]
+    pub fn stop_why(&self) -> Option<&str> {
+        self.stop_why.get().map(String::as_str)
+    }
+
+    /// Has its readers told that something was asked for that concerns it; `what` in words.
+    pub fn note(&self, what: &str, by: &str) {
+        self.add(What::Asked { by: by.to_owned(), what: what.to_owned() });
     }
 
     /// Has a deploy asked for something; `what` in a word.

@@ -106,7 +106,7 @@ impl Roll {
         }
         let end = loop {
             if self.record.stop_asked() {
-                self.machine.stop(ON_REQUEST, !self.hand.is_empty());
+                self.machine.stop(&self.record.stop_text(), !self.hand.is_empty());
             }
             if self.is_to_park().await {
                 left.only(&BTreeSet::new(), "left, while the daemon is restarted").await;

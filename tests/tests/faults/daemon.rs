@@ -181,8 +181,9 @@ fn changed_deadline(stage: &Stage<'_>, daemon: &Daemon<'_>, config: &ServiceConf
     let slow = stage.slow(8000, 6)?;
     let mut roll = stage.roll(daemon, TO_V2)?;
     roll.until_phase(8000, "draining")?;
-    let said = stage.reload(daemon, &sooner)?;
-    ensure!(said.contains("a roll of web runs"), "{said}");
+    let later = stage.config(&ServiceConfig { deadline: "9s", ..config.clone() });
+    let said = stage.reload(daemon, &later)?;
+    ensure!(said.contains("configuration read again") && said.contains("web: roll web-"), "it waits: {said}");
     let end = roll.end()?;
     eprintln!("{end:?}");
     end.must("stopped", &["not empty after 1 s"])?;

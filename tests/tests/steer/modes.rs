@@ -81,6 +81,37 @@ fn detach_with_a_service_address() -> Result<()> {
     Ok(())
 }
 
+/// What was in use long ago is not, whatever the counters say; what is open is.
+#[test]
+fn an_address_that_is_no_longer_used() -> Result<()> {
+    let sandbox = Sandbox::new("unused")?;
+    let address = "address = \"127.0.0.1:9000\"";
+    let rig = Setup { ports: 8000..=8001, extra: address, ..Setup::default() }.start(&sandbox)?;
+    let caller = Caller::at(&sandbox, Place::Callers);
+    caller.once(Dial::to(HOST, 9000).times(10))?;
+    let held = caller.hold(&[Dial { keep: true, ..Dial::to(HOST, 9000) }])?;
+    let begun = Instant::now();
+    let refused = |named: &str| -> Result<()> {
+        let (exit, text) = rig.verb(&["bypass", "web"])?;
+        ensure!(exit == 1 && text.contains(named) && text.contains("bypass web --force"), "exit {exit}: {text}");
+        Ok(())
+    };
+    refused("in use (last connection")?;
+    std::thread::sleep(Duration::from_millis(10_200).saturating_sub(begun.elapsed()));
+    refused("1 open")?;
+    held.kill()?;
+    let limit = deployer_tests::pace::patient(Duration::from_secs(5));
+    let begun = Instant::now();
+    loop {
+        let (exit, text) = rig.verb(&["bypass", "web"])?;
+        if exit == 0 {
+            return Ok(());
+        }
+        ensure!(begun.elapsed() < limit, "exit {exit}: {text}");
+        std::thread::sleep(Duration::from_millis(100));
+    }
+}
+
 /// Steering, bypassed, steering again, detached; nginx and its callers notice none of it.
 #[test]
 fn under_load() -> Result<()> {

@@ -26,7 +26,15 @@ fn unit(sandbox: &Sandbox) -> Result<String> {
     let shipped = run(Command::new(bin.path()).arg("unit"))?;
     ensure!(shipped.contains(&format!("ExecStart={EXEC}\n")), "{shipped}");
     let config = sandbox.dir().join("deployer.toml");
-    Ok(shipped.replace(EXEC, &format!("{} daemon --config {}", bin.path().display(), config.display())))
+    let here = |shipped: &str| {
+        shipped
+            .replace("/usr/local/bin/deployer", &bin.path().display().to_string())
+            .replace("/etc/deployer.toml", &config.display().to_string())
+    };
+    Ok(shipped
+        .lines()
+        .map(|line| format!("{}\n", if line.starts_with("Exec") { here(line) } else { line.into() }))
+        .collect())
 }
 
 /// There is no basic.target here, and no journal.
@@ -93,6 +101,16 @@ fn the_daemon_runs_by_it() -> Result<()> {
     ensure!(systemd.property(UNIT, "Unit", "ActiveState")? == "s \"active\"", "{}", log());
     systemd.call("ReloadUnit", &["ss", UNIT, "replace"])?;
     wait("the reload", || Ok(log().contains("configuration read again"))).with_context(log)?;
+
+    let result = || systemd.property(UNIT, "Service", "ReloadResult");
+    ensure!(result()? == "s \"success\"", "{:?}\n{}", result(), log());
+    let right = fs::read_to_string(Daemon::config_of(&sandbox))?;
+    Daemon::write_config(&sandbox, &right.replace("[service.web]", "[service.web]\nnonsense = 1"))?;
+    systemd.call("ReloadUnit", &["ss", UNIT, "replace"])?;
+    wait("the reload to fail", || Ok(result()? == "s \"exit-code\""))
+        .with_context(|| format!("{:?}\n{}", result(), log()))?;
+    ensure!(systemd.property(UNIT, "Unit", "ActiveState")? == "s \"active\"", "{}", log());
+    Daemon::write_config(&sandbox, &right)?;
 
     // Killed, it is back by itself, and goes on with what steers.
     let pid = systemd.pid_of(UNIT)?.context("the daemon has no process")?;

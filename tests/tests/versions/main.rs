@@ -3,12 +3,14 @@
 mod browsers;
 mod clock;
 mod deploy;
+mod emergency;
 mod failures;
 mod held;
 mod kept;
 mod lanes;
 mod lb;
 mod orders;
+mod reloads;
 mod restart;
 mod rollback;
 mod scene;

@@ -44,6 +44,11 @@ impl Failpoint {
     pub(crate) fn wait(&self, site: &Site<'_>) -> Result<()> {
         until("the failpoint is reached", || Ok(self.0.join("reached").exists())).with_context(|| site.daemon.log())
     }
+
+    /// Lets the daemon go on.
+    pub(crate) fn go(&self) -> Result<()> {
+        std::fs::write(self.0.join("go"), "").context("let the daemon go on")
+    }
 }
 
 /// Waits until something holds.

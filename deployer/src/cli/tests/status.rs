@@ -79,6 +79,7 @@ fn status() -> Status {
         callers,
         trouble: Vec::new(),
         self_test: None,
+        deferred: Vec::new(),
         services: vec![web],
     }
 }

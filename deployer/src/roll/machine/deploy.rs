@@ -80,6 +80,13 @@ impl Machine {
         matches!(self.stage, Stage::Bake) || (matches!(self.stage, Stage::Flip) && is_over())
     }
 
+    /// Whether it is a deploy that waits with no worker in hand: to be told to flip, for its flip, or while both versions
+    /// serve side by side.
+    #[must_use]
+    pub fn is_waiting(&self) -> bool {
+        matches!(self.stage, Stage::Hold | Stage::Flip | Stage::Bake | Stage::Linger)
+    }
+
     /// Whether it is about to flip, or does so by itself, and has not been told that it has.
     #[must_use]
     pub fn is_flipping(&self) -> bool {

@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use deployer_common::word::State;
 
-use super::{Missed, Restart, Taken, Wait};
+use super::{Missed, Restart, Taken, Task, Wait};
 use crate::{
     api::{Phase, What},
     roll::{left, machine::Outcome},
@@ -15,6 +15,8 @@ use crate::{
 const LOOK: Duration = Duration::from_millis(50);
 /// How much longer than its warm-up a client's `enable` of a worker may take: its manager starts it first.
 const ENABLED_WITHIN: Duration = Duration::from_secs(30);
+/// How long the end of an operator's drain may take.
+const TAKEN_OVER_WITHIN: Duration = Duration::from_secs(5);
 
 impl Wait {
     /// Comes when the wait is over before its time.
@@ -32,6 +34,9 @@ impl Restart {
     /// What came of the worker instead.
     pub(super) async fn turn(&self) -> Result<Claim, Outcome> {
         let Some(wait) = &self.wait else {
+            if self.task == Task::Retire {
+                self.take_over().await;
+            }
             self.enabled_first(Instant::now() + ENABLED_WITHIN + self.service.config.warm.within).await;
             return self.worker.claim(Owner::Roll(self.record.id.clone())).map_err(Outcome::Kept);
         };
@@ -57,6 +62,17 @@ impl Restart {
     /// Waits until no client has the worker started and warmed any more (`deployer enable`): the roll then takes it over.
     async fn enabled_first(&self, until: Instant) {
         while self.worker.control().is_being_enabled() && Instant::now() < until {
+            tokio::time::sleep(LOOK).await;
+        }
+    }
+
+    /// Ends an operator's drain of a worker that is to be retired: it is emptied, and stopped, in either case.
+    async fn take_over(&self) {
+        let until = Instant::now() + TAKEN_OVER_WITHIN;
+        while Instant::now() < until {
+            let Some(end) = self.worker.control().by_hand() else { return };
+            self.worker.control().ended_by(&format!("roll {}", self.record.id));
+            end.notify_one();
             tokio::time::sleep(LOOK).await;
         }
     }
