@@ -97,7 +97,7 @@ impl<'de> Deserialize<'de> for At {
             }
 
             fn visit_u64<E: de::Error>(self, port: u64) -> Result<At, E> {
-                u16::try_from(port).map(At::Port).map_err(|_| E::custom("a port is 1 to 65535"))
+                u16::try_from(port).map(At::Port).map_err(|_| E::custom(format!("{port} is no port; write 1 to 65535")))
             }
 
             fn visit_str<E: de::Error>(self, text: &str) -> Result<At, E> {

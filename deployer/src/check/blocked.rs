@@ -17,9 +17,9 @@ use crate::{
 pub(super) fn findings(what: &str, service: &Service, cgroup: &Path) -> Vec<Finding> {
     // What is wrong with the kernel's answer is found elsewhere.
     let Ok(listening) = diag::sockets(states::LISTEN, None) else { return Vec::new() };
-    let own = family::tree(&cgroup.join(&service.name)).ids;
+    let Ok(own) = family::tree(&cgroup.join(&service.name)) else { return Vec::new() };
     let workers = service.workers.iter().chain(service.second());
-    let taken = workers.filter_map(|at| Some((*at, holder(&listening, &own, *at)?)));
+    let taken = workers.filter_map(|at| Some((*at, holder(&listening, &own.ids, *at)?)));
     taken.map(|(at, socket)| finding(what, at, socket)).collect()
 }
 

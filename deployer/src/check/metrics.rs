@@ -60,6 +60,7 @@ mod tests {
             callers: String::new(),
             trouble: Vec::new(),
             self_test: None,
+            deferred: Vec::new(),
             services: Vec::new(),
         }
     }

@@ -27,6 +27,7 @@ mod settle;
 mod start;
 mod status;
 mod supervise;
+mod tasks;
 mod trace;
 mod unsteered;
 mod watchdog;
@@ -45,13 +46,12 @@ use anyhow::{Context, Result};
 use tokio::{
     signal::unix::{Signal, SignalKind, signal},
     sync::Notify,
-    task::JoinSet,
 };
 use tracing::{info, warn};
 
 use self::{
     former::Resumed,
-    supervise::{Health, Returns, panicked},
+    supervise::{Health, panicked},
 };
 use crate::{
     api::SelfTest,
@@ -59,19 +59,17 @@ use crate::{
     config::Config,
     journal::{History, Journal, events::Shelf, history::By},
     keepalive::Keepalive,
-    kernel::{Attachment, Decisions, Events, Programs, Tables, descriptors},
+    kernel::{Attachment, Decisions, Programs, Tables, descriptors},
     launch::THIS_PROGRAM,
     log,
     metrics::Ledger,
     report::Meters,
     roll::{Record, barrier::Barriers, world::World},
-    service::{answers, registry::Registry, stopped, watch},
+    service::{answers, registry::Registry, stopped},
 };
 
 /// Rolls that are remembered.
 const REMEMBERED: usize = 32;
-/// Between two looks at what is known of the workers, for the journal.
-const NOTE: Duration = Duration::from_millis(500);
 
 /// How long clients may take to read what has been written for them when the daemon ends.
 const LAST_WORDS: Duration = Duration::from_secs(1);
@@ -240,44 +238,6 @@ impl Daemon {
         }
     }
 
-    /// What goes on in the background until the result is dropped.
-    fn tasks(self: &Arc<Self>, events: Events, page: Option<metrics::Bound>) -> JoinSet<()> {
-        let mut tasks = JoinSet::new();
-        self.supervise(&mut tasks, "note", Returns::Never, note_for_ever);
-        let ask = |daemon: Arc<Self>| watch::ask_versions(Arc::clone(&daemon.registry));
-        self.supervise(&mut tasks, "versions", Returns::Done, ask);
-        self.supervise(&mut tasks, "found", Returns::Done, |daemon| daemon.look_at_found(BTreeSet::new()));
-        let news = Arc::new(Notify::new());
-        let (watches, hears) = (Arc::clone(&news), (Arc::new(tokio::sync::Mutex::new(events)), news));
-        self.supervise(&mut tasks, "watch", Returns::Never, move |daemon| {
-            let watched = (Arc::clone(&daemon.registry), Arc::clone(&daemon.tables), Arc::clone(&daemon.ledger));
-            watch::run(watched, (Arc::clone(&watches), Arc::clone(&daemon.health.watch)))
-        });
-        self.supervise(&mut tasks, "hear", Returns::Never, move |daemon| {
-            daemon.hear(Arc::clone(&hears.0), Arc::clone(&hears.1))
-        });
-        self.supervise(&mut tasks, "links", Returns::Never, Self::keep);
-        self.supervise(&mut tasks, "protect", Returns::Never, Self::protect);
-        self.supervise(&mut tasks, "count", Returns::Never, Self::count);
-        self.supervise(&mut tasks, "callers", Returns::Never, Self::watch_callers);
-        self.supervise(&mut tasks, "self-test", Returns::Never, Self::test_itself);
-        self.supervise(&mut tasks, "ledger", Returns::Never, Self::keep_ledger);
-        self.supervise(&mut tasks, "register", Returns::Done, Self::register);
-        self.supervise(&mut tasks, "fleet", Returns::Never, Self::follow_fleet);
-        self.supervise(&mut tasks, "reloads", Returns::Never, Self::apply_deferred);
-        self.supervise(&mut tasks, "watchdog", Returns::Never, Self::feed_watchdog);
-        let page = Arc::new(Mutex::new(page));
-        self.supervise(&mut tasks, "metrics", Returns::Done, move |daemon| {
-            let page = Arc::clone(&page);
-            async move {
-                let bound = lock(&page).take();
-                let bound = if bound.is_some() { bound } else { daemon.bind_metrics().await };
-                daemon.serve_metrics(bound).await;
-            }
-        });
-        tasks
-    }
-
     /// Goes on with what the daemon before has left.
     fn go_on(self: &Arc<Self>, resumed: Resumed) {
         self.count_on(&resumed);
@@ -328,13 +288,5 @@ impl Daemon {
         for roll in &running {
             roll.over().await;
         }
-    }
-}
-
-async fn note_for_ever(daemon: Arc<Daemon>) {
-    loop {
-        tokio::time::sleep(NOTE).await;
-        daemon.note();
-        daemon.tell_trouble();
     }
 }

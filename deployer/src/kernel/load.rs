@@ -421,7 +421,7 @@ fn load(kept: &[(&'static str, PathBuf)], counts_relatives: bool) -> Result<Ebpf
     loader.override_global("COUNTS_RELATIVES", &counts_relatives, true);
     loader.override_global("HAS_MPTCP", &has_mptcp, true);
     for (table, pin) in kept {
-        loader.map_pin_path(*table, pin);
+        loader.map_pin_path(table, pin);
     }
     loader.load(OBJECT).context(
         "creating the eBPF tables; this needs root, or CAP_BPF, CAP_NET_ADMIN and CAP_PERFMON (deployer check says more)",

@@ -352,7 +352,7 @@ impl<'a> Drain<'a> {
             tables.forgive(evidence.left(at));
             Ok(evidence.sockets)
         };
-        Ok(blocking(look).await?)
+        blocking(look).await
     }
 
     /// Says what holds it: from the second second on, once a second, and only what is new.

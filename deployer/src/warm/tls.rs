@@ -250,6 +250,11 @@ fn of_certificate(error: &CertificateError, tls: &Tls, name: &str) -> String {
             "is for {}, not for {name}; write a name that it has, tls.server_name = \"web.internal\"",
             presented.join(", ")
         ),
+        // What rustls has no name for; webpki's type is not to be had.
+        CertificateError::Other(error) if format!("{error:?}").contains("CaUsedAsEndEntity") => format!(
+            "is that of an authority itself (CA:TRUE), and is not in {ca}; write it into that file, or have one made that \
+             an authority of it has signed"
+        ),
         error => format!("is not accepted: {error}"),
     }
 }

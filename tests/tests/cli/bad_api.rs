@@ -46,7 +46,7 @@ const CALLS: &[(&str, &str, &[u8], &str)] = &[
     ("POST", DRAIN, b"{\"port\":0}", "no worker on port 0"),
     ("POST", DRAIN, b"{\"port\":1}", "no worker on port 1"),
     ("POST", DRAIN, b"{\"port\":65536}", "65536"),
-    ("POST", DRAIN, b"{\"port\":\"8000\"}", "string"),
+    ("POST", DRAIN, b"{\"port\":\"80x\"}", "write 8000, or 127.0.0.1:8000"),
     ("POST", DRAIN, b"{\"port\":8000.5}", "8000.5"),
     ("POST", DRAIN, b"{\"port\":8000,\"for_ms\":0}", "millisecond"),
     ("POST", DRAIN, b"{\"port\":8000,\"for_ms\":-1}", "-1"),

@@ -41,7 +41,7 @@ pub(crate) fn phases(sandbox: &Sandbox) -> Result<Vec<(String, String, String)>>
     let status = Api::of(sandbox).status()?;
     let workers = status["services"][0]["workers"].as_array().context("no workers")?;
     let text = |worker: &Value, key: &str| worker[key].as_str().unwrap_or_default().to_owned();
-    Ok(workers.iter().map(|worker| (text(worker, "address"), text(worker, "phase"), text(worker, "reason"))).collect())
+    Ok(workers.iter().map(|worker| (text(worker, "at"), text(worker, "phase"), text(worker, "reason"))).collect())
 }
 
 /// Waits until this holds of all workers.
@@ -111,11 +111,10 @@ fn one_port_at_two_addresses() -> Result<()> {
 fn two_pools_of_one_port_are_told_apart() -> Result<()> {
     let sandbox = Sandbox::new("m_pools")?;
     let manager = format!("command = {}", tls::worker(&sandbox, None)?);
-    let deploy =
-        "deploy = { second = \"127.0.0.4:8000\", bake = \"1s\", gate_every = \"1s\" }\naddress = \"127.0.0.1:9000\"";
+    let deploy = "deploy = { second = \"127.0.0.4:8000\", bake = \"1s\", gate_every = \"1s\" }\nversion = { request = \"GET /\", header = \"X-Version\" }\naddress = \"127.0.0.1:9000\"";
     let daemon = Daemon::start(&sandbox, &config(&sandbox, "\"127.0.0.1:8000\"", &manager, deploy))?;
     wait(&daemon, &sandbox, "the first pool is up", |at, phase, _| at != "127.0.0.1:8000" || phase == "up")?;
-    let deployed = verb(&daemon, &["deploy", "web"])?;
+    let deployed = verb(&daemon, &["deploy", "web", "--to", "v1"])?;
     ensure!(deployed.0 == Some(0), "{deployed:?}\n{}", daemon.log());
     let pools = sandbox.state().join("pools");
     for (name, pool) in [("127.0.0.1:8000", "a"), ("127.0.0.4:8000", "b")] {
@@ -140,13 +139,13 @@ fn placeholders_of_the_directory_are_replaced() -> Result<()> {
         sandbox.dir().display()
     );
     let warm = "warm = { requests = [{ path = \"/{port}\", headers = { Host = \"{address}\" } }] }";
-    let daemon = Daemon::start(&sandbox, &config(&sandbox, "\"8000,8001\"", &manager, warm))?;
+    let daemon = Daemon::start(&sandbox, &config(&sandbox, "\"127.0.0.1:8000-8001\"", &manager, warm))?;
     all_up(&daemon, &sandbox)?;
     for port in [8000_u16, 8001] {
         let ask = || Request::get("/").send(([127, 0, 0, 1], port).into(), SOON);
         let answer = sandbox.in_netns(ask)??;
         let expected = format!("v1 {}/srv/web/{port}", sandbox.dir().display());
-        ensure!(answer.body == expected.as_bytes(), "{:?}, not {expected}", String::from_utf8_lossy(&answer.body));
+        ensure!(answer.body == expected, "{:?}, not {expected}", answer.body);
     }
     Ok(())
 }

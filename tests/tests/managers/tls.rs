@@ -59,7 +59,7 @@ fn a_certificate_that_is_wrong_is_named() -> Result<()> {
     play("m_tlsend", -1, "tls = { ca = OWN }", |daemon, sandbox| {
         is_refused(daemon, sandbox, "its certificate has expired")
     })?;
-    play("m_tlsno", 2, "tls = { ca = OTHER }", |daemon, sandbox| is_refused(daemon, sandbox, "nor signed by one of it"))
+    play("m_tlsno", 2, "tls = { ca = OTHER }", |daemon, sandbox| is_refused(daemon, sandbox, "write it into that file"))
 }
 
 #[test]

@@ -70,7 +70,8 @@ fn the_oldest_are_listed() {
     let sockets: Vec<_> =
         callers.iter().enumerate().map(|(nth, caller)| socket(ESTABLISHED, AT, caller, nth as u32 + 1)).collect();
     let age = |cookie: u64| (cookie > 1).then(|| Duration::from_secs(cookie));
-    let past: HashMap<_, _> = (1..=50).map(|cookie| (cookie, Activity { idle: None, age: age(cookie) })).collect();
+    let past: HashMap<_, _> =
+        (1..=50).map(|cookie| (cookie, Activity { idle: None, age: age(cookie), ..Activity::default() })).collect();
     let (listed, more) = oldest(connections(&sockets, AT.parse().unwrap()), &past);
     assert_eq!((listed.len(), more), (LISTED, 50 - LISTED));
     let ages: Vec<_> = listed.iter().map(|(_, past)| past.age).collect();

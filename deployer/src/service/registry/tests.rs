@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use super::*;
-use crate::kernel::Found;
+use crate::service::manager;
 
 fn config(more: &str) -> config::Service {
     let text = format!(

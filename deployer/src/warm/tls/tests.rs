@@ -19,11 +19,15 @@ use crate::config::Request;
 const WITHIN: Duration = Duration::from_secs(20);
 const OK: &[u8] = b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok";
 
-/// A folder with `key.pem`, and `cert.pem` for these names, which ends in so many days.
+/// A folder with `key.pem`, and `cert.pem` for these names, which ends in so many days, and is as one of an authority.
 fn certificate(names: &str, days: i32) -> tempfile::TempDir {
+    certificate_of("TRUE", names, days)
+}
+
+fn certificate_of(ca: &str, names: &str, days: i32) -> tempfile::TempDir {
     let folder = tempfile::tempdir().unwrap();
     let names = if names.is_empty() { String::new() } else { format!("subjectAltName={names}\n") };
-    fs::write(folder.path().join("more"), format!("basicConstraints=critical,CA:TRUE\n{names}")).unwrap();
+    fs::write(folder.path().join("more"), format!("basicConstraints=critical,CA:{ca}\n{names}")).unwrap();
     let script = format!(
         "openssl req -new -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -keyout key.pem -subj /CN=web -out csr.pem\n\
          openssl x509 -req -in csr.pem -signkey key.pem -days {days} -extfile more -out cert.pem"
@@ -97,7 +101,12 @@ async fn the_certificate_is_checked_by_a_file_only() {
     assert_eq!(ask(server.at, tls(Some(&own), None)).await, "ok", "the file may hold the worker's own");
     assert_eq!(ask(server.at, tls(Some(&own), Some("web.internal"))).await, "ok");
     let strange = ask(server.at, tls(Some(&other), None)).await;
+    assert!(strange.contains("(CA:TRUE), and is not in") && strange.contains("write it into that file"), "{strange}");
+    let leaf = certificate_of("FALSE", "IP:127.0.0.1", 2);
+    let signed = Server::new(&leaf).await;
+    let strange = ask(signed.at, tls(Some(&other), None)).await;
     assert!(strange.contains("nor signed by one of it; write the file of the authority"), "{strange}");
+    assert_eq!(ask(signed.at, tls(Some(&leaf), None)).await, "ok", "one that is none of an authority, in the file");
     let named = ask(server.at, tls(Some(&own), Some("api.internal"))).await;
     assert!(named.contains("not for api.internal; write a name that it has"), "{named}");
     drop(server.task);
