@@ -71,7 +71,7 @@ impl Drop for Unclosed {
     }
 }
 
-/// Begins a roll of which the worker on [`PORT`] must be empty soon; returns how long that took.
+/// Rolls; the worker on [`PORT`] must be empty soon. `then` is done when it is.
 fn is_soon_empty(stage: &Stage<'_>, daemon: &Daemon<'_>, then: impl FnOnce() -> Result<()>) -> Result<()> {
     let mut roll = stage.roll(daemon, &["--to", "v2"])?;
     roll.until_phase(PORT, "draining")?;
@@ -134,7 +134,7 @@ fn abandoned_requests_of_a_stopped_worker_hold_no_drain() -> Result<()> {
         ensure!(output.status.code() == Some(28), "{output:?}");
     }
     run(sandbox.command(Place::Callers, PYTHON).args(["-c", UPLOAD, &PORT.to_string()]))?;
-    let tried = is_soon_empty(&stage, &daemon, || Ok(send(pid, Signal::CONT)?));
+    let tried = is_soon_empty(&stage, &daemon, || send(pid, Signal::CONT));
     send(pid, Signal::CONT).ok();
     tried?;
     nothing_is_cut(&stage)
