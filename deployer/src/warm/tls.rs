@@ -232,7 +232,8 @@ fn why(error: &io::Error, tls: &Tls, name: &str) -> String {
 fn of_certificate(error: &CertificateError, tls: &Tls, name: &str) -> String {
     let ca = tls.ca.as_deref().unwrap_or(Path::new("")).display();
     match error {
-        CertificateError::UnknownIssuer => format!(
+        // A bad signature: one of the file has the name of its issuer, and another key.
+        CertificateError::UnknownIssuer | CertificateError::BadSignature => format!(
             "is not of {ca}, nor signed by one of it; write the file of the authority that has signed it, tls.ca"
         ),
         CertificateError::Expired | CertificateError::ExpiredContext { .. } => "has expired; renew it".to_owned(),
