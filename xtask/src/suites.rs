@@ -33,20 +33,20 @@ const fn alone(name: &'static str, threads: &'static str) -> Suite {
 pub(crate) const ALL: &[Suite] = &[
     // Five hosts each.
     beside("fleet", "2"),
-    beside("versions", "4"),
+    beside("versions", "6"),
     // Those of the managers of workers wait for processes.
     beside(UNIT, "4"),
-    beside("faults", "4"),
+    beside("faults", "6"),
     beside("roll", "3"),
-    beside("kept-alive", "4"),
-    beside("journal", "4"),
-    beside("metrics", "4"),
-    beside("hostile", "4"),
-    beside("managers", "6"),
+    beside("kept-alive", "6"),
+    beside("journal", "6"),
+    beside("metrics", "6"),
+    beside("hostile", "6"),
+    beside("managers", "8"),
     beside("matrix", "3"),
     beside("steer", "4"),
     beside("crash", "3"),
-    beside("coordinator", "4"),
+    beside("coordinator", "6"),
     beside("report", "3"),
     beside("outlive", "4"),
     beside("cli", "4"),
@@ -60,10 +60,10 @@ pub(crate) const ALL: &[Suite] = &[
     alone("framing", "1"),
 ];
 
-/// How many suites run at a time.
+/// How many suites run at a time: one keeps two processors busy.
 pub(crate) fn lanes() -> usize {
     let processors = thread::available_parallelism().map_or(1, usize::from);
-    (processors / 2).clamp(2, 4)
+    (processors / 2).clamp(1, 4)
 }
 
 /// Runs suites, `lanes` of them at a time, and then those that run alone. `run` gets a suite; `done` what came of it, with

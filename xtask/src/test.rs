@@ -24,12 +24,9 @@ const FEATURES: &[&str] = &["--workspace", "--features", "deployer/failpoints"];
 /// The suite that needs the same source built with another layout of the tables, too, and that feature of crate deployer.
 const VARIANT: (&str, &str) = ("outlive", "next-layout");
 
-/// The checks of the unit suite, as cargo commands; each counts as one test.
-const CHECKS: &[(&str, &str)] = &[
-    ("fmt", "fmt --all --check"),
-    ("fmt deployer-ebpf", "fmt --manifest-path deployer-ebpf/Cargo.toml --check"),
-    ("clippy", "clippy --all-targets --workspace --features deployer/failpoints -- -D warnings"),
-];
+/// The checks of format, as cargo commands; each counts as one test.
+const CHECKS: &[(&str, &str)] =
+    &[("fmt", "fmt --all --check"), ("fmt deployer-ebpf", "fmt --manifest-path deployer-ebpf/Cargo.toml --check")];
 
 /// How long output may stay open after the tests have ended.
 const LEFTOVER_GRACE: Duration = Duration::from_secs(5);
@@ -101,19 +98,19 @@ fn simulation(workspace: &Workspace, report: &mut Report) {
 
 fn run_suites(workspace: &Workspace, report: &mut Report, suites: &[Suite], full: bool) {
     let names: Vec<_> = suites.iter().map(|suite| suite.name).collect();
-    if suites.is_empty() || !report.step("build", || build(workspace, &names).map(|()| Tally::default())) {
+    if suites.is_empty() || !report.step("clippy, build", || build(workspace, &names).map(|()| Tally::default())) {
         return;
     }
     // The long variants take all that the machine has.
     let lanes = if full { 1 } else { suites::lanes() };
     let run = |suite: Suite| {
         let mut ran = Ran { tally: Ok(Tally::default()), failures: Vec::new(), output: Written::default() };
-        let command = suite_command(workspace, suite, full);
         // One that is named is followed; the others tell all when they end.
         let is_followed = suites.len() == 1;
         eprintln!("== {}{}", suite.name, if is_followed { "" } else { " begins" });
         let to: Box<dyn Write + Send> = if is_followed { Box::new(io::stdout()) } else { Box::new(ran.output.clone()) };
-        ran.tally = count(command, to, &mut ran.failures).and_then(|tally| match tally {
+        let counted = suite_command(workspace, suite, full).and_then(|command| count(command, to, &mut ran.failures));
+        ran.tally = counted.and_then(|tally| match tally {
             Tally { passed: 0, failed: 0 } => bail!("the suite has no tests"),
             tally => Ok(tally),
         });
@@ -158,18 +155,18 @@ impl Write for Written {
     }
 }
 
-fn suite_command(workspace: &Workspace, suite: Suite, full: bool) -> Command {
+fn suite_command(workspace: &Workspace, suite: Suite, full: bool) -> Result<Command> {
     let targets = match suite.name {
         suites::UNIT => &["test", "--no-fail-fast", "--lib", "--bins"][..],
         name => &["test", "--test", name],
     };
-    let mut command = workspace.cargo(targets.iter().chain(FEATURES).copied());
+    let mut command = workspace.linting_cargo(targets.iter().chain(FEATURES).copied())?;
     command.args(["--", "--test-threads", suite.threads, "--show-output"]);
     command.env("DEPLOYER_BIN", workspace.debug("deployer"));
     if full {
         command.env("DEPLOYER_FULL", "1");
     }
-    command
+    Ok(command)
 }
 
 /// Suites under Debian's own kernel.
@@ -206,17 +203,13 @@ fn other_kernel(workspace: &Workspace, report: &mut Report) {
 /// Builds the binary under test, last, since all variants of it are made in the same place, and the tests. The debug
 /// build, whose arithmetic is checked, and which takes a quarter of the time.
 fn build(workspace: &Workspace, suites: &[&str]) -> Result<()> {
-    if suites == [suites::UNIT] {
-        // `cargo test` builds them.
-        return Ok(());
-    }
     let (suite, feature) = VARIANT;
     if suites.contains(&suite) {
         succeed(workspace.cargo(["build", "--package", "deployer", "--features", feature]))?;
         let (made, kept) = (workspace.debug("deployer"), workspace.debug(&format!("deployer-{feature}")));
         fs::copy(&made, &kept).with_context(|| format!("cannot copy {} to {}", made.display(), kept.display()))?;
     }
-    succeed(workspace.cargo(["build", "--bins", "--tests"].into_iter().chain(FEATURES.iter().copied())))
+    succeed(workspace.linting_cargo(["build", "--bins", "--tests"].into_iter().chain(FEATURES.iter().copied()))?)
 }
 
 /// Runs a command that has nothing to count.

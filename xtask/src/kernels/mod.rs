@@ -95,7 +95,7 @@ pub(crate) fn judge(exit: &Path) -> Result<()> {
 /// Where cargo has put a suite's program.
 fn executable(workspace: &Workspace, suite: &str, features: &[&str]) -> Result<PathBuf> {
     let args = ["test", "--no-run", "--message-format=json", "--test", suite];
-    let mut command = workspace.cargo(args.into_iter().chain(features.iter().copied()));
+    let mut command = workspace.linting_cargo(args.into_iter().chain(features.iter().copied()))?;
     let said = output_of(&mut command).with_context(|| format!("cargo does not build the suite {suite}"))?;
     named(&said, suite).with_context(|| format!("cargo does not say where the suite {suite} is"))
 }
