@@ -83,7 +83,7 @@ impl<'a> Stage<'a> {
         supervisor.wait_up()?;
         supervisor.warm()?;
         let nginx = Nginx::start(sandbox, &Upstream::workers(PORTS, params))?;
-        let load = Load { rate: 150.0, slow_one_in: 0, ..Load::new("load") }.start(sandbox)?;
+        let load = Load { rate: 80.0, slow_one_in: 0, ..Load::new("load") }.start(sandbox)?;
         Ok(Self { sandbox, app, supervisor, nginx, load })
     }
 

@@ -2,6 +2,7 @@
 //! time, and suites beside each other.
 
 use std::collections::VecDeque;
+use std::iter;
 use std::sync::{Mutex, PoisonError, mpsc};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -17,73 +18,81 @@ pub(crate) struct Suite {
     /// How many of its tests run at a time: more than one where they wait more than they work, and assert nothing narrow
     /// about how long things take.
     pub(crate) threads: &'static str,
-    /// Nothing runs beside it.
-    pub(crate) is_alone: bool,
+    weight: Weight,
 }
 
-const fn beside(name: &'static str, threads: &'static str) -> Suite {
-    Suite { name, threads, is_alone: false }
+/// What may run beside a suite.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Weight {
+    /// Nothing: it makes as many races as the machine can, or counts its work.
+    Alone,
+    /// Light ones: it keeps two processors busy, or nearly.
+    Heavy,
+    /// Anything: it mostly waits.
+    Light,
 }
 
-const fn alone(name: &'static str, threads: &'static str) -> Suite {
-    Suite { name, threads, is_alone: true }
+const fn suite(name: &'static str, threads: &'static str, weight: Weight) -> Suite {
+    Suite { name, threads, weight }
 }
 
-/// All of them; those that take longest come first, so that none is left over at the end.
+/// All of them. Those beside which there is most room come first among the heavy ones.
 pub(crate) const ALL: &[Suite] = &[
     // Five hosts each.
-    beside("fleet", "2"),
-    beside("versions", "6"),
+    suite("fleet", "2", Weight::Heavy),
+    suite("versions", "6", Weight::Heavy),
+    suite("faults", "6", Weight::Heavy),
+    suite("roll", "3", Weight::Heavy),
+    suite("kept-alive", "6", Weight::Heavy),
+    suite("journal", "6", Weight::Heavy),
+    suite("metrics", "6", Weight::Heavy),
+    suite("hostile", "6", Weight::Heavy),
+    suite("managers", "8", Weight::Heavy),
+    suite("matrix", "3", Weight::Heavy),
+    suite("steer", "4", Weight::Heavy),
+    suite("crash", "3", Weight::Heavy),
+    suite("report", "3", Weight::Heavy),
     // Those of the managers of workers wait for processes.
-    beside(UNIT, "4"),
-    beside("faults", "6"),
-    beside("roll", "3"),
-    beside("kept-alive", "6"),
-    beside("journal", "6"),
-    beside("metrics", "6"),
-    beside("hostile", "6"),
-    beside("managers", "8"),
-    beside("matrix", "3"),
-    beside("steer", "4"),
-    beside("crash", "3"),
-    beside("coordinator", "6"),
-    beside("report", "3"),
-    beside("outlive", "4"),
-    beside("cli", "4"),
-    beside("harness", "3"),
-    beside("systemd", "4"),
-    beside("selftest", "4"),
-    // They make as many races as the machine can, or count its work.
-    alone("races", "3"),
-    alone("reaper", "2"),
+    suite(UNIT, "4", Weight::Light),
+    suite("coordinator", "4", Weight::Light),
+    suite("systemd", "4", Weight::Light),
+    suite("outlive", "3", Weight::Light),
+    suite("cli", "3", Weight::Light),
+    suite("harness", "3", Weight::Light),
+    suite("selftest", "4", Weight::Light),
+    suite("races", "3", Weight::Alone),
+    suite("reaper", "2", Weight::Alone),
     // It tells threads by their names.
-    alone("framing", "1"),
+    suite("framing", "1", Weight::Alone),
 ];
 
-/// How many suites run at a time: one keeps two processors busy.
-pub(crate) fn lanes() -> usize {
+/// How many heavy suites run at a time: one keeps two processors busy.
+pub(crate) fn heavy_lanes() -> usize {
     let processors = thread::available_parallelism().map_or(1, usize::from);
     (processors / 2).clamp(1, 4)
 }
 
-/// Runs suites, `lanes` of them at a time, and then those that run alone. `run` gets a suite; `done` what came of it, with
-/// the time that it took, as soon as it has ended.
+/// Runs suites: heavy ones, `heavy` at a time, beside light ones, one at a time, and then those that run alone. `run` gets a
+/// suite; `done` what came of it, with the time that it took, as soon as it has ended.
 pub(crate) fn each<T: Send>(
     suites: &[Suite],
-    lanes: usize,
+    heavy: usize,
     run: impl Fn(Suite) -> T + Sync,
     mut done: impl FnMut(Suite, Duration, T),
 ) {
-    let (alone, beside): (Vec<_>, Vec<_>) = suites.iter().copied().partition(|suite| suite.is_alone);
-    for (some, lanes) in [(beside, lanes), (alone, 1)] {
-        let queue = Mutex::new(VecDeque::from(some));
-        let next = || queue.lock().unwrap_or_else(PoisonError::into_inner).pop_front();
+    let queue = |weight| {
+        let some = suites.iter().copied().filter(|suite| suite.weight == weight);
+        Mutex::new(some.collect::<VecDeque<_>>())
+    };
+    let [heavy_ones, light_ones, alone] = [Weight::Heavy, Weight::Light, Weight::Alone].map(queue);
+    let beside: Vec<_> = iter::repeat_n(&heavy_ones, heavy).chain([&light_ones]).collect();
+    for lanes in [beside, vec![&alone]] {
         thread::scope(|scope| {
             let (ended, results) = mpsc::channel();
-            for _ in 0..lanes {
-                let ended = ended.clone();
-                let (next, run) = (&next, &run);
+            for lane in lanes {
+                let (ended, run) = (ended.clone(), &run);
                 scope.spawn(move || {
+                    let next = || lane.lock().unwrap_or_else(PoisonError::into_inner).pop_front();
                     while let Some(suite) = next() {
                         let start = Instant::now();
                         let result = run(suite);
@@ -106,24 +115,29 @@ mod tests {
 
     #[test]
     fn every_suite_runs_once_and_those_alone_run_last() {
-        let suites = [alone("x", "1"), beside("a", "1"), beside("b", "1"), beside("c", "1"), alone("y", "1")];
-        let (now, most) = (AtomicUsize::new(0), AtomicUsize::new(0));
+        let some = |weight: Weight, names: [&'static str; 2]| names.map(|name| suite(name, "1", weight));
+        let alone = some(Weight::Alone, ["x", "y"]);
+        let suites = [alone, some(Weight::Heavy, ["a", "b"]), some(Weight::Light, ["c", "d"])].concat();
+        let [now, heavy, most] = [const { AtomicUsize::new(0) }; 3];
         let mut order = Vec::new();
         let run = |suite: Suite| {
             let running = now.fetch_add(1, Ordering::SeqCst) + 1;
             most.fetch_max(running, Ordering::SeqCst);
-            assert!(!suite.is_alone || running == 1, "{suite:?} beside another");
+            assert!(suite.weight != Weight::Alone || running == 1, "{suite:?} beside another");
+            let is_heavy = usize::from(suite.weight == Weight::Heavy);
+            assert!(heavy.fetch_add(is_heavy, Ordering::SeqCst) + is_heavy <= 1, "two heavy ones at a time");
             thread::sleep(Duration::from_millis(20));
+            heavy.fetch_sub(is_heavy, Ordering::SeqCst);
             now.fetch_sub(1, Ordering::SeqCst);
             suite.name.len()
         };
-        each(&suites, 2, run, |suite, time, length| {
+        each(&suites, 1, run, |suite, time, length| {
             assert!(length == 1 && time >= Duration::from_millis(20));
             order.push(suite.name);
         });
         assert_eq!(most.into_inner(), 2);
-        order[..3].sort_unstable();
-        assert_eq!(order, ["a", "b", "c", "x", "y"]);
+        order[..4].sort_unstable();
+        assert_eq!(order, ["a", "b", "c", "d", "x", "y"]);
     }
 
     #[test]

@@ -101,8 +101,6 @@ fn run_suites(workspace: &Workspace, report: &mut Report, suites: &[Suite], full
     if suites.is_empty() || !report.step("clippy, build", || build(workspace, &names).map(|()| Tally::default())) {
         return;
     }
-    // The long variants take all that the machine has.
-    let lanes = if full { 1 } else { suites::lanes() };
     let run = |suite: Suite| {
         let mut ran = Ran { tally: Ok(Tally::default()), failures: Vec::new(), output: Written::default() };
         // One that is named is followed; the others tell all when they end.
@@ -116,7 +114,7 @@ fn run_suites(workspace: &Workspace, report: &mut Report, suites: &[Suite], full
         });
         ran
     };
-    suites::each(suites, lanes, run, |suite, time, ran| {
+    suites::each(suites, suites::heavy_lanes(), run, |suite, time, ran| {
         ran.output.print(suite.name);
         report.add(suite.name, time, ran.tally);
         report.failures.extend(ran.failures);

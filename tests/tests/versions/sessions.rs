@@ -39,7 +39,7 @@ fn pace() -> Pace {
     if is_full() {
         Pace { sessions: 200, xhrs: 20, spread: seconds(30), cache_seconds: 5, bake: "45s", between: seconds(5) }
     } else {
-        Pace { sessions: 200, xhrs: 6, spread: seconds(4), cache_seconds: 2, bake: "10s", between: seconds(1) }
+        Pace { sessions: 120, xhrs: 6, spread: seconds(4), cache_seconds: 2, bake: "10s", between: seconds(1) }
     }
 }
 
