@@ -86,10 +86,18 @@ fn a_suspended_server_lets_the_session_expire() -> Result<()> {
         assert!(matches!(write, Err(Trouble::Unknown(_))), "{write:?}");
         until(&zk, |link| !link.is_connected).await?;
         away(&zk).await?;
-        tokio::time::sleep(SESSION * 2).await;
-        servers.resume(0)?;
+        // A server that goes on may hear from its client before it looks at the clock, and keeps the session then.
+        for _ in 0..3 {
+            tokio::time::sleep(SESSION * 2).await;
+            servers.resume(0)?;
+            if until(&zk, |link| link.is_connected).await?.session == 2 {
+                break;
+            }
+            servers.suspend(0)?;
+            until(&zk, |link| !link.is_connected).await?;
+        }
         let link = until(&zk, |link| link.is_connected && link.session == 2).await?;
-        assert_eq!(link.lost, 1);
+        assert!(link.lost >= 1, "{link:?}");
         assert_eq!(zk.get("/a/me").await?, None, "it went with its session");
         zk.transact(vec![create("/a/me", "", Kind::Ephemeral)]).await?;
         assert_eq!(zk.get("/away").await?, None);

@@ -206,7 +206,7 @@ fn a_stop_that_only_its_mark_remembers() -> Result<()> {
     };
     eprintln!("{reason}");
     ensure!(
-        reason.contains("web/8000 is stopped (on request)") && reason.contains("deployer enable web 8000"),
+        reason.contains("web/8000 is stopped (on request)") && reason.contains("deployer enable web 127.0.0.1:8000"),
         "{reason}"
     );
     let enabled = built.daemon.cli(&["enable", "web", "8000"])?;

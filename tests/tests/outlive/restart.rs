@@ -161,7 +161,7 @@ fn failed_workers_and_older_callers() -> Result<()> {
     let mut daemon = stage.daemon(&config)?;
     stage.app.set_fault("v2", 8000, Some(Fault::Status500))?;
     stage.roll(&daemon, &["--to", "v2"])?.end()?.must("failed", &["127.0.0.1:8000"])?;
-    let slow = stage.slow(8001, 8)?;
+    let slow = stage.slow(8001, 15)?;
     daemon.process().kill()?;
     stage.is_out(8000)?;
     let daemon = deployer_tests::daemon::Daemon::start(&sandbox, &stage.config(&config))?;
