@@ -4,6 +4,7 @@
 //! `command`, `deploy`, `drain`, `fleet`, `http`, `limits`, `manager`, `names`, `paths`, `placeholders`, `ports`, `roll`
 //! and `tls` for the parts.
 
+mod batch;
 mod check;
 mod command;
 mod deploy;
@@ -19,6 +20,7 @@ mod paths;
 mod placeholders;
 mod ports;
 mod raw;
+mod requests;
 mod roll;
 #[cfg(test)]
 mod tests;
@@ -34,11 +36,13 @@ use std::{
 
 use serde::{Deserialize, Serialize};
 
+pub use batch::Batch;
 pub use error::{ConfigError, Problem};
 pub use fleet::{Acl, Connect, Fleet, Secret, secret};
 pub use managers::{Backoff, Builtin, Exec, Manager};
 pub(crate) use placeholders::filled;
 pub(crate) use raw::duration;
+pub use requests::{Request, VersionPlace, VersionRequest, Warm};
 pub use tls::Tls;
 
 use crate::trust;
@@ -253,16 +257,6 @@ pub struct Drain {
     pub outsiders: Outsiders,
 }
 
-/// A number of workers, or a share of them.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Batch {
-    /// So many, at least 1.
-    Count(usize),
-    /// 1-100 % of the workers, rounded down, at least one.
-    Percent(u8),
-}
-
 /// What becomes of a roll that meets a failure.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
@@ -344,74 +338,6 @@ pub struct Command {
     pub argv: Vec<String>,
 }
 
-/// How a started worker is warmed.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Warm {
-    /// Sent in this order, straight to the worker.
-    pub requests: Vec<Request>,
-    /// How often the whole list is sent; 1-1000, default 1.
-    pub repeat: u32,
-    /// Time limit from the start of the process to the end of the last answer; 100 ms to 1 h, default
-    /// 20 s. A worker that does not listen by then has failed.
-    pub within: Duration,
-}
-
-/// One HTTP request and the answer it must get. `{port}`, `{address}` and `{service}` are replaced in its path, the values
-/// of its headers and its body.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Request {
-    /// Upper case.
-    pub method: String,
-    /// How it is sent under TLS; `None`: it is not.
-    pub tls: Option<Arc<Tls>>,
-    /// Begins with `/`.
-    pub path: String,
-    /// In the order given.
-    pub headers: Vec<(String, String)>,
-    /// Empty: none.
-    pub body: String,
-    /// The status it must have; `None`: any 2xx or 3xx.
-    pub status: Option<u16>,
-}
-
-impl Request {
-    /// As it is sent to a worker.
-    #[must_use]
-    pub fn to(&self, worker: SocketAddr) -> Self {
-        self.with(|text| filled(text, "{service}", worker))
-    }
-
-    /// For the workers of a service.
-    fn of(&self, service: &str, tls: Option<&Arc<Tls>>) -> Self {
-        Self { tls: tls.cloned(), ..self.with(|text| text.replace("{service}", service)) }
-    }
-
-    fn with(&self, fill: impl Fn(&str) -> String) -> Self {
-        let headers = self.headers.iter().map(|(name, value)| (name.clone(), fill(value))).collect();
-        Self { path: fill(&self.path), headers, body: fill(&self.body), ..self.clone() }
-    }
-}
-
-/// How a worker says which version it runs.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct VersionRequest {
-    /// Usually `GET` of some path.
-    pub request: Request,
-    /// Where the version stands in the answer.
-    pub place: VersionPlace,
-}
-
-/// Where the version stands in an answer.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum VersionPlace {
-    /// The whole body, trimmed.
-    Body,
-    /// This header.
-    Header(String),
-    /// This field of a JSON object; dots go deeper (`build.version`).
-    Json(String),
-}
-
 impl Config {
     /// Reads and checks a file.
     ///
@@ -452,49 +378,5 @@ impl Service {
     #[must_use]
     pub fn second(&self) -> &[SocketAddr] {
         self.deploy.as_ref().map_or(&[], |deploy| &deploy.second)
-    }
-}
-
-impl Batch {
-    /// The number of workers out of `total`: at least 1, and one fewer than all where there are several, since somebody
-    /// must serve.
-    #[must_use]
-    pub fn of(self, total: usize) -> usize {
-        self.count(total).clamp(1, total.saturating_sub(1).max(1))
-    }
-
-    /// The same where this many spares serve meanwhile: no more than there are of them, and it may be all.
-    #[must_use]
-    pub fn of_surge(self, total: usize, surge: usize) -> usize {
-        self.count(total).min(surge).clamp(1, total.max(1))
-    }
-
-    /// So many of `total`, rounded down; it may be none, and more than there are.
-    #[must_use]
-    pub fn count(self, total: usize) -> usize {
-        match self {
-            Self::Count(count) => count,
-            Self::Percent(percent) => total * usize::from(percent) / 100,
-        }
-    }
-}
-
-impl std::str::FromStr for Batch {
-    type Err = String;
-
-    /// `4` or `10%`.
-    fn from_str(text: &str) -> Result<Self, String> {
-        let wrong =
-            || format!("`{text}` is neither a number of workers from 1 (`4`) nor a share from 1% to 100% (`10%`)");
-        match text.strip_suffix('%') {
-            Some(share) => match share.trim().parse() {
-                Ok(percent @ 1..=100) => Ok(Self::Percent(percent)),
-                _ => Err(wrong()),
-            },
-            None => match text.trim().parse() {
-                Ok(count) if count > 0 => Ok(Self::Count(count)),
-                _ => Err(wrong()),
-            },
-        }
     }
 }
