@@ -18,7 +18,7 @@ use rustls::{
         danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier},
         verify_server_name,
     },
-    crypto::{CryptoProvider, ring},
+    crypto::ring,
     pki_types::{CertificateDer, ServerName, UnixTime, pem::PemObject},
     server::ParsedCertificate,
 };
@@ -80,7 +80,7 @@ pub(crate) fn authorities(path: &Path) -> Result<Vec<CertificateDer<'static>>, S
     Ok(all)
 }
 
-fn client(verifier: Arc<dyn ServerCertVerifier>) -> Result<ClientConfig, String> {
+fn client(verifier: Arc<Verifier>) -> Result<ClientConfig, String> {
     let builder = ClientConfig::builder_with_provider(Arc::new(ring::default_provider()));
     let builder = builder.with_safe_default_protocol_versions().map_err(|error| format!("TLS: {error}"))?;
     let mut config = builder.dangerous().with_custom_certificate_verifier(verifier).with_no_client_auth();
@@ -97,65 +97,34 @@ fn name(worker: SocketAddr, tls: &Tls) -> Result<(ServerName<'static>, String), 
     parsed.map(|parsed| (parsed, name.clone())).map_err(|_| format!("{name} is no host name; see to `tls.server_name`"))
 }
 
-fn verifier(ca: Option<PathBuf>) -> Result<Arc<dyn ServerCertVerifier>, String> {
+fn verifier(ca: Option<PathBuf>) -> Result<Arc<Verifier>, String> {
     let provider = Arc::new(ring::default_provider());
-    let Some(path) = ca else { return Ok(Arc::new(Unchecked(provider))) };
+    let schemes = provider.signature_verification_algorithms.supported_schemes();
+    let Some(path) = ca else { return Ok(Arc::new(Verifier { schemes, checks: None })) };
     let known = authorities(&path)?;
     let mut roots = RootCertStore::empty();
     roots.add_parsable_certificates(known.iter().cloned());
-    let checked = WebPkiServerVerifier::builder_with_provider(Arc::new(roots), provider).build();
-    let checked = checked.map_err(|error| format!("{} is of no use: {error}; see to `tls.ca`", path.display()))?;
-    Ok(Arc::new(Checked { known, checked }))
+    let signed = WebPkiServerVerifier::builder_with_provider(Arc::new(roots), provider).build();
+    let signed = signed.map_err(|error| format!("{} is of no use: {error}; see to `tls.ca`", path.display()))?;
+    Ok(Arc::new(Verifier { schemes, checks: Some(Checks { known, signed }) }))
 }
 
-/// Takes every certificate.
+/// Takes every certificate, or checks it.
 #[derive(Debug)]
-struct Unchecked(Arc<CryptoProvider>);
-
-impl ServerCertVerifier for Unchecked {
-    fn verify_server_cert(
-        &self,
-        _: &CertificateDer<'_>,
-        _: &[CertificateDer<'_>],
-        _: &ServerName<'_>,
-        _: &[u8],
-        _: UnixTime,
-    ) -> Result<ServerCertVerified, Error> {
-        Ok(ServerCertVerified::assertion())
-    }
-
-    fn verify_tls12_signature(
-        &self,
-        _: &[u8],
-        _: &CertificateDer<'_>,
-        _: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, Error> {
-        Ok(HandshakeSignatureValid::assertion())
-    }
-
-    fn verify_tls13_signature(
-        &self,
-        _: &[u8],
-        _: &CertificateDer<'_>,
-        _: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, Error> {
-        Ok(HandshakeSignatureValid::assertion())
-    }
-
-    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        self.0.signature_verification_algorithms.supported_schemes()
-    }
+struct Verifier {
+    schemes: Vec<SignatureScheme>,
+    checks: Option<Checks>,
 }
 
 /// Takes certificates that one of the file has signed, and those of the file themselves: a worker's own, which
 /// `openssl req -x509` makes as that of an authority, is none that an authority has signed.
 #[derive(Debug)]
-struct Checked {
+struct Checks {
     known: Vec<CertificateDer<'static>>,
-    checked: Arc<WebPkiServerVerifier>,
+    signed: Arc<WebPkiServerVerifier>,
 }
 
-impl ServerCertVerifier for Checked {
+impl ServerCertVerifier for Verifier {
     fn verify_server_cert(
         &self,
         own: &CertificateDer<'_>,
@@ -164,8 +133,9 @@ impl ServerCertVerifier for Checked {
         ocsp: &[u8],
         now: UnixTime,
     ) -> Result<ServerCertVerified, Error> {
-        let error = match self.checked.verify_server_cert(own, between, name, ocsp, now) {
-            Err(error) if !is_of_time(&error) && self.known.iter().any(|known| known.as_ref() == own.as_ref()) => error,
+        let Some(Checks { known, signed }) = &self.checks else { return Ok(ServerCertVerified::assertion()) };
+        let error = match signed.verify_server_cert(own, between, name, ocsp, now) {
+            Err(error) if !is_of_time(&error) && known.iter().any(|known| known.as_ref() == own.as_ref()) => error,
             result => return result,
         };
         // Its times are looked at before anything else (rustls-webpki, check_issuer_independent_properties).
@@ -177,22 +147,24 @@ impl ServerCertVerifier for Checked {
         &self,
         message: &[u8],
         own: &CertificateDer<'_>,
-        signed: &DigitallySignedStruct,
+        signature: &DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, Error> {
-        self.checked.verify_tls12_signature(message, own, signed)
+        let verify = |checks: &Checks| checks.signed.verify_tls12_signature(message, own, signature);
+        self.checks.as_ref().map_or_else(|| Ok(HandshakeSignatureValid::assertion()), verify)
     }
 
     fn verify_tls13_signature(
         &self,
         message: &[u8],
         own: &CertificateDer<'_>,
-        signed: &DigitallySignedStruct,
+        signature: &DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, Error> {
-        self.checked.verify_tls13_signature(message, own, signed)
+        let verify = |checks: &Checks| checks.signed.verify_tls13_signature(message, own, signature);
+        self.checks.as_ref().map_or_else(|| Ok(HandshakeSignatureValid::assertion()), verify)
     }
 
     fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        self.checked.supported_verify_schemes()
+        self.schemes.clone()
     }
 }
 
