@@ -2,9 +2,9 @@
 //!
 //! Only the cargo feature `failpoints` makes them more than names: `DEPLOYER_FAILPOINT=NAME[@PORT]` chooses one, and
 //! the task that reaches it first makes the file `reached` in `DEPLOYER_FAILPOINT_DIR` and waits there for a file `go`, or
-//! panics with `DEPLOYER_FAILPOINT_DO=panic`.
+//! panics with `DEPLOYER_FAILPOINT_DO=panic`. Where the kernel is written to, it is an error that comes back.
 
-use std::net::SocketAddr;
+use std::{io, net::SocketAddr};
 
 macro_rules! points {
     ($($(#[$doc:meta])* $point:ident = $name:literal,)+) => {
@@ -116,6 +116,22 @@ pub async fn reach(_: Point, _: Option<SocketAddr>) {}
 #[inline(always)]
 pub async fn task(_: &'static str) {}
 
+/// The last write of a configuration into the kernel's tables, `tables`, fails where a test wants that.
+#[cfg(not(feature = "failpoints"))]
+#[inline(always)]
+pub fn tables() -> io::Result<()> {
+    Ok(())
+}
+
+/// The last write of a configuration into the kernel's tables, `tables`, fails where a test wants that.
+///
+/// # Errors
+/// Where a test wants that.
+#[cfg(feature = "failpoints")]
+pub fn tables() -> io::Result<()> {
+    if comes_to("tables", None).is_some() { Err(io::Error::other("failpoint tables")) } else { Ok(()) }
+}
+
 /// Stops here, where a test wants that.
 #[cfg(feature = "failpoints")]
 pub async fn reach(point: Point, worker: Option<SocketAddr>) {
@@ -130,22 +146,25 @@ pub async fn task(name: &'static str) {
 
 #[cfg(feature = "failpoints")]
 async fn stop_at(point: &str, worker: Option<SocketAddr>) {
-    use std::{env, path::PathBuf, time::Duration};
+    let Some(dir) = comes_to(point, worker) else { return };
+    assert!(std::env::var("DEPLOYER_FAILPOINT_DO").as_deref() != Ok("panic"), "failpoint {point}");
+    while !dir.join("go").exists() {
+        tokio::time::sleep(std::time::Duration::from_millis(5)).await;
+    }
+}
 
-    let Ok(wanted) = env::var("DEPLOYER_FAILPOINT") else { return };
-    let Some(dir) = env::var_os("DEPLOYER_FAILPOINT_DIR").map(PathBuf::from) else { return };
+/// The failpoint's directory, if this is the place that the test has chosen, and comes to it for the first time.
+#[cfg(feature = "failpoints")]
+fn comes_to(point: &str, worker: Option<SocketAddr>) -> Option<std::path::PathBuf> {
+    let wanted = std::env::var("DEPLOYER_FAILPOINT").ok()?;
+    let dir = std::path::PathBuf::from(std::env::var_os("DEPLOYER_FAILPOINT_DIR")?);
     let (name, port) = wanted.split_once('@').map_or((&*wanted, None), |(name, port)| (name, Some(port)));
     let elsewhere = port.is_some_and(|port| worker.is_none_or(|at| at.port().to_string() != port));
     if name != point || elsewhere {
-        return;
+        return None;
     }
     // The task that makes the file is the first; all others pass.
-    if std::fs::File::create_new(dir.join("reached")).is_err() {
-        return;
-    }
+    std::fs::File::create_new(dir.join("reached")).ok()?;
     tracing::warn!(point = name, worker = ?worker, "failpoint reached");
-    assert!(env::var("DEPLOYER_FAILPOINT_DO").as_deref() != Ok("panic"), "failpoint {name}");
-    while !dir.join("go").exists() {
-        tokio::time::sleep(Duration::from_millis(5)).await;
-    }
+    Some(dir)
 }

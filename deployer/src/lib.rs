@@ -19,6 +19,7 @@ pub mod kernel;
 mod launch;
 pub mod log;
 pub mod metrics;
+mod panics;
 pub mod report;
 pub mod roll;
 pub mod service;

@@ -5,11 +5,12 @@ use std::{net::SocketAddr, sync::Arc};
 use deployer_common::lanes::FlipWord;
 use tracing::{Instrument as _, error, warn};
 
-use super::{Daemon, supervise::panicked};
+use super::Daemon;
 use crate::{
     api::{Exit, What},
     kernel::host,
     log,
+    panics::panicked,
     roll::{Record, machine::End, record::unix_ms, run::Roll, world::Moment},
     service::Service,
 };

@@ -49,10 +49,7 @@ use tokio::{
 };
 use tracing::{info, warn};
 
-use self::{
-    former::Resumed,
-    supervise::{Health, panicked},
-};
+use self::{former::Resumed, supervise::Health};
 use crate::{
     api::SelfTest,
     command,
@@ -63,6 +60,7 @@ use crate::{
     launch::THIS_PROGRAM,
     log,
     metrics::Ledger,
+    panics::panicked,
     report::Meters,
     roll::{Record, barrier::Barriers, world::World},
     service::{answers, registry::Registry, stopped},

@@ -61,10 +61,10 @@ impl Door {
         self.at
     }
 
-    /// The same as `http://127.0.0.1:PORT`.
+    /// The same as `http://127.0.0.1:PORT`, or `https` where the workers speak TLS: bytes are passed on as they are.
     #[must_use]
-    pub fn url(&self) -> String {
-        format!("http://{}", self.at)
+    pub fn url(&self, is_tls: bool) -> String {
+        format!("{}://{}", if is_tls { "https" } else { "http" }, self.at)
     }
 }
 
@@ -164,7 +164,8 @@ mod tests {
     async fn each_connection_goes_to_the_next_worker() {
         let (at, _tasks) = workers().await;
         let door = Door::open(&at).await.unwrap();
-        assert!(door.at().ip() == Ipv4Addr::LOCALHOST && door.url() == format!("http://{}", door.at()));
+        assert!(door.at().ip() == Ipv4Addr::LOCALHOST && door.url(false) == format!("http://{}", door.at()));
+        assert_eq!(door.url(true), format!("https://{}", door.at()));
         for expected in ["a, hello", "b, hello", "a, hello"] {
             assert_eq!(told(&door, ", hello").await.unwrap(), expected);
         }

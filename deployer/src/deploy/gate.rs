@@ -36,6 +36,8 @@ pub struct About<'a> {
     pub pool: &'a str,
     /// Its lane.
     pub lane: u8,
+    /// Whether the workers speak TLS.
+    pub is_tls: bool,
 }
 
 impl About<'_> {
@@ -104,7 +106,7 @@ async fn pass_command(
         format!("the gate `{shown}` was not run: no port on 127.0.0.1 could be opened for it (DEPLOYER_URL): {error}")
     })?;
     let mut environment = about.environment(workers);
-    environment.push(("DEPLOYER_URL", door.url()));
+    environment.push(("DEPLOYER_URL", door.url(about.is_tls)));
     let ended = run(&Call { argv: &argv, environment: &environment, user, within }).await;
     drop(door);
     match ended {

@@ -174,6 +174,7 @@ impl Roll {
             version,
             pool: pools::NAMES[pool as usize & 1],
             lane: self.flip().lane(pool),
+            is_tls: self.service.config.tls.is_some(),
         }
     }
 
@@ -182,11 +183,11 @@ impl Roll {
         let asked = self.deploy().and_then(|deploy| Some((deploy.gate.clone()?, deploy.user.clone(), deploy.within)));
         let (service, to) = (self.record.service.clone(), self.to.clone());
         let (pool, workers) = (self.new_pool(), self.pool_addresses(self.new_pool()));
-        let lane = self.flip().lane(pool);
+        let (lane, is_tls) = (self.flip().lane(pool), self.service.config.tls.is_some());
         async move {
             let Some((gate, user, within)) = asked else { return Ok(()) };
             let pool = pools::NAMES[pool as usize & 1];
-            let about = gate::About { service: &service, version: to.as_ref(), pool, lane };
+            let about = gate::About { service: &service, version: to.as_ref(), pool, lane, is_tls };
             gate::pass(&gate, &about, &workers, user.as_deref(), within).await
         }
     }

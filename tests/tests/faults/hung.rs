@@ -8,10 +8,13 @@ use std::process::{Child, Stdio};
 use anyhow::{Context, Result, ensure};
 use rustix::process::Signal;
 
+use deployer_tests::daemon::{Daemon, ServiceConfig};
 use deployer_tests::dial::{Caller, Dial, answers};
+use deployer_tests::pace::SOON;
 use deployer_tests::process::{Process, send, suspend};
 use deployer_tests::rig::{Rig, Setup, wait};
 use deployer_tests::sandbox::{Place, Sandbox};
+use deployer_tests::stage::{PORTS, Stage};
 
 /// A small HTTP server: says its port; 500 while the file `broken-PORT` is there; never answers `/hold`.
 const SCRIPT: &str = r#"
@@ -260,4 +263,29 @@ fn a_process_that_is_left_over() -> Result<()> {
         rig.wait_worker(port, "told of", |worker| worker.phase == "up" && worker.reason.contains("left over"))?;
     }
     Ok(())
+}
+
+/// supervisord itself: it was killed, and its successor cannot start workers whose ports their orphans hold (FATAL). An orphan
+/// that answers nothing is not up when a daemon begins, and why supervisord does not replace it is told.
+#[test]
+fn an_orphan_of_supervisord() -> Result<()> {
+    let sandbox = Sandbox::new("orphans")?;
+    let mut stage = Stage::new(&sandbox)?;
+    let pid = stage.supervisor.pid_of(8000)?.context("no worker")?;
+    stage.supervisor.kill_supervisord()?;
+    suspend(pid)?;
+    stage.supervisor.start_again()?;
+    stage.wait(SOON, || Ok(stage.supervisor.ctl(&["status"])?.matches("FATAL").count() == PORTS.count()))?;
+    let daemon = Daemon::start(&sandbox, &stage.config(&ServiceConfig::default()))?;
+    let out = || Ok(stage.api().phases()?.get(&8000).is_some_and(|phase| phase != "up"));
+    stage.wait(SOON, out).with_context(|| daemon.log())?;
+    let worker = stage.api().workers()?.remove(&8000).context("no worker in status")?;
+    let reason = worker["reason"].as_str().unwrap_or_default().to_owned();
+    ensure!(reason.contains("web:web_8000 has failed"), "{reason}");
+    for _ in 0..4 {
+        let by = ask(&sandbox, 8000)?;
+        ensure!(by != Some(8000), "the orphan was asked");
+    }
+    // A process that stands still takes no SIGTERM.
+    send(pid, Signal::KILL)
 }

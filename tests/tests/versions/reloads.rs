@@ -1,5 +1,7 @@
 //! Reloads beside a deploy: what is refused changes nothing, and what is in use is changed when it is free.
 
+use std::fs;
+
 use anyhow::{Context, Result, ensure};
 use deployer_tests::daemon::Daemon;
 use deployer_tests::dial::{Caller, Dial, Server, answers};
@@ -69,6 +71,38 @@ fn a_refused_reload_changes_nothing() -> Result<()> {
     ensure!(said.contains("configuration read again"), "{said}");
     ensure!(workers(&site)? == 3 && site.current()? == 1);
     Ok(())
+}
+
+/// The kernel refuses the last write of a reload: what was written before it is undone, and the next reload is as if that
+/// one had never been.
+#[test]
+fn a_write_that_fails_is_undone() -> Result<()> {
+    let sandbox = Sandbox::new("reload_undone")?;
+    let _servers = Server::start_all(&sandbox, HOST, 8200..=8202)?;
+    let caller = Caller::at(&sandbox, Place::Callers);
+    let dir = sandbox.dir().join("failpoint");
+    let reached = dir.join("reached");
+    fs::create_dir(&dir)?;
+    // A start writes, too, and passes.
+    fs::write(&reached, "")?;
+    let directory = dir.display().to_string();
+    let environment = [("DEPLOYER_FAILPOINT", "tables".to_owned()), ("DEPLOYER_FAILPOINT_DIR", directory)];
+    let plan = |ports: &str| Plan { without_deploy: true, extra: other(&sandbox, ports), ..small() };
+    let mut site = Site::start_with(&sandbox, plan("8200-8201"), &environment)?;
+    fs::remove_file(&reached)?;
+    let said = reload(&mut site, &plan("8200-8202"))?;
+    ensure!(said.contains("failpoint tables: nothing is changed") || said.contains("nothing is changed: "), "{said}");
+    ensure!(said.contains("failpoint tables") && said.contains("the former stays"), "{said}");
+    ensure!(workers(&site)? == 2, "{}", service(&site, "api")?);
+    let seen = answers(&caller.once(Dial::to(HOST, 8202).times(10))?);
+    ensure!(seen == [(8202, 10)].into(), "8202 is no worker, and connections to it are steered: {seen:?}");
+    site.must(&["drain", "api", "8200"])?;
+    let seen = answers(&caller.once(Dial::to(HOST, 8200).times(10))?);
+    ensure!(seen == [(8201, 10)].into(), "the former workers are not steered: {seen:?}");
+    site.must(&["enable", "api", "8200"])?;
+    let said = reload(&mut site, &plan("8200-8202"))?;
+    ensure!(said.contains("configuration read again"), "{said}");
+    until("8202 is up", || Ok(service(&site, "api")?["workers"][2]["phase"] == "up"))
 }
 
 /// What a start would refuse is refused by a reload: a callers' cgroup that is not there.

@@ -22,7 +22,7 @@ const LONG: Duration = Duration::from_secs(30);
 static SEVEN: LazyLock<Version> = LazyLock::new(|| "7".into());
 
 fn about() -> About<'static> {
-    About { service: "web", version: Some(&SEVEN), pool: "second", lane: 3 }
+    About { service: "web", version: Some(&SEVEN), pool: "second", lane: 3, is_tls: false }
 }
 
 /// Servers that have so many requests before them at once, at most.

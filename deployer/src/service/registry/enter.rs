@@ -15,6 +15,7 @@ use super::{
     places::Places,
 };
 use crate::{
+    failpoint,
     kernel::host,
     service::{Service, manager, watch},
 };
@@ -69,6 +70,7 @@ impl Registry {
         self.set_services(&after);
         let gone = places.gone(before, &after);
         self.give_up(places, &after, &gone)?;
+        failpoint::tables()?;
         self.enter_listeners(&after)
     }
 

@@ -9,14 +9,16 @@ use std::{
 };
 
 use tokio::time::Instant;
-use tracing::{Instrument as _, info, warn};
+use tracing::{Instrument as _, error, info, warn};
 
 use super::{
     process::Process,
     worker::{State, Worker},
 };
 use crate::{
+    failpoint,
     kernel::{diag, procs},
+    panics::panicked,
     service::{
         blocking,
         identity::{takers, who},
@@ -28,9 +30,21 @@ use crate::{
 const LOG: Duration = Duration::from_secs(5);
 /// Between two looks whether the address of a worker is free by now.
 const PORT: Duration = Duration::from_millis(100);
+/// Before a task that has panicked begins again.
+const AFTER_PANIC: Duration = Duration::from_secs(1);
 
-/// For as long as a manager names the worker.
+/// For as long as a manager names the worker. A task that panics, which is a bug of the daemon, is told, and begins again:
+/// a worker that no task tends would stay down when it ends.
 pub(super) async fn tend(worker: Weak<Worker>) {
+    while let Err(error) = tokio::spawn(tend_once(worker.clone())).await {
+        let (Some(why), Some(worker)) = (panicked(error), worker.upgrade()) else { return };
+        error!(worker = worker.name(), why, "the task that tends a worker has panicked; it begins again");
+        tokio::time::sleep(AFTER_PANIC).await;
+    }
+}
+
+async fn tend_once(worker: Weak<Worker>) {
+    failpoint::task("tend").await;
     loop {
         // Not held while waiting.
         let Some((state, changed)) =
