@@ -7,9 +7,9 @@
 //! not closed it yet are counted on the spot, among the relatives of the process: a server that forks has one socket open
 //! in all of them, under the same number. Whoever cannot be counted is taken to live, and the socket's close tells later.
 
-use core::hint::black_box;
+use core::{ffi::c_void, hint::black_box};
 
-use aya_ebpf::{macros::btf_tracepoint, programs::BtfTracePointContext};
+use aya_ebpf::{helpers::generated::bpf_loop, macros::btf_tracepoint, programs::BtfTracePointContext};
 use deployer_common::layout::EVENT_KILLED;
 
 use crate::{
@@ -23,8 +23,7 @@ use crate::{
     maps::LISTENING,
 };
 
-/// Whether relatives are counted. The verifier of Linux 6.1 looks at more than a million instructions then, and refuses;
-/// set before loading.
+/// Whether relatives are counted, which takes `bpf_loop` (Linux 5.17); set before loading.
 #[unsafe(no_mangle)]
 static COUNTS_RELATIVES: u32 = 1;
 
@@ -146,31 +145,52 @@ fn holders(file: u64) -> Option<u64> {
 }
 
 /// Of a process's parent, siblings and children, those that are being killed and have a file open under a number.
-///
-/// Whatever cannot be read is 0, which nobody is, and nothing in the loop branches but on where it stands: the verifier
-/// follows every way through every turn.
+/// Whatever cannot be read is 0, which nobody is.
 #[inline(always)]
 fn relatives(task: u64, file: u64, number: u32) -> u64 {
     let (parent, own) = (value::<u64>(task, &OFF_TASK_PARENT), value::<u64>(task, &OFF_TASK_SIGNAL));
     dying(parent, file, number) + children(parent, own, file, number) + children(task, own, file, number)
 }
 
+/// A walk along the children of a process.
+struct Walk {
+    /// The list's head, in the parent.
+    head: u64,
+    /// The link in the child that was counted last.
+    at: u64,
+    /// Where a link lies in its task.
+    sibling: u64,
+    /// The child whose `struct signal_struct` is here is not counted.
+    but: u64,
+    file: u64,
+    number: u32,
+    count: u64,
+}
+
 /// The same of the children of a process, but for the one whose `struct signal_struct` is at `but`.
 #[inline(always)]
 fn children(of: u64, but: u64, file: u64, number: u32) -> u64 {
     let (Some(head), Some(sibling)) = (place(of, &OFF_TASK_CHILDREN), place(0, &OFF_TASK_SIBLING)) else { return 0 };
-    let (mut at, mut count, mut nth) = (head, 0, 0);
-    while nth < MAX_CHILDREN {
-        at = at_address(at).unwrap_or(head);
-        if at == head {
-            break;
-        }
-        let child = at - sibling;
-        // A process is told by what its threads share: which of them is asked about is not always the first.
-        count += dying(child, file, number) & !is_zero(value::<u64>(child, &OFF_TASK_SIGNAL) ^ but);
-        nth += 1;
+    let mut walk = Walk { head, at: head, sibling, but, file, number, count: 0 };
+    // A loop of the program's own would be followed turn by turn, for 90 ms at each start of a daemon.
+    // SAFETY: the helper calls `turn` with the walk, which outlives it.
+    unsafe { bpf_loop(MAX_CHILDREN, turn as *mut c_void, (&raw mut walk).cast(), 0) };
+    walk.count
+}
+
+/// Counts the next child, if it is to be counted; 1 at the end of the list, which ends the loop.
+#[inline(never)]
+extern "C" fn turn(_nth: u64, walk: *mut Walk) -> u64 {
+    // SAFETY: `children` hands in a pointer to its own.
+    let walk = unsafe { &mut *walk };
+    walk.at = at_address(walk.at).unwrap_or(walk.head);
+    if walk.at == walk.head {
+        return 1;
     }
-    count
+    let child = walk.at - walk.sibling;
+    // A process is told by what its threads share: which of them is asked about is not always the first.
+    walk.count += dying(child, walk.file, walk.number) & !is_zero(value::<u64>(child, &OFF_TASK_SIGNAL) ^ walk.but);
+    0
 }
 
 /// 1 if a process is being killed and has a file open under a number, else 0.

@@ -33,8 +33,8 @@ static OBJECT: &[u8] = aya::include_bytes_aligned!(env!("DEPLOYER_EBPF_OBJECT"))
 /// default, is of many megabytes where it gives up at its limit, and takes minutes to write.
 pub(super) const VERIFIER_LOG: VerifierLogLevel = VerifierLogLevel::STATS;
 
-/// Programs that count the relatives of a process that is killed with it (`deaths.rs`). The verifier of 6.1 gives that up at
-/// its million instructions, that of 6.18 after 180,000: then they are loaded once more without.
+/// Programs that count the relatives of a process that is killed with it (`deaths.rs`), by `bpf_loop` (Linux 5.17). Where
+/// they are refused, they are loaded once more without.
 const COUNTING: [&str; 2] = ["signalled", "exits"];
 
 /// Where the running kernel describes its types.
