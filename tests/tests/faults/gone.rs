@@ -10,6 +10,7 @@ use rustix::process::Signal;
 
 use deployer_tests::daemon::{Daemon, ServiceConfig};
 use deployer_tests::dial::PYTHON;
+use deployer_tests::pace::SOON;
 use deployer_tests::process::{run, send, suspend};
 use deployer_tests::sandbox::{Place, Sandbox};
 use deployer_tests::stage::Stage;
@@ -154,7 +155,9 @@ fn a_caller_that_has_closed_its_half_is_waited_for() -> Result<()> {
     let stage = Stage::new(&sandbox)?;
     let daemon = stage.daemon(&config())?;
     let mut caller = sandbox.in_netns(|| TcpStream::connect(("127.0.0.1", PORT)))??;
-    caller.write_all(b"GET /leak?slow=2 HTTP/1.1\r\nHost: x\r\n\r\n")?;
+    caller.write_all(b"GET /leak?slow=2 HTTP/1.1\r\nHost: x\r\nX-Request-Id: half\r\n\r\n")?;
+    // tornado answers nobody whose end it reads together with the request.
+    stage.wait(SOON, || Ok(stage.journal()?.entries.iter().any(|entry| entry.id == "half")))?;
     caller.shutdown(Shutdown::Write)?;
     let mut roll = stage.roll(&daemon, &["--to", "v2"])?;
     roll.until_phase(PORT, "draining")?;
