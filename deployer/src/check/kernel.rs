@@ -153,8 +153,7 @@ fn crashes(arms: bool, counts_relatives: bool) -> Finding {
         ),
         without(
             counts_relatives,
-            "a server that forks is down when its socket closes, some time after it was killed (the verifier of Linux 6.12 \
-             accepts the program that counts the processes of a server)",
+            "a server that forks is down when its socket closes, some time after it was killed (bpf_loop; Linux 5.17 has it)",
         ),
     ];
     let late: Vec<_> = late.into_iter().flatten().collect();
