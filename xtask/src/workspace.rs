@@ -57,6 +57,15 @@ impl Workspace {
         let mut command = self.command(cargo());
         // A relative CARGO_TARGET_DIR was meant from the caller's folder, not from the root.
         command.env("CARGO_TARGET_DIR", &self.target).args(args);
+        // What cargo says to this tool of its package. Build scripts look at it (ring's): dependencies would be built anew
+        // after every `cargo build` by hand.
+        let is_of_this_tool = |name: &OsString| {
+            let name = name.to_string_lossy();
+            name.starts_with("CARGO_PKG_") || name.starts_with("CARGO_MANIFEST_")
+        };
+        env::vars_os().map(|(name, _)| name).filter(is_of_this_tool).for_each(|name| {
+            command.env_remove(name);
+        });
         command
     }
 
