@@ -158,13 +158,29 @@ fn suite_command(workspace: &Workspace, suite: Suite, full: bool) -> Result<Comm
         suites::UNIT => &["test", "--no-fail-fast", "--lib", "--bins"][..],
         name => &["test", "--test", name],
     };
-    let mut command = workspace.linting_cargo(targets.iter().chain(FEATURES).copied())?;
-    command.args(["--", "--test-threads", suite.threads, "--show-output"]);
-    command.env("DEPLOYER_BIN", workspace.debug("deployer"));
+    let mut cargo = workspace.linting_cargo(targets.iter().chain(FEATURES).copied())?;
+    cargo.args(["--", "--test-threads", suite.threads, "--show-output"]);
+    cargo.env("DEPLOYER_BIN", workspace.debug("deployer"));
+    let mut command = with_default_signals(&cargo);
     if full {
         command.env("DEPLOYER_FULL", "1");
     }
     Ok(command)
+}
+
+/// The same command, with every signal doing what it does by default. A shell's background jobs ignore SIGINT, and so would
+/// everything that they start: tests that interrupt a roll would wait for ever.
+fn with_default_signals(command: &Command) -> Command {
+    let mut env = Command::new("env");
+    env.arg("--default-signal").arg(command.get_program()).args(command.get_args());
+    command.get_current_dir().map(|dir| env.current_dir(dir));
+    for (name, value) in command.get_envs() {
+        match value {
+            Some(value) => env.env(name, value),
+            None => env.env_remove(name),
+        };
+    }
+    env
 }
 
 /// Suites under Debian's own kernel.
