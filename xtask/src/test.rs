@@ -358,6 +358,21 @@ mod tests {
     }
 
     #[test]
+    fn tests_are_interrupted_in_a_background_job_too() {
+        let ignores_sigint = |command: &Command| {
+            let mut shell = Command::new("sh");
+            shell.args(["-c", r#"trap "" INT; exec "$@""#, "sh"]).arg(command.get_program()).args(command.get_args());
+            let output = shell.output().unwrap();
+            let mask = String::from_utf8(output.stdout).unwrap();
+            u64::from_str_radix(mask.split_whitespace().next_back().unwrap(), 16).unwrap() & 2 != 0
+        };
+        let mut status = Command::new("grep");
+        status.args(["SigIgn", "/proc/self/status"]);
+        assert!(ignores_sigint(&status));
+        assert!(!ignores_sigint(&with_default_signals(&status)));
+    }
+
+    #[test]
     fn counts_what_a_command_prints() {
         // Into the void: an outer `cargo xtask test` must not count these lines.
         let shell = |code: &str| {
