@@ -53,9 +53,10 @@ fn admitted() -> Vec<Value> {
     vec![
         json!(["127.0.0.1", 8041]),
         json!(["127.0.0.9", SPARE]),
-        json!(["127.0.0.1", 0]),
-        json!(["0.0.0.0", 0, "mptcp"]),
-        json!(["::", 0]),
+        // The kernel chooses, but for once none of those that are protected.
+        json!(["127.0.0.1", 0, "port=40001"]),
+        json!(["0.0.0.0", 0, "mptcp", "port=40002"]),
+        json!(["::", 0, "port=40003"]),
         json!(["127.0.0.1", SPARE, "udp"]),
         json!(["127.78.0.1", 9000]),
     ]
