@@ -156,7 +156,7 @@ fn a_caller_that_has_closed_its_half_is_waited_for() -> Result<()> {
     let daemon = stage.daemon(&config())?;
     let mut caller = sandbox.in_netns(|| TcpStream::connect(("127.0.0.1", PORT)))??;
     caller.write_all(b"GET /leak?slow=2 HTTP/1.1\r\nHost: x\r\nX-Request-Id: half\r\n\r\n")?;
-    // tornado answers nobody whose end it reads together with the request.
+    // tornado does not answer a caller whose end it reads together with the request.
     stage.wait(SOON, || Ok(stage.journal()?.entries.iter().any(|entry| entry.id == "half")))?;
     caller.shutdown(Shutdown::Write)?;
     let mut roll = stage.roll(&daemon, &["--to", "v2"])?;
