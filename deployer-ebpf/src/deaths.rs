@@ -145,7 +145,7 @@ fn holders(file: u64) -> Option<u64> {
 }
 
 /// Of a process's parent, siblings and children, those that are being killed and have a file open under a number.
-/// Whatever cannot be read is 0, which nobody is.
+/// What cannot be read is 0, which is the address of no process.
 #[inline(always)]
 fn relatives(task: u64, file: u64, number: u32) -> u64 {
     let (parent, own) = (value::<u64>(task, &OFF_TASK_PARENT), value::<u64>(task, &OFF_TASK_SIGNAL));

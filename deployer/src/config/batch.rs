@@ -13,8 +13,8 @@ pub enum Batch {
 }
 
 impl Batch {
-    /// The number of workers out of `total`: at least 1, and one fewer than all where there are several, since somebody
-    /// must serve.
+    /// The number of workers out of `total`: at least 1, and where there are several one fewer than all, so that one of
+    /// them serves.
     #[must_use]
     pub fn of(self, total: usize) -> usize {
         self.count(total).clamp(1, total.saturating_sub(1).max(1))

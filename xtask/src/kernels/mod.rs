@@ -26,6 +26,7 @@ const WITHIN: &[(&str, &[&str])] = &[
     ("roll", &["one_server_line_is_enough", "a_drain_takes_about_one_request"]),
     ("steer", &["policies::refuse", "open_is_what_ss_sees", "one_that_came_later_is_killed", "every_kind_of_decision"]),
     ("kept-alive", &["stop_roll_cuts_no_stream"]),
+    ("crash", &["children_that_share_a_listener"]),
 ];
 
 /// A virtual machine that is ready to be started.

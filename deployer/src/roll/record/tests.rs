@@ -1,3 +1,5 @@
+//! The record of a roll: its order, its end, and what readers get after a restart of the daemon.
+
 use super::*;
 
 fn record(events: Vec<Event>) -> Record {
